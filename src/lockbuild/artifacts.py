@@ -1,0 +1,161 @@
+"""Artifacts on their way from a backend to the out-dir.
+
+A backend writes into a staging folder of its own, outside the source tree and the out-dir. What it has completed is
+linked or copied to a hidden name in the out-dir and renamed to its own: whoever opens a file of the out-dir by its
+final name finds it whole, and a build that fails, at any moment and for any reason, leaves nothing there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tarfile
+import zipfile
+from typing import TYPE_CHECKING
+
+from lockbuild.errors import ArtifactError
+from lockbuild.request import Artifact, Distribution
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_SUFFIXES = (".whl", ".tar.gz")
+
+
+def check_artifact(staging: str, returned: str, distribution: Distribution) -> str:
+    """
+    Check that what the backend says it has built is there and is whole; return its name in the staging folder.
+
+    Raises `ArtifactError` with what is wrong.
+    """
+    path = os.path.realpath(os.path.join(staging, returned))
+    name = os.path.basename(path)
+    if os.path.dirname(path) != os.path.realpath(staging):
+        raise ArtifactError(f"The backend says it built {returned}, which is not in the folder that it was given")
+    if not os.path.isfile(path):
+        raise ArtifactError(f"The backend says it built {name}, but there is no such file")
+    try:
+        if distribution == "wheel":
+            with zipfile.ZipFile(path) as archive:
+                archive.infolist()
+        elif name.endswith(".tar.gz"):
+            with tarfile.open(path) as archive_of_sources:
+                archive_of_sources.next()
+    except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError) as error:
+        raise ArtifactError(f"The backend built {name}, but it cannot be read: {error}") from error
+    return name
+
+
+def publish(staging: str, name: str, out_dir: str) -> str:
+    """
+    Give the artifact ``name``, and what else the backend left beside it, its place in the out-dir; return its path.
+
+    Two builds that publish the same name replace each other's file whole. The staging folder keeps its files.
+    """
+    for other in sorted(os.listdir(staging)):
+        if other != name:
+            _publish_entry(os.path.join(staging, other), os.path.join(out_dir, other))
+    return _publish_entry(os.path.join(staging, name), os.path.join(out_dir, name))
+
+
+def _publish_entry(source: str, target: str) -> str:
+    if os.path.isdir(source):
+        # No standard hook writes folders. Where one does, its files are published one by one.
+        os.makedirs(target, exist_ok=True)
+        for name in sorted(os.listdir(source)):
+            _publish_entry(os.path.join(source, name), os.path.join(target, name))
+        return target
+    hidden = os.path.join(os.path.dirname(target), f".{os.path.basename(target)[:100]}.{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            os.link(source, hidden)
+        except OSError:
+            # Another file system, or one without hard links.
+            shutil.copy2(source, hidden)
+        os.replace(hidden, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(hidden)
+        raise
+    return target
+
+
+def list_artifacts(out_dir: str) -> dict[str, tuple[int, int]]:
+    """Return the artifacts that are in an out-dir, each with what tells it from a later one of the same name."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(out_dir) as entries:
+        for entry in entries:
+            if entry.name.endswith(_SUFFIXES) and not entry.name.startswith(".") and entry.is_file():
+                status = entry.stat()
+                found[entry.name] = (status.st_ino, status.st_mtime_ns)
+    return found
+
+
+def clear_older(out_dir: str, before: dict[str, tuple[int, int]], built: Iterable[str]) -> None:
+    """
+    Remove the artifacts that stood in the out-dir ``before`` this build and are of the same project as those built.
+
+    What another build has put there since is left alone, under whatever name.
+    """
+    kept = set(built)
+    projects = {_project_name(name) for name in kept}
+    now = list_artifacts(out_dir)
+    for name, identity in before.items():
+        if name not in kept and now.get(name) == identity and _project_name(name) in projects:
+            # Another build with --clear may be quicker.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(out_dir, name))
+
+
+def _project_name(artifact: str) -> str:
+    from packaging.utils import (
+        InvalidSdistFilename,
+        InvalidWheelFilename,
+        canonicalize_name,
+        parse_sdist_filename,
+        parse_wheel_filename,
+    )
+
+    try:
+        return parse_wheel_filename(artifact)[0] if artifact.endswith(".whl") else parse_sdist_filename(artifact)[0]
+    except (InvalidWheelFilename, InvalidSdistFilename):
+        return canonicalize_name(artifact.partition("-")[0])
+
+
+def describe(path: str, kind: Distribution) -> Artifact:
+    """Describe a published artifact. Reads the whole file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Artifact(os.path.basename(path), path, kind, os.path.getsize(path), digest)
+
+
+def write_report(path: str, artifacts: Sequence[Artifact]) -> None:
+    """Write the JSON report that ``python -m build --report`` writes, whole or not at all."""
+    report = {
+        "version": "1.0",
+        "artifacts": [
+            {
+                "name": artifact.name,
+                "path": artifact.path,
+                "kind": artifact.kind,
+                "size": artifact.size,
+                "hashes": {"sha256": artifact.sha256},
+            }
+            for artifact in artifacts
+        ],
+    }
+    folder = os.path.dirname(os.path.abspath(path))
+    hidden = os.path.join(folder, f".{os.path.basename(path)[:100]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(hidden, "x", encoding="utf-8") as file:
+            json.dump(report, file, indent=2)
+            file.write("\n")
+        os.replace(hidden, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(hidden)
+        raise

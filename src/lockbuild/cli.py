@@ -1,0 +1,410 @@
+"""The command line: words in, a `BuildRequest`, an exit status out. It is that of ``build``, and a little more.
+
+Only what it takes to read the command line is imported here; `_run` imports the frontend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lockbuild import __version__
+from lockbuild.errors import Interrupted, LockbuildError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lockbuild.console import Console
+    from lockbuild.request import BuildRequest
+
+LOCK_TIMEOUT_VARIABLE = "LOCKBUILD_LOCK_TIMEOUT"
+
+_HELP_FOR_FAILED_BUILDS = "https://build.pypa.io/en/stable/how-to/troubleshooting.html#debug-a-failed-build"
+
+
+def entrypoint() -> NoReturn:
+    """Run the console script ``lockbuild``."""
+    main()
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild") -> NoReturn:
+    """Run the command line and exit with its status: 0, 1 for a failed build, 2 for wrong usage, 75 for a timeout."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = make_parser(prog)
+    parsed = parser.parse_args(_spell_as_build_does(arguments))
+    _check_usage(parser, parsed)
+    for stream in (sys.stdout, sys.stderr):
+        # Paths may hold bytes that are no text; they are shown, not a reason to fail.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        status = _run(parsed)
+    except BrokenPipeError:
+        # Whoever read our output has had enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
+
+
+def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
+    """Return the parser. Every option of ``build`` is in it, with the same defaults; a test compares the two."""
+    make: Any = argparse.ArgumentParser
+    more: dict[str, Any] = {"suggest_on_error": True} if sys.version_info >= (3, 14) else {}
+    parser: argparse.ArgumentParser = make(
+        prog=prog,
+        add_help=False,
+        description=(
+            "Build a source distribution (sdist) from a source tree, then a wheel from it, as `python -m build` does.\n"
+            "Any number of builds may run at once, in one tree or in many: those of setuptools wait for each other.\n\n"
+            "With `--sdist` or `--wheel` only that is built, directly from the tree."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **more,
+    )
+    parser.add_argument(
+        "srcdir",
+        nargs="?",
+        default=os.getcwd(),
+        help="source directory, .tar.gz source distribution, or (with --metadata) a .whl "
+        "(default: the current working directory)",
+    )
+    _add_general_options(parser.add_argument_group("general options"))
+    _add_build_options(parser.add_argument_group("build options"))
+    _add_environment_options(parser.add_argument_group("build environment options"))
+    _add_lock_options(parser.add_argument_group("lock options"))
+    return parser
+
+
+def _add_general_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-h", "--help", action="help", help="show this help message and exit")
+    group.add_argument(
+        "--version",
+        "-V",
+        action="version",
+        version=f"lockbuild {__version__} ({os.path.dirname(__file__)})",
+        help="show the version and exit",
+    )
+    verbosity = group.add_mutually_exclusive_group()
+    verbosity.add_argument(
+        "--quiet", "-q", dest="verbosity", action=_CountDown, default=0, help="show less; twice: only errors"
+    )
+    verbosity.add_argument(
+        "--verbose",
+        "-v",
+        dest="verbosity",
+        action="count",
+        default=0,
+        help="show more: what is locked and why, and the installer's output",
+    )
+
+
+def _add_build_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--outdir",
+        "-o",
+        metavar="PATH",
+        help="folder for what is built, also spelled --out-dir (default: dist in the source directory)",
+    )
+    group.add_argument(
+        "--sdist-extract-dir",
+        metavar="PATH",
+        help="unpack the sdist there, and keep it, when a wheel is built from an sdist (default: a temporary folder)",
+    )
+    group.add_argument(
+        "--sdist",
+        "-s",
+        dest="distributions",
+        action="append_const",
+        const="sdist",
+        help="build a source distribution, directly from the tree",
+    )
+    group.add_argument(
+        "--wheel",
+        "-w",
+        dest="distributions",
+        action="append_const",
+        const="wheel",
+        help="build a wheel, directly from the tree",
+    )
+    group.add_argument(
+        "--metadata",
+        action="store_true",
+        help="print the wheel's metadata as JSON instead of building; not together with --sdist or --wheel",
+    )
+    group.add_argument(
+        "--report", metavar="PATH", help="write a JSON report of what was built (name, path, kind, size, SHA-256)"
+    )
+    group.add_argument(
+        "--clear",
+        action="store_true",
+        help="once the new artifacts are complete, remove the project's older ones from the output folder",
+    )
+    settings = group.add_mutually_exclusive_group()
+    settings.add_argument(
+        "--config-setting",
+        "-C",
+        dest="config_settings",
+        action="append",
+        metavar="KEY=[VALUE]",
+        help="setting for the backend; may be given several times. For one that begins with a hyphen write "
+        "--config-setting=--my-setting or -C--my-setting",
+    )
+    settings.add_argument("--config-json", metavar="JSON_STRING", help="settings for the backend, as a JSON object")
+
+
+def _add_environment_options(group: argparse._ArgumentGroup) -> None:
+    kind = group.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--installer",
+        choices=("pip", "uv"),
+        default="pip",
+        help="installer of the build requirements (default: pip)",
+    )
+    kind.add_argument(
+        "--no-isolation",
+        "-n",
+        action="store_true",
+        help="build in the environment that lockbuild runs in, which must have the build requirements",
+    )
+    group.add_argument(
+        "--env-dir",
+        metavar="PATH",
+        help="make the build environment in this folder, which must be empty; it is removed after a success and kept "
+        "after a failure",
+    )
+    group.add_argument(
+        "--dependency-constraints-txt", metavar="PATH", help="constraints.txt for the build requirements"
+    )
+    group.add_argument(
+        "--skip-dependency-check",
+        "-x",
+        action="store_true",
+        help="with --no-isolation: do not check that the build requirements are installed",
+    )
+
+
+def _add_lock_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--lock",
+        choices=("auto", "always", "never"),
+        help="lock the source tree; auto does so where a hook may run setuptools (default: tool.lockbuild.lock in "
+        "pyproject.toml, else auto)",
+    )
+    group.add_argument(
+        "--lock-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help=f"give up, with exit status 75, when a lock is not free by then (default: {LOCK_TIMEOUT_VARIABLE}, else "
+        "wait for ever)",
+    )
+    group.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="lockbuild's cache folder, which holds the lock files (default: LOCKBUILD_CACHE_DIR, else the platform's "
+        "place for caches)",
+    )
+
+
+class _CountDown(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, default: int = 0, help: str | None = None) -> None:  # noqa: A002
+        super().__init__(option_strings, dest, nargs=0, default=default, help=help)
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
+        setattr(namespace, self.dest, getattr(namespace, self.dest) - 1)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds >= 0:
+        raise ValueError
+    return seconds
+
+
+_seconds.__name__ = "number of seconds"
+
+
+def _spell_as_build_does(arguments: Sequence[str]) -> list[str]:
+    """
+    Replace uv's ``--out-dir`` by ``--outdir``.
+
+    As a second name in the parser it would make ``--out``, which `build` accepts as an abbreviation, ambiguous.
+    """
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    spelled = [
+        f"--outdir{word.removeprefix('--out-dir')}" if word == "--out-dir" or word.startswith("--out-dir=") else word
+        for word in options
+    ]
+    return [*spelled, *arguments[len(options) :]]
+
+
+def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Exit with status 2 where options exclude each other, in the words of ``build``."""
+    if parsed.env_dir is not None and parsed.no_isolation:
+        parser.error("--env-dir: not allowed with --no-isolation")
+    if parsed.report is not None and parsed.metadata:
+        parser.error("--report: not allowed with --metadata")
+    is_file = os.path.isfile(parsed.srcdir)
+    if is_file and parsed.srcdir.lower().endswith(".whl") and not parsed.metadata:
+        parser.error("a wheel can only be used with --metadata, to read its metadata; it cannot be built from")
+    if parsed.metadata and parsed.distributions:
+        parser.error("--metadata: not allowed with --sdist or --wheel")
+    if is_file and parsed.srcdir.lower().endswith(".tar.gz") and "sdist" in (parsed.distributions or ()):
+        parser.error(
+            "cannot build a source distribution from a source distribution; "
+            "pass --wheel to build a wheel from the sdist (see https://github.com/pypa/build/issues/311)"
+        )
+    folders = (parsed.env_dir, parsed.sdist_extract_dir)
+    if None not in folders and len({os.path.realpath(folder) for folder in folders}) == 1:
+        parser.error("--env-dir and --sdist-extract-dir: each needs a folder of its own")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from lockbuild.console import Console
+    from lockbuild.interruption import interruptible
+
+    _prepare_windows_console()
+    console = Console(parsed.verbosity)
+    try:
+        with interruptible():
+            _build(parsed, console)
+    except Interrupted as interruption:
+        return interruption.exit_status
+    except LockbuildError as error:
+        console.error(str(error))
+        return error.exit_status
+    except Exception as error:  # noqa: BLE001 - whatever it is, a person gets one line
+        _report_failure(error, parsed, console)
+        return 1
+    return 0
+
+
+def _build(parsed: argparse.Namespace, console: Console) -> None:
+    import warnings
+
+    from lockbuild import frontend
+    from lockbuild.artifacts import write_report
+
+    warnings.showwarning = lambda message, *_, **__: console.warn(str(message))
+    request = _make_request(parsed)
+    if parsed.metadata:
+        console.result(_as_json(frontend.metadata(request, console)))
+        return
+    built = frontend.build(request, console).artifacts
+    if parsed.report is not None:
+        write_report(parsed.report, built)
+    console.built([artifact.name for artifact in built])
+
+
+def _make_request(parsed: argparse.Namespace) -> BuildRequest:
+    from lockbuild.request import BuildRequest
+
+    return BuildRequest(
+        source=parsed.srcdir,
+        distributions=tuple(parsed.distributions or ()),
+        out_dir=parsed.outdir,
+        config_settings=_config_settings(parsed),
+        isolation=not parsed.no_isolation,
+        skip_dependency_check=parsed.skip_dependency_check,
+        constraints_file=parsed.dependency_constraints_txt,
+        installer=parsed.installer,
+        env_dir=parsed.env_dir,
+        sdist_extract_dir=parsed.sdist_extract_dir,
+        lock=parsed.lock,
+        lock_timeout=_lock_timeout(parsed),
+        cache_dir=parsed.cache_dir,
+        clear=parsed.clear,
+        verbosity=parsed.verbosity,
+    )
+
+
+def _config_settings(parsed: argparse.Namespace) -> dict[str, Any]:
+    import json
+    import warnings
+
+    if parsed.config_json:
+        try:
+            settings = json.loads(parsed.config_json)
+        except json.JSONDecodeError as error:
+            raise SettingsError(f"Invalid JSON in --config-json: {error}") from error
+        if not isinstance(settings, dict):
+            raise SettingsError("--config-json must contain a JSON object (dict), not a list or primitive value")
+        return settings
+    collected: dict[str, Any] = {}
+    for word in parsed.config_settings or ():
+        key, separator, value = word.partition("=")
+        if not separator:
+            warnings.warn(
+                f"Config setting {key!r} was passed without a value; this form is not supported by pip. "
+                f"Write {key}= instead to be compatible with both tools",
+                stacklevel=2,
+            )
+        if key not in collected:
+            collected[key] = value
+        elif isinstance(collected[key], list):
+            collected[key].append(value)
+        else:
+            collected[key] = [collected[key], value]
+    return collected
+
+
+def _lock_timeout(parsed: argparse.Namespace) -> float | None:
+    if parsed.lock_timeout is not None:
+        return float(parsed.lock_timeout)
+    text = os.environ.get(LOCK_TIMEOUT_VARIABLE)
+    if not text:
+        return None
+    try:
+        return _seconds(text)
+    except ValueError as error:
+        raise SettingsError(f"{LOCK_TIMEOUT_VARIABLE} must be a number of seconds, not {text!r}") from error
+
+
+def _as_json(metadata: bytes) -> str:
+    import json
+
+    from packaging.metadata import parse_email
+
+    return json.dumps(parse_email(metadata)[0], ensure_ascii=False, indent=2)
+
+
+def _report_failure(error: Exception, parsed: argparse.Namespace, console: Console) -> None:
+    """Print why a build has failed: as ``build`` words it where it does, in one line everywhere else."""
+    import subprocess
+    import traceback
+
+    from build import BuildBackendException, BuildException, FailedProcessError
+
+    if isinstance(error, BuildBackendException):
+        tips = [*getattr(error, "__notes__", ()), _hint(parsed)]
+        if not isinstance(error.exception, subprocess.CalledProcessError):
+            console.traceback("".join(traceback.format_exception(error.exception, limit=-1)).strip("\n"))
+        console.error(str(error), tips)
+    elif isinstance(error, (BuildException, FailedProcessError, subprocess.CalledProcessError)):
+        console.error(str(error))
+    elif isinstance(error, BrokenPipeError):
+        raise error
+    elif isinstance(error, OSError):
+        console.error(f"{error.strerror}: {error.filename!r}" if error.filename is not None else str(error))
+    else:
+        if parsed.verbosity > 0:
+            console.traceback("".join(traceback.format_exception(error)).strip("\n"))
+        console.error(f"{type(error).__name__}: {error} (this is a bug in lockbuild; -v shows where)")
+
+
+def _hint(parsed: argparse.Namespace) -> str:
+    named = ((parsed.env_dir, "the build environment"), (parsed.sdist_extract_dir, "the extracted sources"))
+    kept = [f"{label} at {path}" for path, label in named if path is not None]
+    action = (
+        f"inspect {' and '.join(kept)}"
+        if kept
+        else "pass --env-dir and --sdist-extract-dir to keep the build environment and sources"
+    )
+    return f"{action}, then see {_HELP_FOR_FAILED_BUILDS} for help debugging a failed build"
+
+
+def _prepare_windows_console() -> None:
+    if sys.platform == "win32":
+        import colorama
+
+        colorama.just_fix_windows_console()

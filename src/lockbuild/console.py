@@ -1,0 +1,159 @@
+"""Everything that a person sees: steps and errors on standard error, results on standard output.
+
+The words and colours of steps are those of ``python -m build``. What is ours is the wait for a lock: one line that
+counts up on a terminal; elsewhere a line when it begins, when the holder changes, and every quarter of a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING, TextIO
+
+from lockbuild.errors import shown
+from lockbuild.events import LockWait, Reporter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_COLORS = {
+    "red": "\33[91m",
+    "green": "\33[92m",
+    "yellow": "\33[93m",
+    "bold": "\33[1m",
+    "dim": "\33[2m",
+    "underline": "\33[4m",
+    "reset": "\33[0m",
+}
+_NO_COLORS = dict.fromkeys(_COLORS, "")
+
+# How often a wait is told of again where lines stay, in seconds.
+_REPEAT_SECONDS = 15.0
+
+
+class Console(Reporter):
+    """A reporter that prints. ``verbosity`` counts -v and -q as ``build`` does: below -1 only errors are printed."""
+
+    def __init__(self, verbosity: int) -> None:
+        self._verbosity = verbosity
+        self._out = _colors(sys.stdout)
+        self._err = _colors(sys.stderr)
+        columns = shutil.get_terminal_size().columns - 2
+        self._width = columns if columns > 0 else 78
+        self._line_is_live = False
+        self._told_wait: LockWait | None = None
+        self._warned: set[str] = set()
+        if "NO_COLOR" in os.environ and "FORCE_COLOR" in os.environ:
+            self.warn("Both NO_COLOR and FORCE_COLOR environment variables are set, disabling color")
+
+    def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
+        """Print a message of ``build`` in the form that its own command line gives it."""
+        if self._verbosity < -1:
+            return
+        match kind:
+            case ("step", *_):
+                first, _, rest = message.partition("\n")
+                self._print_error(self._fill(first, "* "), "bold")
+                self._print_lines(rest, "  ")
+            case ("subprocess", "cmd"):
+                self._print_lines(message, "> ", "dim")
+            case ("subprocess", _):
+                self._print_lines(message, "< ", "dim")
+            case _:
+                self._print_lines(message, "  ")
+
+    def detail(self, message: str) -> None:
+        """Print something for those who asked for it with -v."""
+        if self._verbosity > 0:
+            self.log(message)
+
+    def warn(self, message: str) -> None:
+        """Print a warning, once."""
+        if self._verbosity >= -1 and message not in self._warned:
+            self._warned.add(message)
+            self._print_error(f"{self._err['yellow']}WARNING{self._err['reset']} {message}")
+
+    def waiting(self, wait: LockWait) -> None:
+        """Print who is waited for."""
+        if self._verbosity < -1:
+            return
+        held_by = str(wait.holder) if wait.holder else "a process that cannot be seen from here"
+        text = f"Waiting for the lock on {shown(wait.subject)}, held by {held_by}"
+        if sys.stderr.isatty():
+            line = f"* {text}, {wait.waited:.0f} s so far"
+            self._line_is_live = True
+            sys.stderr.write(f"\r{line[: self._width]}\33[K")
+            sys.stderr.flush()
+            return
+        told = self._told_wait
+        pid = wait.holder.pid if wait.holder else None
+        told_pid = told.holder.pid if told and told.holder else None
+        if told is None or pid != told_pid or wait.waited - told.waited >= _REPEAT_SECONDS:
+            limit = ""
+            if told is None:
+                limit = (
+                    "; waiting without a limit, --lock-timeout sets one"
+                    if wait.timeout is None
+                    else f"; waiting for up to {wait.timeout:g} s"
+                )
+            self._told_wait = wait
+            self._print_error(f"* {text}{limit}", "bold")
+
+    def got_lock(self, subject: str, waited: float) -> None:
+        """Print that a wait is over."""
+        self._told_wait = None
+        if self._verbosity >= -1:
+            self._print_error(f"* Got the lock on {shown(subject)} after {waited:.0f} s", "bold")
+
+    def error(self, message: str, tips: Sequence[str] = ()) -> None:
+        """Print what went wrong, in one line, after what might help."""
+        for tip in tips:
+            self._print_error(f"{self._err['yellow']}TIP{self._err['reset']} {tip}")
+        self._print_error(f"{self._err['red']}ERROR{self._err['reset']} {message}")
+
+    def traceback(self, text: str) -> None:
+        """Print the traceback of a backend, on standard output as ``build`` does it."""
+        self._end_live_line()
+        print(f"\n{self._out['dim']}{text}{self._out['reset']}\n", flush=True)
+
+    def built(self, names: Sequence[str]) -> None:
+        """Print the last line of a build that has succeeded."""
+        if self._verbosity < -1:
+            return
+        out = self._out
+        styled = [f"{out['underline']}{name}{out['reset']}{out['bold']}{out['green']}" for name in names]
+        listed = styled[0] if len(styled) == 1 else f"{', '.join(styled[:-1])} and {styled[-1]}"
+        self._end_live_line()
+        print(f"{out['bold']}{out['green']}Successfully built {listed}{out['reset']}", flush=True)
+
+    def result(self, text: str) -> None:
+        """Print on standard output what was asked for."""
+        self._end_live_line()
+        print(text, flush=True)
+
+    def _fill(self, line: str, indent: str) -> str:
+        return textwrap.fill(line, initial_indent=indent, subsequent_indent="  ", width=self._width)
+
+    def _print_lines(self, message: str, indent: str, style: str | None = None) -> None:
+        for line in message.splitlines():
+            self._print_error(self._fill(line, indent), style)
+
+    def _print_error(self, text: str, style: str | None = None) -> None:
+        self._end_live_line()
+        if style is not None:
+            text = f"{self._err[style]}{text}{self._err['reset']}"
+        print(text, file=sys.stderr, flush=True)
+
+    def _end_live_line(self) -> None:
+        if self._line_is_live:
+            self._line_is_live = False
+            sys.stderr.write("\r\33[K")
+            sys.stderr.flush()
+
+
+def _colors(stream: TextIO) -> dict[str, str]:
+    if "NO_COLOR" in os.environ:
+        return _NO_COLORS
+    return _COLORS if "FORCE_COLOR" in os.environ or stream.isatty() else _NO_COLORS

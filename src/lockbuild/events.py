@@ -1,0 +1,47 @@
+"""What happens during a build, told to whoever wants to know.
+
+The code that builds and locks knows no terminal: it calls the methods of a `Reporter`. The console is one reporter;
+a test's list is another. The methods of this class do nothing, so that a reporter writes only those it needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lockbuild.locks.holders import Holder
+
+
+@dataclass(frozen=True)
+class LockWait:
+    """A wait for a lock that still goes on."""
+
+    subject: str
+    """What the lock protects, as the user named it: the path of a source tree, mostly."""
+    lock_file: str
+    holder: Holder | None
+    """Who holds it, or ``None`` where that cannot be seen from here."""
+    waited: float
+    """Seconds since the wait began."""
+    timeout: float | None
+    """Seconds after which it ends in an error; ``None`` waits for ever."""
+
+
+class Reporter:
+    """Hears of events. Every method may be called from the thread that builds, and must return soon."""
+
+    def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
+        """Hear a message of the library ``build``, with its kinds: ``step``, ``subprocess`` and what follows it."""
+
+    def detail(self, message: str) -> None:
+        """Hear something that only a person who asked for more wants to know."""
+
+    def warn(self, message: str) -> None:
+        """Hear of something that may surprise later."""
+
+    def waiting(self, wait: LockWait) -> None:
+        """Hear twice a second of a wait for a lock that has lasted for half a second or longer."""
+
+    def got_lock(self, subject: str, waited: float) -> None:
+        """Hear that a lock was taken after a wait of so many seconds of which `waiting` was told."""

@@ -1,0 +1,287 @@
+"""One build from start to end: project, environment, lock, hooks, artifacts.
+
+`build` and `metadata` are the two things a frontend is asked for. Both go the way of `_call_hooks`: the base
+environment is made first, so that nobody waits for an installer; then the tree is locked, if its hooks may run
+setuptools; under the lock the backend is asked for its extra requirements, and does its work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from build import BuildException, ProjectBuilder, check_dependency
+
+from lockbuild import artifacts
+from lockbuild.build_library import format_unmet_dependencies, forward_log
+from lockbuild.environments import BuildEnvironment, build_environment
+from lockbuild.errors import ArtifactError, UnmetDependenciesError
+from lockbuild.events import Reporter
+from lockbuild.hooks.caller import HookRunner
+from lockbuild.locks import DirectoryLock, SourceTreeLock
+from lockbuild.project import LockDecision, Project, decide_lock, read_project
+from lockbuild.request import BuildRequest, BuildResult, Distribution
+from lockbuild.sdist import top_level_folder, unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+T = TypeVar("T")
+
+
+def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResult:
+    """
+    Build what the request asks for; return the artifacts, which are then in its out-dir.
+
+    Raises `LockbuildError`, the exceptions of ``build``, and `OSError`.
+    """
+    reporter = reporter or Reporter()
+    out_dir = out_dir_of(request)
+    before = artifacts.list_artifacts(out_dir) if request.clear else {}
+    with forward_log(reporter, request.verbosity), _staging_folder() as staging:
+        run = _Run(request, reporter, out_dir, staging)
+        if is_sdist(request.source):
+            built = _build_from_sdist(run, request.source, request.distributions or ("wheel",))
+        elif request.distributions:
+            built = [_build_distribution(run, request.source, kind)[1] for kind in request.distributions]
+        else:
+            sdist, published = _build_distribution(run, request.source, "sdist")
+            reporter.log("Building wheel from sdist", ("step",))
+            built = [published, *_build_from_sdist(run, sdist, ("wheel",))]
+    if request.clear:
+        artifacts.clear_older(out_dir, before, map(os.path.basename, built))
+    return BuildResult(
+        tuple(artifacts.describe(path, "sdist" if path.endswith(".tar.gz") else "wheel") for path in built)
+    )
+
+
+def metadata(request: BuildRequest, reporter: Reporter | None = None) -> bytes:
+    """
+    Return the METADATA of the wheel that the request's source would give: a tree, an sdist, or itself a wheel.
+
+    Raises what `build` raises.
+    """
+    reporter = reporter or Reporter()
+    if request.source.lower().endswith(".whl") and os.path.isfile(request.source):
+        return _metadata_of_wheel(request.source)
+    with forward_log(reporter, request.verbosity), _staging_folder() as staging:
+        run = _Run(request, reporter, out_dir_of(request), staging, collects_output=True)
+        with _source_tree(run, request.source) as (tree, locks):
+            return _call_hooks(run, tree, "wheel", lambda builder: _prepare_metadata(run, builder), locks)
+
+
+def is_sdist(source: str) -> bool:
+    """Tell whether a build's source is a source distribution rather than a tree."""
+    return source.lower().endswith(".tar.gz") and os.path.isfile(source)
+
+
+def out_dir_of(request: BuildRequest) -> str:
+    """Return the out-dir of a request, as ``build`` chooses it when none is given."""
+    if request.out_dir is not None:
+        return request.out_dir
+    if os.path.isfile(request.source):
+        return os.path.dirname(os.path.abspath(request.source))
+    return os.path.join(request.source, "dist")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all the steps of one build share."""
+
+    request: BuildRequest
+    reporter: Reporter
+    out_dir: str
+    staging: str
+    """A folder for this build alone, removed at its end."""
+    collects_output: bool = False
+    """Whether hooks' output is shown only when something is wrong; with --quiet it is not shown at all."""
+
+    def folder(self) -> str:
+        """Return a new, empty folder in the staging folder."""
+        return tempfile.mkdtemp(dir=self.staging)
+
+    def lock_directory(self, path: str) -> DirectoryLock:
+        """Return the lock on a folder that the user named and that a build fills; it is made when it is missing."""
+        return DirectoryLock(
+            path,
+            cache_dir=self.request.cache_dir,
+            timeout=self.request.lock_timeout,
+            reporter=self.reporter,
+            create=True,
+        )
+
+    def lock_source_tree(self, tree: str) -> SourceTreeLock:
+        """Return the lock on a source tree."""
+        return SourceTreeLock(
+            tree, cache_dir=self.request.cache_dir, timeout=self.request.lock_timeout, reporter=self.reporter
+        )
+
+
+def _build_from_sdist(run: _Run, archive: str, kinds: Sequence[Distribution]) -> list[str]:
+    """Build from an sdist that is unpacked for it; return the paths of what was published."""
+    with _source_tree(run, archive) as (tree, locks):
+        return [_build_distribution(run, tree, kind, locks)[1] for kind in kinds]
+
+
+@contextlib.contextmanager
+def _source_tree(run: _Run, source: str) -> Iterator[tuple[str, list[DirectoryLock]]]:
+    """Yield the source tree of a build, which an sdist is unpacked into, and the locks that it is used under."""
+    if not is_sdist(source):
+        yield source, []
+        return
+    folder = top_level_folder(source)
+    extract_dir = run.request.sdist_extract_dir
+    with contextlib.ExitStack() as stack:
+        # Two builds with one --sdist-extract-dir would each remove the tree in which the other one builds.
+        locks = [stack.enter_context(run.lock_directory(extract_dir))] if extract_dir is not None else []
+        yield stack.enter_context(unpacked(source, folder, extract_dir)), locks
+
+
+def _build_distribution(
+    run: _Run, tree: str, kind: Distribution, locks: Sequence[DirectoryLock] = ()
+) -> tuple[str, str]:
+    """Build one distribution of a tree and publish it; return its paths in the staging folder and in the out-dir."""
+
+    def build_and_publish(builder: ProjectBuilder) -> tuple[str, str]:
+        _make_out_dir(run.out_dir)
+        folder = run.folder()
+        try:
+            returned = builder.build(kind, folder, run.request.config_settings)
+        except TypeError:
+            raise ArtifactError("The backend did not return the name of what it built") from None
+        name = artifacts.check_artifact(folder, returned, kind)
+        return os.path.join(folder, name), artifacts.publish(folder, name, run.out_dir)
+
+    return _call_hooks(run, tree, kind, build_and_publish, locks)
+
+
+def _prepare_metadata(run: _Run, builder: ProjectBuilder) -> bytes:
+    with open(os.path.join(builder.metadata_path(run.folder()), "METADATA"), "rb") as file:
+        return file.read()
+
+
+def _call_hooks(
+    run: _Run,
+    tree: str,
+    kind: Distribution,
+    work: Callable[[ProjectBuilder], T],
+    outer_locks: Sequence[DirectoryLock],
+) -> T:
+    """Have the backend of a tree do some work, in its environment, under its lock."""
+    with contextlib.ExitStack() as stack:
+        locks = [*outer_locks]
+        if run.request.env_dir is not None:
+            # Two builds with one --env-dir: the second one finds the folder empty when the first has succeeded.
+            locks.append(stack.enter_context(run.lock_directory(run.request.env_dir)))
+        hooks = HookRunner(_output_handler(run))
+        environment = stack.enter_context(build_environment(run.request))
+        builder = _project_builder(tree, environment, hooks)
+        project = read_project(tree)
+        if environment is not None:
+            environment.install(builder.build_system_requires, fresh=True)
+
+        decision = _decide_lock(run, project, environment, ())
+        with _locked(run, project, decision, locks, hooks):
+            extra_requires = _satisfy_extra_requirements(run, kind, builder, environment)
+            late_decision = _decide_lock(run, project, environment, extra_requires)
+            if decision.locked or not late_decision.locked:
+                return work(builder)
+        # The backend itself asked for setuptools, which was nowhere until now; so nothing has run it yet.
+        with _locked(run, project, late_decision, locks, hooks):
+            return work(builder)
+
+
+def _project_builder(tree: str, environment: BuildEnvironment | None, hooks: HookRunner) -> ProjectBuilder:
+    if environment is None:
+        return ProjectBuilder(tree, runner=hooks)
+    return ProjectBuilder.from_isolated_env(environment, tree, runner=hooks)
+
+
+def _decide_lock(
+    run: _Run, project: Project, environment: BuildEnvironment | None, extra_requires: Collection[str]
+) -> LockDecision:
+    is_installed = None
+    if environment is not None:
+        installed = environment.installed_versions({"setuptools"})
+        is_installed = installed.__contains__
+    return decide_lock(project, run.request.lock, extra_requires, is_installed)
+
+
+@contextlib.contextmanager
+def _locked(
+    run: _Run, project: Project, decision: LockDecision, locks: Sequence[DirectoryLock], hooks: HookRunner
+) -> Iterator[None]:
+    """Lock the tree, if that was decided, and let hooks run only in there. They have ended when it is unlocked."""
+    verb = "Locking" if decision.locked else "Not locking"
+    run.reporter.detail(f"{verb} {project.tree}: {decision.reason}")
+    with contextlib.ExitStack() as stack:
+        held = [*locks]
+        if decision.locked:
+            held.append(stack.enter_context(run.lock_source_tree(project.tree)))
+        stack.enter_context(hooks.under(held))
+        yield
+
+
+def _satisfy_extra_requirements(
+    run: _Run, kind: Distribution, builder: ProjectBuilder, environment: BuildEnvironment | None
+) -> set[str]:
+    """Ask the backend what else it requires for this build; install that, or check that it is there."""
+    if environment is None and run.request.skip_dependency_check:
+        return set()
+    extra = builder.get_requires_for_build(kind, run.request.config_settings)
+    requires = builder.build_system_requires | extra
+    if environment is not None:
+        environment.install(extra)
+        if versions := environment.installed_versions(requires):
+            listed = "".join(f"\n- {name}=={version}" for name, version in sorted(versions.items()))
+            run.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
+    elif missing := {chain for requirement in requires for chain in check_dependency(requirement)}:
+        raise UnmetDependenciesError(format_unmet_dependencies(missing))
+    return extra
+
+
+def _make_out_dir(out_dir: str) -> None:
+    """Make the out-dir before the backend works in vain; the errors are worded as ``build`` words them."""
+    path = os.path.abspath(out_dir)
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError:
+        raise BuildException(f"Build path '{path}' exists and is not a directory") from None
+    except (NotADirectoryError, FileNotFoundError):
+        raise BuildException(f"Build path '{path}' does not exist and cannot be a directory") from None
+
+
+def _output_handler(run: _Run) -> Callable[[Sequence[str], bytes, int], None] | None:
+    """Return what is to be done with the output of hooks; ``None`` lets it go where ours goes."""
+    if not run.collects_output:
+        return None if run.request.verbosity >= 0 else lambda *_: None
+
+    def show(command: Sequence[str], output: bytes, status: int) -> None:
+        if status or run.request.verbosity > 0:
+            run.reporter.log(subprocess.list2cmdline(command), ("subprocess", "cmd"))
+            if output:
+                run.reporter.log(output.decode(errors="backslashreplace"), ("subprocess", "stdout"))
+
+    return show
+
+
+def _staging_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="lockbuild-", ignore_cleanup_errors=True)
+
+
+def _metadata_of_wheel(wheel: str) -> bytes:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith(".dist-info/METADATA")]
+            if len(names) != 1:
+                raise ArtifactError(
+                    f"{wheel!r} is not a valid wheel: expected one .dist-info/METADATA, found {len(names)}"
+                )
+            return archive.read(names[0])
+    except zipfile.BadZipFile as error:
+        raise ArtifactError(f"{wheel!r} is not a valid wheel: {error}") from error

@@ -1,0 +1,231 @@
+"""The frontend's side of a hook call: a runner for pyproject-hooks that runs hooks through the hook host.
+
+`HookRunner` is what ``BuildBackendHookCaller`` takes as its ``runner``. On POSIX it starts the host of `host.py` once
+and has it fork a process for each hook; elsewhere each hook is a plain subprocess. Whoever leaves the runner's
+context has no hook running any more, and after an interruption that is so within `GRACE_SECONDS` and a little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from lockbuild.errors import Interrupted
+from lockbuild.hooks.terminal import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from lockbuild.locks import DirectoryLock
+
+# How long a hook that was sent SIGINT may take to clean up before it is killed, in seconds. tox kills a frontend half a
+# second after its own SIGINT, and what is left of that time must do for everything else.
+GRACE_SECONDS = 0.12
+
+# How long to wait for the host to end after its hook was killed, in seconds. It ends at once, unless the kernel cannot
+# get rid of a process; then it keeps the lock, and we leave.
+_HOST_SECONDS = 0.5
+
+# The exit status of a hook process that ended by KeyboardInterrupt, as host.py sets it.
+INTERRUPTED_STATUS = 130
+
+_HOST = Path(__file__).with_name("host.py")
+
+
+class HookRunner:
+    """
+    Runs hooks; a runner for pyproject-hooks, to be called within its context `under`.
+
+    With ``on_output`` the hooks' standard output and error are collected in one file instead of being inherited. The
+    function is given the command, the output and the exit status of each hook that has ended.
+    """
+
+    def __init__(self, on_output: Callable[[Sequence[str], bytes, int], None] | None = None) -> None:
+        self._locks: Sequence[DirectoryLock] = ()
+        self._on_output = on_output
+        self._output: IO[bytes] | None = None
+        self._read_until = 0
+        self._host: _Host | None = None
+
+    @contextlib.contextmanager
+    def under(self, locks: Sequence[DirectoryLock]) -> Iterator[None]:
+        """
+        Run hooks under these locks. No hook is left running afterwards, except where the kernel cannot end one.
+
+        Nothing is started before the first hook.
+        """
+        outer, self._locks = self._locks, locks
+        self._end_host()
+        try:
+            yield
+        finally:
+            self._end_host()
+            self._locks = outer
+
+    def _end_host(self) -> None:
+        host, self._host = self._host, None
+        output, self._output = self._output, None
+        try:
+            if host is not None:
+                host.end()
+        finally:
+            if output is not None:
+                output.close()
+
+    def __call__(
+        self,
+        cmd: Sequence[str],
+        cwd: str | None = None,
+        extra_environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Run one hook: ``cmd`` is an interpreter, pyproject-hooks' script and its arguments.
+
+        Raises `subprocess.CalledProcessError` when it ends with anything but status 0, and `Interrupted` when the user
+        interrupted a hook that had been lent the terminal.
+        """
+        environ = dict(extra_environ or {}) | self._environment_of_locks()
+        if os.name == "posix":
+            if self._host is None:
+                self._open_output()
+                descriptors = [descriptor for lock in self._locks for descriptor in lock.descriptors]
+                self._host = _Host(cmd[0], cwd, environ, descriptors, self._output)
+            status = self._host.run(cmd[1:], cwd or os.getcwd(), environ)
+        else:
+            if self._output is None:
+                self._open_output()
+            status = subprocess.run(
+                cmd,
+                cwd=cwd,
+                env=os.environ | environ,
+                stdout=self._output,
+                stderr=self._output,
+                check=False,
+            ).returncode
+        if self._output is not None and self._on_output is not None:
+            # The position is shared with the hooks' standard output. No hook runs now, and after the reading it is
+            # at the end again, where the next one goes on writing.
+            self._output.seek(self._read_until)
+            output = self._output.read()
+            self._read_until += len(output)
+            self._on_output(cmd, output, status)
+        if status:
+            raise subprocess.CalledProcessError(status, list(cmd))
+
+    def _open_output(self) -> None:
+        if self._on_output is not None:
+            self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the host
+            self._read_until = 0
+
+    def _environment_of_locks(self) -> dict[str, str]:
+        held = [lock.held for lock in self._locks if lock.held is not None]
+        if not held:
+            return {}
+        from lockbuild.locks.nesting import environment_for_hooks
+
+        return environment_for_hooks(held)
+
+
+class _Host:
+    """A running hook host."""
+
+    def __init__(
+        self,
+        python: str,
+        cwd: str | None,
+        environ: Mapping[str, str],
+        descriptors: Sequence[int],
+        output: IO[bytes] | None,
+    ) -> None:
+        requests, self._requests = os.pipe()
+        self._replies, replies = os.pipe()
+        self._hook: int | None = None
+        self._buffered = b""
+        try:
+            self._process = subprocess.Popen(
+                [python, str(_HOST), *map(str, (requests, replies, *descriptors))],
+                cwd=cwd,
+                env=os.environ | environ,
+                pass_fds=(requests, replies, *descriptors),
+                stdout=output,
+                stderr=output,
+                # A Ctrl-C at the terminal is for the frontend, which then asks the hook's group to end.
+                process_group=0,
+            )
+        except BaseException:
+            os.close(self._requests)
+            os.close(self._replies)
+            raise
+        finally:
+            os.close(requests)
+            os.close(replies)
+
+    def run(self, argv: Sequence[str], cwd: str, environ: Mapping[str, str]) -> int:
+        """Run one hook and return its exit status, negative for the signal that killed it."""
+        request = json.dumps({"argv": list(argv), "cwd": cwd, "environ": dict(environ)})
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._requests, request.encode() + b"\n")
+        with Terminal() as terminal:
+            while reply := self._read_reply(None):
+                event, number = reply
+                if event == "started":
+                    self._hook = terminal.group = number
+                elif event == "stopped":
+                    terminal.hook_was_stopped(number)
+                else:
+                    self._hook = None
+                    if terminal.lent and number == INTERRUPTED_STATUS:
+                        raise Interrupted(signal.SIGINT)
+                    return number
+        # The host itself was killed. Its hook is not our child, so that all we can do is to kill it, too; the lock
+        # stays with it until it is gone.
+        self._signal_hook(signal.SIGKILL)
+        return self._process.wait() or -signal.SIGKILL
+
+    def end(self) -> None:
+        """End the hook, if one runs, and the host. The hook may clean up for `GRACE_SECONDS` after a SIGINT."""
+        if self._hook is not None:
+            self._signal_hook(signal.SIGINT)
+            self._signal_hook(signal.SIGCONT)
+            deadline = time.monotonic() + GRACE_SECONDS
+            while self._hook is not None and (reply := self._read_reply(deadline)):
+                if reply[0] == "ended":
+                    self._hook = None
+        os.close(self._requests)
+        deadline = time.monotonic() + _HOST_SECONDS
+        while self._read_reply(deadline):
+            pass
+        os.close(self._replies)
+        # The end of the replies means that the host is ending. If it did not come in time, the host is left behind
+        # with its copies of the locks, which it holds until the hook is gone.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(0 if time.monotonic() >= deadline else _HOST_SECONDS)
+
+    def _read_reply(self, deadline: float | None) -> tuple[str, int] | None:
+        """Return the next reply, or ``None`` at the end of the pipe or after the deadline."""
+        poll = select.poll()
+        poll.register(self._replies, select.POLLIN)
+        while b"\n" not in self._buffered:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            if not poll.poll(left):
+                return None
+            received = os.read(self._replies, 4096)
+            if not received:
+                return None
+            self._buffered += received
+        line, _, self._buffered = self._buffered.partition(b"\n")
+        event, _, number = line.decode().partition(" ")
+        return event, int(number)
+
+    def _signal_hook(self, number: int) -> None:
+        if self._hook is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._hook, number)

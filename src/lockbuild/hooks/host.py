@@ -1,0 +1,167 @@
+"""The hook host: a script that runs in the build environment and forks a process for each hook.
+
+It is started by `lockbuild.hooks.caller`, imports nothing of lockbuild, and never returns a hook's result: that goes
+through files, as pyproject-hooks' own script writes it.
+
+Arguments: REQUESTS REPLIES LOCK...
+    Numbers of inherited descriptors: the pipe to read requests from, the pipe to write replies to, and the open
+    files that carry the locks under which the hooks run.
+Requests: a line of JSON each, one after the other
+    {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...}}
+    The end of the pipe asks the host to end.
+Replies: a line each
+    "started PID"     the hook runs as process PID, which is also its process group
+    "stopped SIGNAL"  a signal has stopped it (a terminal that it may not read, a debugger)
+    "ended STATUS"    it has ended, with this exit status, negative for the signal that killed it
+
+A hook process is what `python SCRIPT HOOK_NAME CONTROL_DIR` would be: nothing of the backend is imported before the
+fork, sys.argv, sys.path, __main__ and the signal handlers are as there, standard streams are inherited.
+
+The promise. The pipe of requests ends when the frontend has closed it or was killed, however that happened. The host
+then kills the running hook's process group, waits for it, and ends. It holds copies of the locks' descriptors and so
+does the hook, so that the locks stay taken until the last of them has gone; a program that the hook executes gets no
+copy, or a daemon like sccache's, started by a build, would hold the lock as long as it lives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import select
+import signal
+import sys
+import time
+
+# How long the host waits for the processes of a group that it has killed, in seconds. They can only be late in the
+# kernel (a disk that does not answer); as long as one lives that inherited the locks, those stay taken anyway.
+_PATIENCE = 2.0
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    class _Request(TypedDict):
+        argv: list[str]
+        cwd: str
+        environ: dict[str, str]
+
+
+def main() -> _Request | None:
+    """Serve requests until the pipe ends. Returns a request in the process that is to run it, None in the host."""
+    requests, replies, *locks = map(int, sys.argv[1:])
+    for descriptor in (requests, replies, *locks):
+        os.set_inheritable(descriptor, False)
+    # The script's own folder must not be importable for the hook: it is lockbuild's, not the project's.
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]
+
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    wake_up, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken)
+    # A handler has to be there for the wake-up to be written.
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    buffered = b""
+    while True:
+        while b"\n" not in buffered:
+            received = os.read(requests, 65536)
+            if not received:
+                return None
+            buffered += received
+        line, _, buffered = buffered.partition(b"\n")
+        hook = os.fork()
+        if hook == 0:
+            os.setpgid(0, 0)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, on_interrupt)
+            for descriptor in (requests, replies, wake_up, woken):
+                os.close(descriptor)
+            request: _Request = json.loads(line)
+            return request
+        try:
+            # Both sides do it: whichever runs first, the group is there before anybody is told of it.
+            os.setpgid(hook, hook)
+        except OSError:
+            # The child was first, and has gone on to end or to execute something else.
+            pass
+        _reply(replies, f"started {hook}")
+        _reply(replies, f"ended {_wait(hook, requests, replies, wake_up)}")
+
+
+def _reply(replies: int, line: str) -> None:
+    try:
+        os.write(replies, line.encode() + b"\n")
+    except BrokenPipeError:
+        # The frontend is gone; the end of its other pipe says so too, and ends us.
+        pass
+
+
+def _wait(hook: int, requests: int, replies: int, wake_up: int) -> int:
+    """Wait until the hook has ended. When the frontend goes first, end the hook and with it this process."""
+    poll = select.poll()
+    poll.register(requests, select.POLLIN | select.POLLHUP)
+    poll.register(wake_up, select.POLLIN)
+    while True:
+        ready = [descriptor for descriptor, _ in poll.poll()]
+        if requests in ready:
+            # No request comes while a hook runs: this is the end of the pipe.
+            _kill(hook)
+            os._exit(0)
+        os.read(wake_up, 4096)
+        ended, status = os.waitpid(hook, os.WNOHANG | os.WUNTRACED)
+        if ended and os.WIFSTOPPED(status):
+            _reply(replies, f"stopped {os.WSTOPSIG(status)}")
+        elif ended:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _kill(hook: int) -> None:
+    """Kill the hook's process group, and wait for the hook and, for a while, for the rest of the group."""
+    try:
+        os.killpg(hook, signal.SIGKILL)
+    except OSError:
+        # Nothing of the group is left, or the hook has left it.
+        pass
+    # A hook that has made itself another process group is still our child, and not yet waited for.
+    os.kill(hook, signal.SIGKILL)
+    os.waitpid(hook, 0)
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(hook, 0)
+        except OSError:
+            return
+        time.sleep(0.005)
+
+
+def _run(request: _Request) -> None:
+    """Run pyproject-hooks' script in this process as if the interpreter had been started with it."""
+    os.environ.update(request["environ"])
+    os.chdir(request["cwd"])
+    script = request["argv"][0]
+    sys.argv[:] = request["argv"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except KeyboardInterrupt:
+        # The frontend asked for the end, after its user did. What the backend cleans up it has cleaned up; a
+        # traceback would only tell where it was.
+        sys.exit(130)
+    except Exception as error:
+        # The traceback a person sees begins with the script, as it does when that runs by itself.
+        traceback = error.__traceback__
+        while traceback and traceback.tb_frame.f_code.co_filename != script:
+            traceback = traceback.tb_next
+        error.__traceback__ = traceback or error.__traceback__
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    asked = main()
+    if asked is None:
+        os._exit(0)
+    _run(asked)

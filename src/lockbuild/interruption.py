@@ -1,0 +1,40 @@
+"""Signals that ask for an end, turned into an exception, so that every ``with`` on the way out does its part."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from typing import TYPE_CHECKING, NoReturn
+
+from lockbuild.errors import Interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """
+    Raise `Interrupted` in the main thread on the first of these signals and ignore the later ones.
+
+    A second Ctrl-C, or the SIGTERM that tox sends 0.3 s after its SIGINT, may not cut off the cleaning up. A signal
+    that was ignored before (``nohup``, a shell's background job) stays ignored.
+    """
+    numbers = [number for name in _SIGNALS if (number := getattr(signal, name, None)) is not None]
+    handled = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        for each in handled:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is interrupt:
+                signal.signal(number, handler)

@@ -1,0 +1,25 @@
+"""Locks between processes: what is locked, in which order, and what is forbidden.
+
+What is locked. A source tree, around setuptools' hooks (`SourceTreeLock`), because setuptools writes ``build/``,
+``*.egg-info`` and temporary files into the tree and cannot stand a second build there. A folder that the user named
+for a build environment or for an unpacked sdist (`DirectoryLock`), because a build empties and fills it.
+
+The order, for everybody: the folder of an unpacked sdist, the folder of a build environment, the source tree; and
+within each of them the lock file, the directory's inode, uv's lock file. Who holds one may wait for a later one and
+never for an earlier one.
+
+What holds a lock is an open file, and the hook processes inherit it: a lock is free when the frontend has released
+it *and* no hook that ran under it is left. Nothing else counts: not that a file exists, not what stands in it.
+
+Forbidden: to build without the lock because it is not free; to remove a lock file that others may have open; to
+write into one; to free a lock while a hook may still run.
+
+Who waits learns from `find_holder` for whom. Between machines that share a file system over a network there is no
+lock: see docs/locking.md.
+"""
+
+from lockbuild.locks.cache_digest import cache_digest
+from lockbuild.locks.directory import DirectoryLock, SourceTreeLock
+from lockbuild.locks.holders import Holder
+
+__all__ = ["DirectoryLock", "Holder", "SourceTreeLock", "cache_digest"]

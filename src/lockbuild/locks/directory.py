@@ -1,0 +1,303 @@
+"""The lock on a directory, and the one on a source tree: which kernel locks it consists of, and how it waits.
+
+`DirectoryLock` takes, in this order, which is the same for everybody so that no two can wait for each other:
+
+1. the lock file that the path's digest names, in the lock folder: it works on every platform and file system;
+2. the directory itself: its inode is the same for other users, cache folders, mounts and spellings of the path;
+3. for a source tree, the lock file by which ``uv build`` excludes itself.
+
+Where a lock around this process already covers one of them (a hook that runs a build of its own tree, ``flock .
+lockbuild``), that one is not taken again. A lock that is not free is tried again every `POLL_SECONDS`; one that does
+not come free in time is a `LockTimeoutError`, never a build without it.
+
+The acquisition is one generator that yields how long to sleep. Threads sleep in ``time.sleep``, coroutines in
+``asyncio.sleep``, and both run the same code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from lockbuild.errors import LockTimeoutError, LockUnavailableError, SourceTreeMovedError
+from lockbuild.events import LockWait, Reporter
+from lockbuild.locks.cache_digest import cache_digest
+from lockbuild.locks.holders import find_holder, holds_flock, record_beside, remove_record, write_record
+from lockbuild.locks.kernel import (
+    Directory,
+    LockFile,
+    LocksUnsupportedError,
+    NotALockFileError,
+    try_to_lock,
+    unlock,
+)
+from lockbuild.locks.nesting import HeldLock, held_by_ancestor
+from lockbuild.locks.processes import ancestors, own_identity
+from lockbuild.paths import fallback_lock_folder, lock_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from types import TracebackType
+
+# How often a lock that is not free is tried again, in seconds. Two system calls an attempt; with several waiting,
+# one of them finds it free sooner than that.
+POLL_SECONDS = 0.01
+
+# After how many seconds, and how often from then on, the reporter hears of a wait.
+_REPORT_SECONDS = 0.5
+
+
+class DirectoryLock:
+    """
+    An exclusive lock on a directory, for every process, user and container on this machine.
+
+    A context manager, plain and asynchronous. ``timeout`` is in seconds; ``None`` waits for ever. With ``create``
+    the directory is made when it is missing, also when its last holder has removed it. Entering raises
+    `LockTimeoutError`, `LockUnavailableError`, `CacheFolderError`; without ``create`` `SourceTreeMovedError` when
+    another directory has the path after a wait, and `OSError` when none had it before.
+    """
+
+    _kind = "directory"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+        reporter: Reporter | None = None,
+        create: bool = False,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.timeout = timeout
+        self.held: HeldLock | None = None
+        """What a hook's descendants need to know of this lock, while it is held."""
+        self._cache_dir = cache_dir
+        self._reporter = reporter or Reporter()
+        self._create = create
+        self._own: list[int] = []
+        self._inherited: list[int] = []
+        self._nested_lock_file: str | None = None
+        self._started = self._next_report = 0.0
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The open files that carry the lock. A process that inherits them keeps it when this one is killed."""
+        return (*self._own, *self._inherited)
+
+    def __enter__(self) -> Self:
+        """Wait for the lock and take it."""
+        for delay in self._acquire():
+            time.sleep(delay)
+        return self
+
+    async def __aenter__(self) -> Self:
+        """Wait for the lock and take it, while the event loop runs on."""
+        import asyncio
+
+        for delay in self._acquire():
+            await asyncio.sleep(delay)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """
+        Release the lock.
+
+        After an interruption a hook may still be dying in the tree. Then the descriptors are only closed: the kernel
+        keeps the lock for that process, which has inherited them, until it has ended.
+        """
+        self._release(hooks_have_ended=kind is None or issubclass(kind, Exception))
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Release the lock."""
+        self.__exit__(kind, error, traceback)
+
+    def _acquire(self) -> Iterator[float]:
+        if self.held is not None:
+            raise RuntimeError(f"this lock on {self.path} is held already; make a second one to wait for it")
+        self._started = time.monotonic()
+        self._next_report = _REPORT_SECONDS
+        try:
+            yield from self._take_all()
+        except BaseException:
+            self._release(hooks_have_ended=True)
+            raise
+        if self._next_report > _REPORT_SECONDS:
+            self._reporter.got_lock(self.path, time.monotonic() - self._started)
+
+    def _take_all(self) -> Iterator[float]:
+        if self._create:
+            os.makedirs(self.path, exist_ok=True)
+        before = os.stat(self.path)
+        canonical = os.path.realpath(self.path)
+        digest = cache_digest(canonical)
+        if around := held_by_ancestor(before):
+            self._reporter.detail(f"{self.path} is locked already by process {around.holder.pid}, which this runs in")
+            lock_file = around.nested_lock_file
+            yield from self._take(LockFile(lock_file), lock_file)
+            self._nested_lock_file = lock_file
+        else:
+            lock_file = yield from self._take_lock_file(digest)
+            yield from self._take_directory(canonical, lock_file)
+            yield from self._take_neighbours(digest)
+        after = os.stat(self.path) if os.path.isdir(self.path) else None
+        # A build that waited knows only the tree that was there when it began.
+        if after is None or (not self._create and not os.path.samestat(before, after)):
+            raise SourceTreeMovedError(self.path)
+        write_record(record_beside(lock_file))
+        self.held = HeldLock(after.st_dev, after.st_ino, own_identity(), lock_file)
+
+    def _take_lock_file(self, digest: str) -> Generator[float, None, str]:
+        """Take the lock file in the lock folder, or in the private one where that file system has no locks."""
+        name = f"{self._kind}-{digest}.lock"
+        lock_file = os.path.join(lock_folder(self._cache_dir, self._reporter), name)
+        try:
+            try:
+                yield from self._take(LockFile(lock_file), lock_file)
+            except LocksUnsupportedError as error:
+                folder = fallback_lock_folder(f"{lock_file} cannot be locked: {error}", self._reporter)
+                lock_file = os.path.join(folder, name)
+                yield from self._take(LockFile(lock_file), lock_file)
+        except (LocksUnsupportedError, NotALockFileError) as error:
+            raise LockUnavailableError(self.path, lock_file, str(error)) from error
+        except OSError as error:
+            raise LockUnavailableError(self.path, lock_file, error.strerror or str(error)) from error
+        return lock_file
+
+    def _take_directory(self, canonical: str, lock_file: str) -> Iterator[float]:
+        """Take the directory itself. Where it cannot be locked, the lock file alone has to do, and that is told."""
+        if os.name == "nt":
+            # Windows opens no directories, and has neither bind mounts nor a way to remove an open lock file.
+            return
+        try:
+            yield from self._take(Directory(canonical), lock_file, covered=self._find_inherited_lock)
+        except (LocksUnsupportedError, PermissionError) as error:
+            self._reporter.warn(
+                f"{self.path} cannot be locked itself, {error}: only builds that use the lock file {lock_file} "
+                "wait for each other, not those of other users or cache folders"
+            )
+
+    def _take_neighbours(self, digest: str) -> Iterator[float]:  # noqa: ARG002 - for SourceTreeLock
+        """Take the locks of other tools on the same directory. Only a source tree has any."""
+        yield from ()
+
+    def _take(
+        self,
+        target: LockFile | Directory,
+        lock_file: str,
+        covered: Callable[[int], bool] = lambda _: False,
+    ) -> Iterator[float]:
+        """
+        Wait for one of the kernel's locks and keep it. ``covered`` tells of one that is not free whether it is held
+        around this process, which then does not wait for itself.
+        """
+        while True:
+            descriptor = target.open()
+            try:
+                if not try_to_lock(descriptor):
+                    if covered(descriptor):
+                        os.close(descriptor)
+                        return
+                    yield from self._wait_for(descriptor, lock_file)
+                current = target.is_current(descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if current:
+                self._own.append(descriptor)
+                return
+            # Between our open and our lock the name was given to another file, which another process may hold. A
+            # directory that its last holder has removed is made again, or found to be gone by our caller.
+            os.close(descriptor)
+            if self._create:
+                os.makedirs(self.path, exist_ok=True)
+            elif isinstance(target, Directory):
+                raise SourceTreeMovedError(self.path)
+
+    def _wait_for(self, descriptor: int, lock_file: str) -> Iterator[float]:
+        while True:
+            waited = time.monotonic() - self._started
+            if self.timeout is not None and waited >= self.timeout:
+                holder = find_holder(descriptor, record_beside(lock_file))
+                raise LockTimeoutError(self.path, lock_file, holder, self.timeout)
+            if waited >= self._next_report:
+                self._next_report = waited + _REPORT_SECONDS
+                holder = find_holder(descriptor, record_beside(lock_file))
+                self._reporter.waiting(LockWait(self.path, lock_file, holder, waited, self.timeout))
+            yield POLL_SECONDS if self.timeout is None else min(POLL_SECONDS, self.timeout - waited)
+            if try_to_lock(descriptor):
+                return
+
+    def _find_inherited_lock(self, descriptor: int) -> bool:
+        """
+        Look for a descriptor of the directory that this process was started with and that carries its lock.
+
+        ``flock DIR COMMAND`` starts its command so. The kernel says in ``fdinfo`` which open file holds the lock. To
+        try to lock the inherited descriptor instead would not do: two builds that were given the same one would both
+        succeed.
+        """
+        wanted = os.fstat(descriptor)
+        folder = Path("/proc/self/fd")
+        for name in os.listdir(folder) if folder.is_dir() else ():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(int(name)), wanted) and holds_flock(Path("/proc/self/fdinfo", name)):
+                    self._reporter.detail(f"{self.path} is locked already by the command that runs this one")
+                    self._inherited.append(int(name))
+                    return True
+        return False
+
+    def _release(self, *, hooks_have_ended: bool) -> None:
+        if self.held is not None:
+            remove_record(record_beside(self.held.lock_file))
+            self.held = None
+        if self._nested_lock_file:
+            # Its name holds this process's ancestor's number: nobody will look for it again.
+            with contextlib.suppress(OSError):
+                os.unlink(self._nested_lock_file)
+            self._nested_lock_file = None
+        self._inherited.clear()
+        while self._own:
+            descriptor = self._own.pop()
+            if hooks_have_ended:
+                unlock(descriptor)
+            else:
+                os.close(descriptor)
+
+
+class SourceTreeLock(DirectoryLock):
+    """The lock on a source tree that is held around setuptools' hooks; ``uv build`` respects it too."""
+
+    _kind = "setuptools"
+
+    def _take_neighbours(self, digest: str) -> Iterator[float]:
+        """Take uv's lock on the tree. One that cannot be had (another user's, say) is told of and left out."""
+        lock_file = _uv_lock_file(digest)
+        try:
+            yield from self._take(LockFile(lock_file), lock_file, covered=_is_held_by_ancestor)
+        except NotALockFileError as error:
+            self._reporter.detail(f"Not sharing uv's lock {lock_file}: {error}")
+        except LocksUnsupportedError as error:
+            self._reporter.detail(f"Not sharing uv's lock {lock_file}: {error}")
+        except OSError as error:
+            self._reporter.detail(f"Not sharing uv's lock {lock_file}: {error.strerror}")
+
+
+def _uv_lock_file(digest: str) -> str:
+    # Rust's std::env::temp_dir() looks at TMPDIR alone; Python's tempfile would also look at TEMP and TMP.
+    folder = tempfile.gettempdir() if sys.platform == "win32" else os.environ.get("TMPDIR") or "/tmp"
+    return os.path.join(folder, f"uv-setuptools-{digest}.lock")
+
+
+def _is_held_by_ancestor(descriptor: int) -> bool:
+    """Tell whether a ``uv build`` that runs this process in one of its hooks holds its lock."""
+    holder = find_holder(descriptor, None)
+    return holder is not None and holder.pid in ancestors()

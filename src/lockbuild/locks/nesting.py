@@ -1,0 +1,70 @@
+"""A build that runs inside another one's hook: it goes on under the lock that its ancestor holds.
+
+A setup.py may itself run ``lockbuild`` on its own tree. It would wait for its ancestor, which waits for it. So the
+environment of every hook names, in `VARIABLE`, the locks that are held around it. A variable alone proves nothing:
+it stays behind in daemons and in files. It counts only in a process whose ancestor is the very process that it
+names. And two nested builds that one hook starts side by side exclude each other by a lock file of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lockbuild.locks.holders import record_beside, recorded_pid
+from lockbuild.locks.processes import ProcessIdentity, ancestors, can_tell_ancestors, is_running
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+VARIABLE = "LOCKBUILD_HELD_LOCKS"
+
+
+@dataclass(frozen=True)
+class HeldLock:
+    """A lock on a directory, as the process that holds it tells its descendants."""
+
+    device: int
+    inode: int
+    holder: ProcessIdentity
+    lock_file: str
+
+    @property
+    def nested_lock_file(self) -> str:
+        """The lock file by which the builds that are nested directly in this one exclude each other."""
+        return f"{self.lock_file}.{self.holder.pid}.nested"
+
+
+def environment_for_hooks(held: Sequence[HeldLock]) -> dict[str, str]:
+    """Return the environment variable that tells a hook's descendants of these locks and of those around us."""
+    entries = [*_entries(), *held]
+    return {VARIABLE: json.dumps([[e.device, e.inode, e.holder.pid, e.holder.started, e.lock_file] for e in entries])}
+
+
+def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:
+    """Return the innermost lock on ``directory`` that an ancestor of this process holds for it."""
+    mine = [e for e in _entries() if (e.device, e.inode) == (directory.st_dev, directory.st_ino)]
+    if not mine:
+        return None
+    lineage = list(ancestors())
+    for held in reversed(mine):
+        if can_tell_ancestors():
+            if held.holder.pid in lineage and is_running(held.holder):
+                return held
+        # Windows shows no ancestors: there the record, which goes when the lock is released, has to be enough.
+        elif recorded_pid(record_beside(held.lock_file)) == held.holder.pid:
+            return held
+    return None
+
+
+def _entries() -> list[HeldLock]:
+    """Read the variable; whatever does not have our form was not written by us and counts for nothing."""
+    try:
+        return [
+            HeldLock(int(device), int(inode), ProcessIdentity(int(pid), started), str(lock_file))
+            for device, inode, pid, started, lock_file in json.loads(os.environ.get(VARIABLE, "[]"))
+        ]
+    except (ValueError, TypeError):
+        return []
