@@ -1,0 +1,36 @@
+"""Fixtures for all tests. Each test has its own cache folder, home and folder for temporary files."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from witness import WitnessTree, make_witness_tree
+
+
+@pytest.fixture(autouse=True)
+def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep lock files and caches of tests apart from the user's and from each other's; no setting leaks in."""
+    for name in ("LOCKBUILD_LOCK_TIMEOUT", "LOCKBUILD_HELD_LOCKS", "SOURCE_DATE_EPOCH", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("LOCKBUILD_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def witness_tree(tmp_path: Path) -> Iterator[WitnessTree]:
+    """A tree whose hooks notice each other. What is still running at the end of the test is killed."""
+    tree = make_witness_tree(tmp_path / "witness")
+    yield tree
+    for process in tree.started:
+        if process.poll() is None:
+            process.kill()
+        # Something that the test left behind may still have the pipes open.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=10)
