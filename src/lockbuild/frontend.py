@@ -15,7 +15,7 @@ import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from build import BuildException, ProjectBuilder, check_dependency
+from build import BuildBackendException, BuildException, ProjectBuilder, check_dependency
 
 from lockbuild import artifacts
 from lockbuild.build_library import format_unmet_dependencies, forward_log
@@ -24,7 +24,7 @@ from lockbuild.errors import ArtifactError, UnmetDependenciesError
 from lockbuild.events import Reporter
 from lockbuild.hooks.caller import HookRunner
 from lockbuild.locks import DirectoryLock, SourceTreeLock
-from lockbuild.project import LockDecision, Project, decide_lock, read_project
+from lockbuild.project import SHARES_THE_TREE, LockDecision, Project, decide_lock, read_project
 from lockbuild.request import BuildRequest, BuildResult, Distribution
 from lockbuild.sdist import top_level_folder, unpacked
 
@@ -186,7 +186,7 @@ def _call_hooks(
             environment.install(builder.build_system_requires, fresh=True)
 
         decision = _decide_lock(run, project, environment, ())
-        with _locked(run, project, decision, locks, hooks):
+        with _hint_at_shared_tree(project, decision), _locked(run, project, decision, locks, hooks):
             extra_requires = _satisfy_extra_requirements(run, kind, builder, environment)
             late_decision = _decide_lock(run, project, environment, extra_requires)
             if decision.locked or not late_decision.locked:
@@ -225,6 +225,21 @@ def _locked(
             held.append(stack.enter_context(run.lock_source_tree(project.tree)))
         stack.enter_context(hooks.under(held))
         yield
+
+
+@contextlib.contextmanager
+def _hint_at_shared_tree(project: Project, decision: LockDecision) -> Iterator[None]:
+    """Where an unlocked backend fails that is known to share the tree between builds, add that to what it says."""
+    try:
+        yield
+    except BuildBackendException as error:
+        shared = SHARES_THE_TREE.get(project.backend.partition(":")[0])
+        if shared and not decision.locked:
+            error.add_note(
+                f"{project.backend} writes to {shared} in the source tree; if another build of it ran at the "
+                "same time, use --lock always"
+            )
+        raise
 
 
 def _satisfy_extra_requirements(

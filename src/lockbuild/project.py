@@ -28,6 +28,10 @@ BRINGS_SETUPTOOLS = {
     "sipbuild.api": "sip requires setuptools and builds extension modules with it",
 }
 
+# Backends that write into the tree without setuptools, and break when two builds do. They stay unlocked under "auto";
+# a person whose build with one of them fails is told what may be the reason.
+SHARES_THE_TREE = {"pdm.backend": ".pdm-build/"}
+
 
 @dataclass(frozen=True)
 class Project:
