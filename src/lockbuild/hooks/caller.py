@@ -74,8 +74,9 @@ class HookRunner:
         host, self._host = self._host, None
         output, self._output = self._output, None
         try:
-            if host is not None:
-                host.end()
+            if host is not None and not host.end():
+                for lock in self._locks:
+                    lock.leave_to_heirs()
         finally:
             if output is not None:
                 output.close()
@@ -185,13 +186,18 @@ class _Host:
                     if terminal.lent and number == INTERRUPTED_STATUS:
                         raise Interrupted(signal.SIGINT)
                     return number
-        # The host itself was killed. Its hook is not our child, so that all we can do is to kill it, too; the lock
-        # stays with it until it is gone.
+        # The host itself was killed. Its hook is not our child, so that all we can do is to kill it, too; `end` will
+        # say that it may still run.
         self._signal_hook(signal.SIGKILL)
         return self._process.wait() or -signal.SIGKILL
 
-    def end(self) -> None:
-        """End the hook, if one runs, and the host. The hook may clean up for `GRACE_SECONDS` after a SIGINT."""
+    def end(self) -> bool:
+        """
+        End the hook, if one runs, and the host. The hook may clean up for `GRACE_SECONDS` after a SIGINT.
+
+        Returns whether all of them have certainly ended.
+        """
+        hook_was_left = self._hook is not None and self._process.poll() is not None
         if self._hook is not None:
             self._signal_hook(signal.SIGINT)
             self._signal_hook(signal.SIGCONT)
@@ -204,10 +210,12 @@ class _Host:
         while self._read_reply(deadline):
             pass
         os.close(self._replies)
-        # The end of the replies means that the host is ending. If it did not come in time, the host is left behind
-        # with its copies of the locks, which it holds until the hook is gone.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0 if time.monotonic() >= deadline else _HOST_SECONDS)
+        # The end of the replies means that the host is ending, and that it has waited for its hook. If it does not
+        # come in time, the host is left behind with its copies of the locks, which it keeps until the hook is gone.
+        if time.monotonic() >= deadline:
+            return False
+        self._process.wait()
+        return not hook_was_left
 
     def _read_reply(self, deadline: float | None) -> tuple[str, int] | None:
         """Return the next reply, or ``None`` at the end of the pipe or after the deadline."""

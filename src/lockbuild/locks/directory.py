@@ -83,6 +83,7 @@ class DirectoryLock:
         self._own: list[int] = []
         self._inherited: list[int] = []
         self._nested_lock_file: str | None = None
+        self._has_heirs = False
         self._started = self._next_report = 0.0
 
     @property
@@ -107,13 +108,8 @@ class DirectoryLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """
-        Release the lock.
-
-        After an interruption a hook may still be dying in the tree. Then the descriptors are only closed: the kernel
-        keeps the lock for that process, which has inherited them, until it has ended.
-        """
-        self._release(hooks_have_ended=kind is None or issubclass(kind, Exception))
+        """Release the lock."""
+        self._release()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -121,15 +117,25 @@ class DirectoryLock:
         """Release the lock."""
         self.__exit__(kind, error, traceback)
 
+    def leave_to_heirs(self) -> None:
+        """
+        Have the lock outlive its release, for processes that have inherited its descriptors and may still run.
+
+        A release frees the lock also for them. After this call it only closes our descriptors, and the kernel keeps
+        the lock until the last heir, a hook that is still dying, has ended.
+        """
+        self._has_heirs = True
+
     def _acquire(self) -> Iterator[float]:
         if self.held is not None:
             raise RuntimeError(f"this lock on {self.path} is held already; make a second one to wait for it")
+        self._has_heirs = False
         self._started = time.monotonic()
         self._next_report = _REPORT_SECONDS
         try:
             yield from self._take_all()
         except BaseException:
-            self._release(hooks_have_ended=True)
+            self._release()
             raise
         if self._next_report > _REPORT_SECONDS:
             self._reporter.got_lock(self.path, time.monotonic() - self._started)
@@ -159,10 +165,14 @@ class DirectoryLock:
     def _take_lock_file(self, digest: str) -> Generator[float, None, str]:
         """Take the lock file in the lock folder, or in the private one where that file system has no locks."""
         name = f"{self._kind}-{digest}.lock"
-        lock_file = os.path.join(lock_folder(self._cache_dir, self._reporter), name)
+        folder = lock_folder(self._cache_dir, self._reporter)
+        lock_file = os.path.join(folder, name)
         try:
             try:
                 yield from self._take(LockFile(lock_file), lock_file)
+            except FileNotFoundError:
+                # Somebody has removed the folder since, with our lock file in it, perhaps while we waited.
+                return (yield from self._take_lock_file(digest))
             except LocksUnsupportedError as error:
                 folder = fallback_lock_folder(f"{lock_file} cannot be locked: {error}", self._reporter)
                 lock_file = os.path.join(folder, name)
@@ -255,7 +265,7 @@ class DirectoryLock:
                     return True
         return False
 
-    def _release(self, *, hooks_have_ended: bool) -> None:
+    def _release(self) -> None:
         if self.held is not None:
             remove_record(record_beside(self.held.lock_file))
             self.held = None
@@ -267,10 +277,10 @@ class DirectoryLock:
         self._inherited.clear()
         while self._own:
             descriptor = self._own.pop()
-            if hooks_have_ended:
-                unlock(descriptor)
-            else:
+            if self._has_heirs:
                 os.close(descriptor)
+            else:
+                unlock(descriptor)
 
 
 class SourceTreeLock(DirectoryLock):
