@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lockbuild import __version__
 from lockbuild.errors import Interrupted, LockbuildError, SettingsError
+from lockbuild.settings import (
+    DEFAULT_ENV_MAX_AGE,
+    ENV_MAX_AGE_VARIABLE,
+    LOCK_TIMEOUT_VARIABLE,
+    duration,
+    from_environment,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lockbuild.console import Console
     from lockbuild.request import BuildRequest
-
-LOCK_TIMEOUT_VARIABLE = "LOCKBUILD_LOCK_TIMEOUT"
 
 _HELP_FOR_FAILED_BUILDS = "https://build.pypa.io/en/stable/how-to/troubleshooting.html#debug-a-failed-build"
 
@@ -174,6 +180,21 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
         "after a failure",
     )
     group.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="make a build environment for this build alone, instead of using one that is kept",
+    )
+    group.add_argument(
+        "--env-max-age",
+        type=duration,
+        metavar="TIME",
+        help="resolve the requirements of a kept build environment again when it is older: seconds, or a number with "
+        f"s, m, h or d behind it (default: {ENV_MAX_AGE_VARIABLE}, else 24h)",
+    )
+    group.add_argument(
+        "--refresh", action="store_true", help="resolve the requirements of a kept build environment again"
+    )
+    group.add_argument(
         "--dependency-constraints-txt", metavar="PATH", help="constraints.txt for the build requirements"
     )
     group.add_argument(
@@ -193,7 +214,7 @@ def _add_lock_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--lock-timeout",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help=f"give up, with exit status 75, when a lock is not free by then (default: {LOCK_TIMEOUT_VARIABLE}, else "
         "wait for ever)",
@@ -212,16 +233,6 @@ class _CountDown(argparse.Action):
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
         setattr(namespace, self.dest, getattr(namespace, self.dest) - 1)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not seconds >= 0:
-        raise ValueError
-    return seconds
-
-
-_seconds.__name__ = "number of seconds"
 
 
 def _spell_as_build_does(arguments: Sequence[str]) -> list[str]:
@@ -294,11 +305,20 @@ def _build(parsed: argparse.Namespace, console: Console) -> None:
     if parsed.report is not None:
         write_report(parsed.report, built)
     console.built([artifact.name for artifact in built])
+    if request.isolation and request.use_cache:
+        from lockbuild.cache import prune_once_a_day
+
+        prune_once_a_day(request.cache_dir)
 
 
 def _make_request(parsed: argparse.Namespace) -> BuildRequest:
     from lockbuild.request import BuildRequest
 
+    timeout, max_age = parsed.lock_timeout, parsed.env_max_age
+    if timeout is None:
+        timeout = from_environment(LOCK_TIMEOUT_VARIABLE, seconds, "a number of seconds")
+    if max_age is None:
+        max_age = from_environment(ENV_MAX_AGE_VARIABLE, duration, "a time like 3600 or 24h")
     return BuildRequest(
         source=parsed.srcdir,
         distributions=tuple(parsed.distributions or ()),
@@ -311,8 +331,11 @@ def _make_request(parsed: argparse.Namespace) -> BuildRequest:
         env_dir=parsed.env_dir,
         sdist_extract_dir=parsed.sdist_extract_dir,
         lock=parsed.lock,
-        lock_timeout=_lock_timeout(parsed),
+        lock_timeout=timeout,
         cache_dir=parsed.cache_dir,
+        use_cache=not parsed.no_cache,
+        env_max_age=DEFAULT_ENV_MAX_AGE if max_age is None else max_age,
+        refresh=parsed.refresh,
         clear=parsed.clear,
         verbosity=parsed.verbosity,
     )
@@ -346,18 +369,6 @@ def _config_settings(parsed: argparse.Namespace) -> dict[str, Any]:
         else:
             collected[key] = [collected[key], value]
     return collected
-
-
-def _lock_timeout(parsed: argparse.Namespace) -> float | None:
-    if parsed.lock_timeout is not None:
-        return float(parsed.lock_timeout)
-    text = os.environ.get(LOCK_TIMEOUT_VARIABLE)
-    if not text:
-        return None
-    try:
-        return _seconds(text)
-    except ValueError as error:
-        raise SettingsError(f"{LOCK_TIMEOUT_VARIABLE} must be a number of seconds, not {text!r}") from error
 
 
 def _as_json(metadata: bytes) -> str:

@@ -19,11 +19,11 @@ from build import BuildBackendException, BuildException, ProjectBuilder, check_d
 
 from lockbuild import artifacts
 from lockbuild.build_library import format_unmet_dependencies, forward_log
-from lockbuild.environments import BuildEnvironment, build_environment
+from lockbuild.environments import BuildEnvironment, build_environment, extended
 from lockbuild.errors import ArtifactError, UnmetDependenciesError
 from lockbuild.events import Reporter
 from lockbuild.hooks.caller import HookRunner
-from lockbuild.locks import DirectoryLock, SourceTreeLock
+from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
 from lockbuild.project import SHARES_THE_TREE, LockDecision, Project, decide_lock, read_project
 from lockbuild.request import BuildRequest, BuildResult, Distribution
 from lockbuild.sdist import top_level_folder, unpacked
@@ -143,7 +143,7 @@ def _source_tree(run: _Run, source: str) -> Iterator[tuple[str, list[DirectoryLo
 
 
 def _build_distribution(
-    run: _Run, tree: str, kind: Distribution, locks: Sequence[DirectoryLock] = ()
+    run: _Run, tree: str, kind: Distribution, locks: Sequence[InheritableLock] = ()
 ) -> tuple[str, str]:
     """Build one distribution of a tree and publish it; return its paths in the staging folder and in the out-dir."""
 
@@ -170,30 +170,35 @@ def _call_hooks(
     tree: str,
     kind: Distribution,
     work: Callable[[ProjectBuilder], T],
-    outer_locks: Sequence[DirectoryLock],
+    outer_locks: Sequence[InheritableLock],
 ) -> T:
     """Have the backend of a tree do some work, in its environment, under its lock."""
     with contextlib.ExitStack() as stack:
-        locks = [*outer_locks]
+        locks: list[InheritableLock] = [*outer_locks]
         if run.request.env_dir is not None:
             # Two builds with one --env-dir: the second one finds the folder empty when the first has succeeded.
             locks.append(stack.enter_context(run.lock_directory(run.request.env_dir)))
         hooks = HookRunner(_output_handler(run))
-        environment = stack.enter_context(build_environment(run.request))
-        builder = _project_builder(tree, environment, hooks)
+        requires = ProjectBuilder(tree).build_system_requires
         project = read_project(tree)
-        if environment is not None:
-            environment.install(builder.build_system_requires, fresh=True)
+        environment = None
+        if run.request.isolation:
+            environment = stack.enter_context(build_environment(requires, run.request, run.reporter))
+            locks.extend(environment.locks)
 
         decision = _decide_lock(run, project, environment, ())
-        with _hint_at_shared_tree(project, decision), _locked(run, project, decision, locks, hooks):
-            extra_requires = _satisfy_extra_requirements(run, kind, builder, environment)
-            late_decision = _decide_lock(run, project, environment, extra_requires)
-            if decision.locked or not late_decision.locked:
-                return work(builder)
+        with _hint_at_shared_tree(project, decision), _locked(run, project, decision, locks, hooks) as held:
+            extra_requires = _ask_for_extra_requirements(run, kind, _project_builder(tree, environment, hooks))
+            with _extended(run, environment, extra_requires, held, hooks) as full_environment:
+                late_decision = _decide_lock(run, project, full_environment, extra_requires)
+                if decision.locked or not late_decision.locked:
+                    return work(_project_builder(tree, full_environment, hooks))
         # The backend itself asked for setuptools, which was nowhere until now; so nothing has run it yet.
-        with _locked(run, project, late_decision, locks, hooks):
-            return work(builder)
+        with (
+            _locked(run, project, late_decision, locks, hooks) as held,
+            _extended(run, environment, extra_requires, held, hooks) as full_environment,
+        ):
+            return work(_project_builder(tree, full_environment, hooks))
 
 
 def _project_builder(tree: str, environment: BuildEnvironment | None, hooks: HookRunner) -> ProjectBuilder:
@@ -214,9 +219,13 @@ def _decide_lock(
 
 @contextlib.contextmanager
 def _locked(
-    run: _Run, project: Project, decision: LockDecision, locks: Sequence[DirectoryLock], hooks: HookRunner
-) -> Iterator[None]:
-    """Lock the tree, if that was decided, and let hooks run only in there. They have ended when it is unlocked."""
+    run: _Run, project: Project, decision: LockDecision, locks: Sequence[InheritableLock], hooks: HookRunner
+) -> Iterator[Sequence[InheritableLock]]:
+    """
+    Lock the tree, if that was decided, and let hooks run only in there. They have ended when it is unlocked.
+
+    Yields all the locks under which they run.
+    """
     verb = "Locking" if decision.locked else "Not locking"
     run.reporter.detail(f"{verb} {project.tree}: {decision.reason}")
     with contextlib.ExitStack() as stack:
@@ -224,7 +233,7 @@ def _locked(
         if decision.locked:
             held.append(stack.enter_context(run.lock_source_tree(project.tree)))
         stack.enter_context(hooks.under(held))
-        yield
+        yield held
 
 
 @contextlib.contextmanager
@@ -242,22 +251,39 @@ def _hint_at_shared_tree(project: Project, decision: LockDecision) -> Iterator[N
         raise
 
 
-def _satisfy_extra_requirements(
-    run: _Run, kind: Distribution, builder: ProjectBuilder, environment: BuildEnvironment | None
-) -> set[str]:
-    """Ask the backend what else it requires for this build; install that, or check that it is there."""
-    if environment is None and run.request.skip_dependency_check:
+def _ask_for_extra_requirements(run: _Run, kind: Distribution, builder: ProjectBuilder) -> set[str]:
+    """Ask the backend what else it requires for this build; without isolation, check that it is all there."""
+    if not run.request.isolation and run.request.skip_dependency_check:
         return set()
     extra = builder.get_requires_for_build(kind, run.request.config_settings)
-    requires = builder.build_system_requires | extra
-    if environment is not None:
-        environment.install(extra)
-        if versions := environment.installed_versions(requires):
+    if not run.request.isolation:
+        requires = builder.build_system_requires | extra
+        if missing := {chain for requirement in requires for chain in check_dependency(requirement)}:
+            raise UnmetDependenciesError(format_unmet_dependencies(missing))
+    return extra
+
+
+@contextlib.contextmanager
+def _extended(
+    run: _Run,
+    environment: BuildEnvironment | None,
+    extra_requires: Collection[str],
+    held: Sequence[InheritableLock],
+    hooks: HookRunner,
+) -> Iterator[BuildEnvironment | None]:
+    """Have hooks run where the extra requirements are installed, too."""
+    if environment is None:
+        yield None
+        return
+    with extended(environment, extra_requires, run.request, run.reporter) as full:
+        if versions := full.installed_versions({*full.requirements, *extra_requires}):
             listed = "".join(f"\n- {name}=={version}" for name, version in sorted(versions.items()))
             run.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
-    elif missing := {chain for requirement in requires for chain in check_dependency(requirement)}:
-        raise UnmetDependenciesError(format_unmet_dependencies(missing))
-    return extra
+        if full is environment:
+            yield full
+        else:
+            with hooks.under([*held, *full.locks]):
+                yield full
 
 
 def _make_out_dir(out_dir: str) -> None:

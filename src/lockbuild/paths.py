@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -29,6 +30,31 @@ def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
     folder = platformdirs.user_cache_dir("lockbuild", appauthor=False)
     # Without HOME and without an entry in the user database "~" stays as it is.
     return folder if os.path.isabs(folder) else None
+
+
+def environment_folder(requested: str | os.PathLike[str] | None) -> str:
+    """
+    Return the folder of the build environments that are kept, made if it was missing.
+
+    It is this user's alone: whoever could write there would have his code run by our builds. Raises `CacheFolderError`
+    where there is no such folder.
+    """
+    cache = cache_folder(requested)
+    if cache is None:
+        raise CacheFolderError("there is no home folder to have a cache in")
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    # In a cache folder that several users share, the first one has the plain name.
+    for name in ("environments", f"environments-{user}"):
+        folder = os.path.join(cache, name)
+        try:
+            os.makedirs(cache, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o700)
+            if _is_private(os.lstat(folder)) and os.access(folder, os.W_OK | os.X_OK):
+                return folder
+        except OSError as error:
+            raise CacheFolderError(f"{folder} cannot be made: {error.strerror}") from error
+    raise CacheFolderError(f"{folder} is not a folder that only you can write")
 
 
 def lock_folder(requested: str | os.PathLike[str] | None, reporter: Reporter) -> str:

@@ -45,6 +45,12 @@ class BuildRequest:
     """Seconds to wait for a lock; ``None`` waits for ever."""
     cache_dir: str | None = None
     """The cache folder; ``None`` is ``LOCKBUILD_CACHE_DIR`` or the platform's place for caches."""
+    use_cache: bool = True
+    """Use a build environment from the store, and keep a new one there."""
+    env_max_age: float = 86400.0
+    """Seconds after which the requirements of a kept environment are resolved again."""
+    refresh: bool = False
+    """Resolve them again at once."""
     clear: bool = False
     """Remove the project's older artifacts from the out-dir once the new ones are complete."""
     verbosity: int = 0

@@ -1,18 +1,30 @@
-"""The environments in which hooks run: one made for the build, or the one that lockbuild itself runs in."""
+"""The environments in which hooks run: one from the store, one made for this build, or the one that runs lockbuild."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from lockbuild.errors import CacheFolderError
+from lockbuild.paths import environment_folder
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from lockbuild.events import Reporter
+    from lockbuild.locks import InheritableLock
     from lockbuild.request import BuildRequest
 
 
 class BuildEnvironment(Protocol):
     """A place for hooks to run in. It is what ``build.ProjectBuilder.from_isolated_env`` takes, and more."""
+
+    locks: tuple[InheritableLock, ...]
+    """What hooks have to inherit, so that nobody removes the environment under them."""
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """What was asked for when it was made."""
 
     @property
     def python_executable(self) -> str:
@@ -21,20 +33,63 @@ class BuildEnvironment(Protocol):
     def make_extra_environ(self) -> Mapping[str, str] | None:
         """Return the environment variables that a hook gets beside those of the frontend."""
 
-    def install(self, requirements: Collection[str], *, fresh: bool = False) -> None:
-        """Install requirements; ``fresh`` is for the first ones in an empty environment."""
-
-    def installed_versions(self, names: Collection[str]) -> dict[str, str]:
-        """Return the versions of those of the named distributions that are installed, by normalised name."""
+    def installed_versions(self, requirements: Collection[str]) -> dict[str, str]:
+        """Return the versions of the required distributions that are installed, by normalized name."""
 
 
 @contextmanager
-def build_environment(request: BuildRequest) -> Iterator[BuildEnvironment | None]:
-    """Yield a new environment for a build, or ``None`` when it is to run in ours. It is removed afterwards."""
-    if not request.isolation:
-        yield None
-        return
+def build_environment(
+    requirements: Collection[str], request: BuildRequest, reporter: Reporter
+) -> Iterator[BuildEnvironment]:
+    """
+    Yield an isolated environment in which these requirements are installed.
+
+    It comes from the store, unless the user or the requirements forbid it, or there is no place for a store; then it
+    is made for this build and removed after it.
+    """
+    constraints = _read_constraints(request.constraints_file)
+    if request.use_cache and request.env_dir is None:
+        from lockbuild.environments.kept import kept_environment
+        from lockbuild.environments.key import environment_key
+
+        if key := environment_key(requirements, constraints, request.installer):
+            try:
+                folder = environment_folder(request.cache_dir)
+            except CacheFolderError as error:
+                reporter.warn(f"Not keeping the build environment: {error}")
+            else:
+                with kept_environment(folder, key, requirements, constraints, request, reporter) as kept:
+                    yield kept
+                return
     from lockbuild.environments.fresh import FreshEnvironment
 
-    with FreshEnvironment(request.installer, request.env_dir, request.constraints_file) as environment:
+    with FreshEnvironment(request.installer, request.env_dir, requirements, constraints) as fresh:
+        yield fresh
+
+
+@contextmanager
+def extended(
+    environment: BuildEnvironment, requirements: Collection[str], request: BuildRequest, reporter: Reporter
+) -> Iterator[BuildEnvironment]:
+    """
+    Yield an environment that has more requirements than a given one.
+
+    Nothing is installed into an environment from the store: there the larger one is another one.
+    """
+    from lockbuild.environments.fresh import FreshEnvironment
+
+    if isinstance(environment, FreshEnvironment):
+        environment.install(requirements)
         yield environment
+    elif requirements:
+        with build_environment({*environment.requirements, *requirements}, request, reporter) as larger:
+            yield larger
+    else:
+        yield environment
+
+
+def _read_constraints(path: str | None) -> str:
+    if path is None:
+        return ""
+    with open(path, encoding="utf-8") as file:
+        return file.read()

@@ -10,19 +10,30 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from types import TracebackType
 
+    from lockbuild.locks import InheritableLock
     from lockbuild.request import Installer
 
 
 class FreshEnvironment:
     """A context manager around `build`'s own isolated environment, with the constraints file that goes with it."""
 
-    def __init__(self, installer: Installer, path: str | None, constraints_file: str | None) -> None:
+    locks: tuple[InheritableLock, ...] = ()
+    """It is removed at the end of the build; there is nothing that a hook could keep."""
+
+    def __init__(self, installer: Installer, path: str | None, requirements: Collection[str], constraints: str) -> None:
         self._environment = DefaultIsolatedEnv(installer=installer, path=path)
-        self._constraints_file = constraints_file
+        self._requirements = tuple(requirements)
+        # One element, not lines: a requirement and its --hash continuation lines belong together.
+        self._constraints = (constraints,) if constraints.strip() else ()
 
     def __enter__(self) -> Self:
-        """Create the environment; it is still empty."""
+        """Create the environment and install the requirements."""
         self._environment.__enter__()
+        try:
+            self.install(self._requirements, fresh=True)
+        except BaseException as error:
+            self._environment.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(
@@ -30,6 +41,11 @@ class FreshEnvironment:
     ) -> None:
         """Remove it. One at a path that the user named is kept for inspection after a failure."""
         self._environment.__exit__(kind, error, traceback)
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """What was installed at first."""
+        return self._requirements
 
     @property
     def python_executable(self) -> str:
@@ -41,17 +57,9 @@ class FreshEnvironment:
         return self._environment.make_extra_environ()
 
     def install(self, requirements: Collection[str], *, fresh: bool = False) -> None:
-        """Install requirements under the constraints."""
-        self._environment.install(requirements, self._constraints(), _fresh=fresh)
+        """Install requirements under the constraints; ``fresh`` is for those in an empty environment."""
+        self._environment.install(requirements, self._constraints, _fresh=fresh)
 
     def installed_versions(self, names: Collection[str]) -> dict[str, str]:
         """Return the installed versions of the named distributions."""
         return self._environment.installed_versions(names)
-
-    def _constraints(self) -> tuple[str, ...]:
-        if self._constraints_file is None:
-            return ()
-        with open(self._constraints_file, encoding="utf-8") as file:
-            text = file.read()
-        # One element, not lines: a requirement and its --hash continuation lines belong together.
-        return (text,) if text.strip() else ()

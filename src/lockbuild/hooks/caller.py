@@ -24,7 +24,7 @@ from lockbuild.hooks.terminal import Terminal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from lockbuild.locks import DirectoryLock
+    from lockbuild.locks import InheritableLock
 
 # How long a hook that was sent SIGINT may take to clean up before it is killed, in seconds. tox kills a frontend half a
 # second after its own SIGINT, and what is left of that time must do for everything else.
@@ -49,14 +49,14 @@ class HookRunner:
     """
 
     def __init__(self, on_output: Callable[[Sequence[str], bytes, int], None] | None = None) -> None:
-        self._locks: Sequence[DirectoryLock] = ()
+        self._locks: Sequence[InheritableLock] = ()
         self._on_output = on_output
         self._output: IO[bytes] | None = None
         self._read_until = 0
         self._host: _Host | None = None
 
     @contextlib.contextmanager
-    def under(self, locks: Sequence[DirectoryLock]) -> Iterator[None]:
+    def under(self, locks: Sequence[InheritableLock]) -> Iterator[None]:
         """
         Run hooks under these locks. No hook is left running afterwards, except where the kernel cannot end one.
 
@@ -95,6 +95,8 @@ class HookRunner:
         """
         environ = dict(extra_environ or {}) | self._environment_of_locks()
         if os.name == "posix":
+            if self._host is not None and self._host.python != cmd[0]:
+                self._end_host()
             if self._host is None:
                 self._open_output()
                 descriptors = [descriptor for lock in self._locks for descriptor in lock.descriptors]
@@ -146,6 +148,7 @@ class _Host:
         descriptors: Sequence[int],
         output: IO[bytes] | None,
     ) -> None:
+        self.python = python
         requests, self._requests = os.pipe()
         self._replies, replies = os.pipe()
         self._hook: int | None = None

@@ -18,8 +18,26 @@ Who waits learns from `find_holder` for whom. Between machines that share a file
 lock: see docs/locking.md.
 """
 
+from typing import Protocol
+
 from lockbuild.locks.cache_digest import cache_digest
 from lockbuild.locks.directory import DirectoryLock, SourceTreeLock
 from lockbuild.locks.holders import Holder
+from lockbuild.locks.nesting import HeldLock
 
-__all__ = ["DirectoryLock", "Holder", "SourceTreeLock", "cache_digest"]
+__all__ = ["DirectoryLock", "Holder", "InheritableLock", "SourceTreeLock", "cache_digest"]
+
+
+class InheritableLock(Protocol):
+    """A lock that hook processes inherit, so that it stays taken until the last of them has ended."""
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The open files that carry the lock."""
+
+    @property
+    def held(self) -> HeldLock | None:
+        """What a hook's descendants need to know of it, if anything."""
+
+    def leave_to_heirs(self) -> None:
+        """Have it outlive its release, for hooks that may still run."""

@@ -72,8 +72,11 @@ class DirectoryLock:
         timeout: float | None = None,
         reporter: Reporter | None = None,
         create: bool = False,
+        subject: str | None = None,
     ) -> None:
         self.path = os.fspath(path)
+        self.subject = subject or self.path
+        """What the lock protects, in the words of messages."""
         self.timeout = timeout
         self.held: HeldLock | None = None
         """What a hook's descendants need to know of this lock, while it is held."""
@@ -138,7 +141,7 @@ class DirectoryLock:
             self._release()
             raise
         if self._next_report > _REPORT_SECONDS:
-            self._reporter.got_lock(self.path, time.monotonic() - self._started)
+            self._reporter.got_lock(self.subject, time.monotonic() - self._started)
 
     def _take_all(self) -> Iterator[float]:
         if self._create:
@@ -178,9 +181,9 @@ class DirectoryLock:
                 lock_file = os.path.join(folder, name)
                 yield from self._take(LockFile(lock_file), lock_file)
         except (LocksUnsupportedError, NotALockFileError) as error:
-            raise LockUnavailableError(self.path, lock_file, str(error)) from error
+            raise LockUnavailableError(self.subject, lock_file, str(error)) from error
         except OSError as error:
-            raise LockUnavailableError(self.path, lock_file, error.strerror or str(error)) from error
+            raise LockUnavailableError(self.subject, lock_file, error.strerror or str(error)) from error
         return lock_file
 
     def _take_directory(self, canonical: str, lock_file: str) -> Iterator[float]:
@@ -238,11 +241,11 @@ class DirectoryLock:
             waited = time.monotonic() - self._started
             if self.timeout is not None and waited >= self.timeout:
                 holder = find_holder(descriptor, record_beside(lock_file))
-                raise LockTimeoutError(self.path, lock_file, holder, self.timeout)
+                raise LockTimeoutError(self.subject, lock_file, holder, self.timeout)
             if waited >= self._next_report:
                 self._next_report = waited + _REPORT_SECONDS
                 holder = find_holder(descriptor, record_beside(lock_file))
-                self._reporter.waiting(LockWait(self.path, lock_file, holder, waited, self.timeout))
+                self._reporter.waiting(LockWait(self.subject, lock_file, holder, waited, self.timeout))
             yield POLL_SECONDS if self.timeout is None else min(POLL_SECONDS, self.timeout - waited)
             if try_to_lock(descriptor):
                 return

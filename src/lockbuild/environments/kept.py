@@ -1,0 +1,272 @@
+"""Build environments that are kept: found in the store, or made once while others wait, and used by many builds.
+
+`kept_environment` is the way from requirements to an environment to run hooks in. Who needs one that is not there yet
+takes the key's lock, looks again, and makes it; the others wait for that lock and find it. Different keys have
+different locks, so that different environments are made in parallel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sysconfig
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from build.env import DefaultIsolatedEnv
+
+from lockbuild.build_library import forward_log
+from lockbuild.environments.store import (
+    Generation,
+    Manifest,
+    User,
+    age_in_words,
+    digest_of_contents,
+    generations,
+    new_generation,
+    remove_unused,
+)
+from lockbuild.errors import CacheFolderError
+from lockbuild.events import Reporter
+from lockbuild.locks import DirectoryLock
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from lockbuild.environments.key import EnvironmentKey
+    from lockbuild.locks import InheritableLock
+    from lockbuild.request import BuildRequest
+
+# What installers say when an index cannot be reached, as opposed to: when it has no such version.
+_UNREACHABLE = (
+    "connection broken by",
+    "NewConnectionError",
+    "Could not fetch URL",
+    "ProxyError",
+    "error sending request",
+    "client error (Connect)",
+    "dns error",
+    "Network is unreachable",
+)
+
+# How long to be content with an old environment, after an index could not be reached, before trying again, in seconds.
+_TRY_AGAIN_SECONDS = 300.0
+
+
+class KeptEnvironment:
+    """A build environment in the store, while a build uses it. Nothing is ever installed into it."""
+
+    def __init__(self, manifest: Manifest, user: User) -> None:
+        self._manifest = manifest
+        self.locks: tuple[InheritableLock, ...] = (user,)
+        """What hooks that run in the environment have to inherit."""
+
+    @property
+    def python_executable(self) -> str:
+        """The interpreter of the environment."""
+        return self._manifest.python_executable
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """What was asked for when it was made."""
+        return self._manifest.requirements
+
+    def make_extra_environ(self) -> dict[str, str]:
+        """Return the variables that isolate hooks, the same that `build` sets."""
+        path = os.environ.get("PATH")
+        return {
+            "PATH": self._manifest.scripts if path is None else os.pathsep.join((self._manifest.scripts, path)),
+            "PYTHONPATH": "",
+        }
+
+    def installed_versions(self, requirements: Collection[str]) -> dict[str, str]:
+        """Return the installed versions of the distributions that the requirements name."""
+        names = _names(requirements)
+        return {name: version for name, version in self._manifest.packages.items() if name in names}
+
+
+@contextmanager
+def kept_environment(
+    store: str,
+    key: EnvironmentKey,
+    requirements: Collection[str],
+    constraints: str,
+    request: BuildRequest,
+    reporter: Reporter,
+) -> Iterator[KeptEnvironment]:
+    """
+    Yield the environment that is kept under a key, made if it was not there, for as long as the build uses it.
+
+    Raises what `build` raises when it cannot be made, `LockTimeoutError` when another process makes it for too long.
+    """
+    folder = os.path.join(store, key.digest)
+    started = time.time()
+    oldest = started if request.refresh else started - request.env_max_age
+    found = _find(folder, oldest, reporter)
+    if found is None:
+        found = _make(folder, key, requirements, constraints, request, reporter, oldest)
+    else:
+        reporter.log(_describe_reuse(found[0], requirements), ("step",))
+    manifest, user = found
+    try:
+        yield KeptEnvironment(manifest, user)
+    finally:
+        user.end()
+
+
+def _find(folder: str, oldest: float, reporter: Reporter) -> tuple[Manifest, User] | None:
+    """Find the newest complete and unchanged environment that was not made before ``oldest``, and begin to use it."""
+    for generation in generations(folder):
+        manifest = generation.read_manifest()
+        if manifest is None or manifest.made < oldest:
+            continue
+        user = User(generation)
+        if not user.begin():
+            continue
+        if _is_unchanged(generation, manifest):
+            return manifest, user
+        user.end()
+        reporter.log(
+            f"The build environment {generation.path} was changed since it was made; it is replaced", ("step",)
+        )
+    return None
+
+
+def _make(
+    folder: str,
+    key: EnvironmentKey,
+    requirements: Collection[str],
+    constraints: str,
+    request: BuildRequest,
+    reporter: Reporter,
+    oldest: float,
+) -> tuple[Manifest, User]:
+    """Make an environment under its key's lock, unless somebody else has while we waited for that."""
+    lock = DirectoryLock(
+        folder,
+        subject=f"the build environment for {', '.join(key.requirements) or 'no requirements'}",
+        cache_dir=request.cache_dir,
+        timeout=request.lock_timeout,
+        reporter=reporter,
+        create=True,
+    )
+    with lock:
+        if found := _find(folder, oldest, reporter):
+            reporter.log(_describe_reuse(found[0], requirements), ("step",))
+            return found
+        older = next(((g, m) for g in generations(folder) if (m := g.read_manifest()) and _is_unchanged(g, m)), None)
+        if older and not request.refresh and _was_unreachable_lately(folder):
+            return _use_older(*older, reporter)
+        # What a killed maker has left, and what was changed.
+        remove_unused(folder, keep=lambda generation: older is not None and generation == older[0])
+        generation = new_generation(folder)
+        heard = _InstallerOutput(reporter)
+        try:
+            with forward_log(heard, request.verbosity):
+                manifest = _populate(generation, requirements, constraints, request)
+        except BaseException as error:
+            shutil.rmtree(generation.path, ignore_errors=True)
+            if older and isinstance(error, subprocess.CalledProcessError) and heard.index_was_unreachable:
+                _note_unreachable(folder)
+                return _use_older(*older, reporter)
+            raise
+        generation.write_manifest(manifest)
+        user = User(generation)
+        if not user.begin():
+            raise CacheFolderError(f"{generation.path} was removed as soon as it was made; is the cache being cleared?")
+        remove_unused(folder, keep=lambda each: each == generation)
+        return manifest, user
+
+
+def _populate(
+    generation: Generation, requirements: Collection[str], constraints: str, request: BuildRequest
+) -> Manifest:
+    made = time.time()
+    environment = DefaultIsolatedEnv(installer=request.installer, path=generation.path).__enter__()
+    environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
+    base = {"base": environment.path, "platbase": environment.path}
+    purelib, platlib, scripts = (sysconfig.get_path(name, "venv", base) for name in ("purelib", "platlib", "scripts"))
+    return Manifest(
+        made=made,
+        python_executable=environment.python_executable,
+        scripts=scripts,
+        requirements=tuple(sorted(requirements)),
+        packages=_installed_packages({purelib, platlib}),
+        contents=digest_of_contents(generation.path),
+    )
+
+
+def _installed_packages(folders: Collection[str]) -> dict[str, str]:
+    from importlib.metadata import distributions
+
+    from packaging.utils import canonicalize_name
+
+    found = distributions(path=sorted(folders))
+    return {canonicalize_name(distribution.name): distribution.version for distribution in found}
+
+
+def _is_unchanged(generation: Generation, manifest: Manifest) -> bool:
+    try:
+        return os.path.exists(manifest.python_executable) and digest_of_contents(generation.path) == manifest.contents
+    except OSError:
+        # Something in it vanished or cannot be read.
+        return False
+
+
+def _use_older(generation: Generation, manifest: Manifest, reporter: Reporter) -> tuple[Manifest, User]:
+    user = User(generation)
+    if not user.begin():
+        raise CacheFolderError(f"{generation.path} was removed meanwhile; is the cache being cleared?")
+    reporter.warn(
+        f"The index cannot be reached; using the build environment made {age_in_words(manifest.made)} ago "
+        f"({_versions(manifest, manifest.requirements)})"
+    )
+    return manifest, user
+
+
+def _describe_reuse(manifest: Manifest, requirements: Collection[str]) -> str:
+    versions = _versions(manifest, requirements)
+    return f"Using the build environment made {age_in_words(manifest.made)} ago{f' ({versions})' if versions else ''}"
+
+
+def _versions(manifest: Manifest, requirements: Collection[str]) -> str:
+    names = _names(requirements)
+    return ", ".join(f"{name} {version}" for name, version in sorted(manifest.packages.items()) if name in names)
+
+
+def _names(requirements: Collection[str]) -> set[str]:
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
+    names = set()
+    for requirement in requirements:
+        with contextlib.suppress(InvalidRequirement):
+            names.add(str(canonicalize_name(Requirement(requirement).name)))
+    return names
+
+
+def _note_unreachable(folder: str) -> None:
+    with open(os.path.join(folder, "unreachable"), "w", encoding="utf-8"):
+        pass
+
+
+def _was_unreachable_lately(folder: str) -> bool:
+    try:
+        return time.time() - os.stat(os.path.join(folder, "unreachable")).st_mtime < _TRY_AGAIN_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+class _InstallerOutput(Reporter):
+    """Listens for an installer that cannot reach its index, and passes on what it hears."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self.index_was_unreachable = False
+
+    def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
+        self.index_was_unreachable |= any(sign in message for sign in _UNREACHABLE)
+        self._reporter.log(message, kind)

@@ -1,0 +1,189 @@
+"""The key of a build environment: everything that decides what is in it, and nothing else.
+
+Two builds whose keys are equal may share an environment (invariant: a reused thing equals a fresh one). So the key has
+the interpreter, the requirements, the constraints, the installer and all that the installer would read. It does not
+have the project, its path, or the time: an environment that has become old is resolved again under the same key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from lockbuild.request import Installer
+
+# Variables that do not begin with PIP_ or UV_ and yet decide what is installed: where pip's and uv's configuration
+# files are, and what a compiler is told when a requirement has no wheel.
+_VARIABLES = (
+    "XDG_CONFIG_HOME",
+    "XDG_CONFIG_DIRS",
+    "ARCHFLAGS",
+    "CC",
+    "CFLAGS",
+    "CPPFLAGS",
+    "CXX",
+    "CXXFLAGS",
+    "LDFLAGS",
+    "MACOSX_DEPLOYMENT_TARGET",
+    "NETRC",
+    "SOURCE_DATE_EPOCH",
+)
+
+# Variables of pip and uv that only change how they talk, where they cache, and how long they wait.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "PIP_CACHE_DIR",
+        "PIP_DEFAULT_TIMEOUT",
+        "PIP_DISABLE_PIP_VERSION_CHECK",
+        "PIP_LOG",
+        "PIP_NO_COLOR",
+        "PIP_NO_INPUT",
+        "PIP_PROGRESS_BAR",
+        "PIP_QUIET",
+        "PIP_RETRIES",
+        "PIP_TIMEOUT",
+        "PIP_VERBOSE",
+        "UV_CACHE_DIR",
+        "UV_HTTP_TIMEOUT",
+        "UV_LOCK_TIMEOUT",
+        "UV_NO_PROGRESS",
+    }
+)
+
+# The form of what is stored under a key. Another form is another key.
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class EnvironmentKey:
+    """What an environment is kept under."""
+
+    digest: str
+    requirements: tuple[str, ...]
+    """As they were normalized: for a person who looks into the store."""
+
+
+def environment_key(requirements: Collection[str], constraints: str, installer: Installer) -> EnvironmentKey | None:
+    """
+    Compute the key for requirements (PEP 508 strings), the text of a constraints file, and an installer.
+
+    ``None`` where no key could cover what would be installed: a requirement that names a local file or folder, which
+    may change at any time, or one that is not understood.
+    """
+    spelled = [_normalize(requirement) for requirement in requirements]
+    normalized = tuple(sorted({requirement for requirement in spelled if requirement is not None}))
+    if None in spelled:
+        return None
+    content: dict[str, Any] = {
+        "format": _FORMAT,
+        "interpreter": _interpreter(),
+        "requirements": normalized,
+        "constraints": constraints.split(),
+        "installer": installer,
+        "variables": _variables(installer),
+        "configuration": [text for path in _configuration_files(installer) if (text := _read(path)) is not None],
+    }
+    text = json.dumps(content, sort_keys=True)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return EnvironmentKey(digest, normalized)
+
+
+def _normalize(requirement: str) -> str | None:
+    """Spell a requirement in the one way that `packaging` has for it; ``None`` if what it names may change."""
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
+    try:
+        parsed = Requirement(requirement)
+    except InvalidRequirement:
+        return None
+    if parsed.url is not None and not parsed.url.startswith(("https:", "http:", "git+https:", "git+ssh:")):
+        return None
+    parsed.name = canonicalize_name(parsed.name)
+    parsed.extras = {canonicalize_name(extra) for extra in parsed.extras}
+    return str(parsed)
+
+
+def _interpreter() -> list[Any]:
+    executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    status = os.stat(executable)
+    return [
+        executable,
+        # An upgrade in place keeps the path.
+        status.st_size,
+        status.st_mtime_ns,
+        sys.version,
+        sys.implementation.name,
+        sysconfig.get_config_var("EXT_SUFFIX"),
+        sysconfig.get_platform(),
+        os.path.realpath(sys.base_prefix),
+    ]
+
+
+def _variables(installer: Installer) -> dict[str, str]:
+    # pip reads UV_* never, uv reads no PIP_*. SOURCE_DATE_EPOCH and the compiler's count where there is no wheel.
+    prefix = "PIP_" if installer == "pip" else "UV_"
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if (name.startswith(prefix) or name in _VARIABLES) and name not in _WITHOUT_EFFECT
+    }
+
+
+def _configuration_files(installer: Installer) -> Iterator[str]:
+    import platformdirs
+
+    if installer == "pip":
+        # pip's own order, from its documentation: global, user (new and old place), the environment's, PIP_CONFIG_FILE.
+        name = "pip.ini" if os.name == "nt" else "pip.conf"
+        for folder in platformdirs.site_config_dir("pip", appauthor=False, multipath=True).split(os.pathsep):
+            yield os.path.join(folder, name)
+        yield f"/etc/{name}"
+        yield os.path.join(platformdirs.user_config_dir("pip", appauthor=False, roaming=True), name)
+        yield os.path.join(os.path.expanduser("~"), "pip" if os.name == "nt" else ".pip", name)
+        yield os.path.join(sys.prefix, name)
+        if path := os.environ.get("PIP_CONFIG_FILE"):
+            yield path
+    else:
+        for folder in platformdirs.site_config_dir("uv", appauthor=False, multipath=True).split(os.pathsep):
+            yield os.path.join(folder, "uv.toml")
+        yield "/etc/uv/uv.toml"
+        yield os.path.join(platformdirs.user_config_dir("uv", appauthor=False, roaming=True), "uv.toml")
+        yield os.path.join(os.path.expanduser("~"), ".config", "uv", "uv.toml")
+        if path := os.environ.get("UV_CONFIG_FILE"):
+            yield path
+        # uv looks for a project's settings from the working directory upwards.
+        folder = os.getcwd()
+        while True:
+            yield os.path.join(folder, "uv.toml")
+            yield os.path.join(folder, "pyproject.toml")
+            parent = os.path.dirname(folder)
+            if parent == folder:
+                break
+            folder = parent
+
+
+def _read(path: str) -> str | None:
+    """Return what an installer may read from a file, if anything: its text, or the table in a pyproject.toml."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError:
+        return None
+    if os.path.basename(path) != "pyproject.toml":
+        return content.decode("utf-8", "surrogateescape")
+    import tomllib
+
+    try:
+        table = tomllib.loads(content.decode()).get("tool", {}).get("uv")
+    except (ValueError, AttributeError):
+        return None
+    return None if table is None else repr(table)

@@ -1,0 +1,250 @@
+"""The store of build environments: each is made once, under a lock, found complete or not at all, and never changed.
+
+In the folder of a key:
+
+    <generation>/        the environment; its path stays the same as long as it is used
+    <generation>.json    its manifest, written last: an environment without one is not there
+    <generation>.users/  a file for each build that runs in it, locked by that build
+
+Making one: under the key's lock the folders that have no manifest and no users are removed (a maker that was killed
+left them), the environment is made in a new generation, and its manifest gets its name by a rename.
+
+Using one takes no lock that others wait for. Two processes could still be at odds, one that begins to use a generation
+and one that removes it. The user first locks its file in ``.users`` and then looks whether the manifest is there; the
+remover first removes the manifest and then looks for users. Whichever is later sees the other.
+
+A user's lock is inherited by its hook processes, like that of a source tree: an environment is in use until the last
+hook has ended, also when the frontend was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a complete environment."""
+
+    made: float
+    """When its requirements were resolved, in seconds since the epoch."""
+    python_executable: str
+    scripts: str
+    requirements: tuple[str, ...]
+    packages: Mapping[str, str]
+    """Versions by normalized name."""
+    contents: str
+    """A digest of what the environment consisted of when it was complete: see `digest_of_contents`."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One environment in the folder of its key."""
+
+    folder: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The environment."""
+        return os.path.join(self.folder, self.name)
+
+    @property
+    def manifest_path(self) -> str:
+        """The file that makes it complete."""
+        return f"{self.path}.json"
+
+    @property
+    def users_path(self) -> str:
+        """The folder of its users' files. Its time of change is that of the last use."""
+        return f"{self.path}.users"
+
+    def read_manifest(self) -> Manifest | None:
+        """Return the manifest, or ``None`` while there is none (or one of another version of lockbuild)."""
+        try:
+            with open(self.manifest_path, encoding="utf-8") as file:
+                content: dict[str, Any] = json.load(file)
+            content["requirements"] = tuple(content["requirements"])
+            return Manifest(**content)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Complete the environment."""
+        hidden = f"{self.manifest_path}.{secrets.token_hex(4)}"
+        with open(hidden, "x", encoding="utf-8") as file:
+            json.dump(asdict(manifest), file, indent=1)
+        os.replace(hidden, self.manifest_path)
+
+    def is_used(self) -> bool:
+        """Tell whether a build runs in it. Files of users that have ended are removed."""
+        used = False
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.users_path):
+                used |= _is_locked(os.path.join(self.users_path, name))
+        return used
+
+    def last_used(self) -> float:
+        """Return when a build last began or ended to use it, in seconds since the epoch."""
+        try:
+            return os.stat(self.users_path).st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def remove(self) -> bool:
+        """Remove it unless it is used; then it stays, and stays complete. Only under the key's lock."""
+        manifest = self.read_manifest()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.manifest_path)
+        if self.is_used():
+            if manifest is not None:
+                self.write_manifest(manifest)
+            return False
+        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.rmtree(self.users_path, ignore_errors=True)
+        return True
+
+
+class User:
+    """
+    The use of a generation by one build: a locked file. A context manager that says whether the use began.
+
+    It looks to `HookRunner` like a lock: hooks inherit its descriptor.
+    """
+
+    held = None
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._path = os.path.join(generation.users_path, f"{os.getpid()}-{secrets.token_hex(4)}")
+        self._descriptor: int | None = None
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The open file that carries the lock."""
+        return () if self._descriptor is None else (self._descriptor,)
+
+    def leave_to_heirs(self) -> None:
+        """Leave the file to hooks that may still run: whoever cleans up finds it locked as long as they do."""
+        self._path = ""
+
+    def begin(self) -> bool:
+        """Begin to use the generation; false when it is not complete any more."""
+        while True:
+            try:
+                os.makedirs(self._generation.users_path, exist_ok=True)
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+            except FileNotFoundError:
+                return False
+            # A file system without locks: nobody can tell that the file's process lives, and nobody removes it.
+            with contextlib.suppress(LocksUnsupportedError):
+                try_to_lock(descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(self._path), os.fstat(descriptor)):
+                    break
+            # Between our open and our lock somebody took it for the file of a process that has ended.
+            os.close(descriptor)
+        self._descriptor = descriptor
+        if os.path.exists(self._generation.manifest_path):
+            return True
+        self.end()
+        return False
+
+    def end(self) -> None:
+        """End the use."""
+        if self._descriptor is not None:
+            if self._path:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def generations(folder: str) -> list[Generation]:
+    """Return the generations in a key's folder, complete or not, the newest first."""
+    with contextlib.suppress(FileNotFoundError):
+        names = {name.partition(".")[0] for name in os.listdir(folder)}
+        return [Generation(folder, name) for name in sorted(names, key=_number, reverse=True) if name.isdigit()]
+    return []
+
+
+def new_generation(folder: str) -> Generation:
+    """Return the generation that is to be made next. Only under the key's lock."""
+    known = generations(folder)
+    return Generation(folder, str(int(known[0].name) + 1 if known else 1))
+
+
+def remove_unused(folder: str, keep: Callable[[Generation], bool]) -> list[Generation]:
+    """Remove the generations in a key's folder that are neither used nor to be kept. Only under the key's lock."""
+    return [found for found in generations(folder) if not keep(found) and found.remove()]
+
+
+def digest_of_contents(path: str) -> str:
+    """
+    Digest what can be seen of an environment's files without reading them: paths, sizes, times of change, links.
+
+    Bytecode caches do not count, nor do the times of folders, which change with them: Python writes them.
+    """
+    digest = hashlib.sha256()
+    for line in _describe_contents(path, ""):
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _describe_contents(path: str, relative: str) -> Iterator[str]:
+    with os.scandir(path) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        name = f"{relative}/{entry.name}"
+        if entry.is_symlink():
+            yield f"{name}>{os.readlink(entry.path)}\n"
+        elif entry.is_dir():
+            if entry.name != "__pycache__":
+                yield f"{name}/\n"
+                yield from _describe_contents(entry.path, name)
+        else:
+            status = entry.stat()
+            yield f"{name} {status.st_size} {status.st_mtime_ns} {status.st_mode:o}\n"
+
+
+def age_in_words(made: float) -> str:
+    """Return how long ago something was made, in the largest unit that fits."""
+    seconds = max(0.0, time.time() - made)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _number(name: str) -> int:
+    return int(name) if name.isdigit() else -1
+
+
+def _is_locked(path: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError:
+        return False
+    try:
+        if not try_to_lock(descriptor):
+            return True
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        return False
+    except LocksUnsupportedError:
+        return True
+    finally:
+        os.close(descriptor)
