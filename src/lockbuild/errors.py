@@ -72,6 +72,10 @@ class UnmetDependenciesError(LockbuildError):
     """Without isolation: build requirements are not installed."""
 
 
+class OutDirError(LockbuildError):
+    """The out-dir is not a folder and cannot be made one."""
+
+
 class SdistError(LockbuildError):
     """A file is not a source distribution that a wheel can be built from."""
 

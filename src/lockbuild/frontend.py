@@ -11,17 +11,14 @@ import contextlib
 import os
 import subprocess
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from build import BuildBackendException, BuildException, ProjectBuilder, check_dependency
-
 from lockbuild import artifacts
-from lockbuild.build_library import format_unmet_dependencies, forward_log
 from lockbuild.environments import BuildEnvironment, build_environment, extended
-from lockbuild.errors import ArtifactError, UnmetDependenciesError
+from lockbuild.errors import ArtifactError, OutDirError, UnmetDependenciesError
 from lockbuild.events import Reporter
+from lockbuild.hooks.backend import Backend
 from lockbuild.hooks.caller import HookRunner
 from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
 from lockbuild.project import SHARES_THE_TREE, LockDecision, Project, decide_lock, read_project
@@ -43,7 +40,7 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
     reporter = reporter or Reporter()
     out_dir = out_dir_of(request)
     before = artifacts.list_artifacts(out_dir) if request.clear else {}
-    with forward_log(reporter, request.verbosity), _staging_folder() as staging:
+    with _staging_folder() as staging:
         run = _Run(request, reporter, out_dir, staging)
         if is_sdist(request.source):
             built = _build_from_sdist(run, request.source, request.distributions or ("wheel",))
@@ -69,10 +66,12 @@ def metadata(request: BuildRequest, reporter: Reporter | None = None) -> bytes:
     reporter = reporter or Reporter()
     if request.source.lower().endswith(".whl") and os.path.isfile(request.source):
         return _metadata_of_wheel(request.source)
+    from lockbuild.build_library import forward_log
+
     with forward_log(reporter, request.verbosity), _staging_folder() as staging:
         run = _Run(request, reporter, out_dir_of(request), staging, collects_output=True)
         with _source_tree(run, request.source) as (tree, locks):
-            return _call_hooks(run, tree, "wheel", lambda builder: _prepare_metadata(run, builder), locks)
+            return _call_hooks(run, tree, "wheel", lambda backend: _prepare_metadata(run, backend), locks)
 
 
 def is_sdist(source: str) -> bool:
@@ -147,21 +146,17 @@ def _build_distribution(
 ) -> tuple[str, str]:
     """Build one distribution of a tree and publish it; return its paths in the staging folder and in the out-dir."""
 
-    def build_and_publish(builder: ProjectBuilder) -> tuple[str, str]:
+    def build_and_publish(backend: Backend) -> tuple[str, str]:
         _make_out_dir(run.out_dir)
         folder = run.folder()
-        try:
-            returned = builder.build(kind, folder, run.request.config_settings)
-        except TypeError:
-            raise ArtifactError("The backend did not return the name of what it built") from None
-        name = artifacts.check_artifact(folder, returned, kind)
+        name = artifacts.check_artifact(folder, backend.build(kind, folder, run.request.config_settings), kind)
         return os.path.join(folder, name), artifacts.publish(folder, name, run.out_dir)
 
     return _call_hooks(run, tree, kind, build_and_publish, locks)
 
 
-def _prepare_metadata(run: _Run, builder: ProjectBuilder) -> bytes:
-    with open(os.path.join(builder.metadata_path(run.folder()), "METADATA"), "rb") as file:
+def _prepare_metadata(run: _Run, backend: Backend) -> bytes:
+    with open(os.path.join(backend.metadata_path(run.folder()), "METADATA"), "rb") as file:
         return file.read()
 
 
@@ -169,7 +164,7 @@ def _call_hooks(
     run: _Run,
     tree: str,
     kind: Distribution,
-    work: Callable[[ProjectBuilder], T],
+    work: Callable[[Backend], T],
     outer_locks: Sequence[InheritableLock],
 ) -> T:
     """Have the backend of a tree do some work, in its environment, under its lock."""
@@ -178,48 +173,61 @@ def _call_hooks(
         if run.request.env_dir is not None:
             # Two builds with one --env-dir: the second one finds the folder empty when the first has succeeded.
             locks.append(stack.enter_context(run.lock_directory(run.request.env_dir)))
-        hooks = HookRunner(_output_handler(run))
-        requires = ProjectBuilder(tree).build_system_requires
         project = read_project(tree)
+        tree_lock = run.lock_source_tree(project.tree)
+        stack.callback(tree_lock.close)
+        hooks = stack.enter_context(HookRunner(_output_handler(run)))
+
+        def warm_up(candidate: BuildEnvironment | None) -> None:
+            """Start the hook host while we still look at the environment, import what we need, and wait."""
+            if project.backend_path:
+                # An in-tree backend may be imported only under the lock.
+                return
+            expected = [*locks, *(candidate.locks if candidate else ())]
+            if _decide_lock(run, project, candidate, ()).locked:
+                tree_lock.open()
+                expected.append(tree_lock)
+            hooks.warm_up(Backend(project, candidate, hooks, run.reporter), expected)
+
         environment = None
         if run.request.isolation:
-            environment = stack.enter_context(build_environment(requires, run.request, run.reporter))
+            environment = stack.enter_context(
+                build_environment(project.requires, run.request, run.reporter, on_candidate=warm_up)
+            )
             locks.extend(environment.locks)
+        else:
+            warm_up(None)
 
         decision = _decide_lock(run, project, environment, ())
-        with _hint_at_shared_tree(project, decision), _locked(run, project, decision, locks, hooks) as held:
-            extra_requires = _ask_for_extra_requirements(run, kind, _project_builder(tree, environment, hooks))
+        with _hint_at_shared_tree(project, decision), _locked(run, project, decision, tree_lock, locks, hooks) as held:
+            extra_requires = _ask_for_extra_requirements(run, kind, Backend(project, environment, hooks, run.reporter))
             with _extended(run, environment, extra_requires, held, hooks) as full_environment:
                 late_decision = _decide_lock(run, project, full_environment, extra_requires)
                 if decision.locked or not late_decision.locked:
-                    return work(_project_builder(tree, full_environment, hooks))
+                    return work(Backend(project, full_environment, hooks, run.reporter))
         # The backend itself asked for setuptools, which was nowhere until now; so nothing has run it yet.
         with (
-            _locked(run, project, late_decision, locks, hooks) as held,
+            _locked(run, project, late_decision, tree_lock, locks, hooks) as held,
             _extended(run, environment, extra_requires, held, hooks) as full_environment,
         ):
-            return work(_project_builder(tree, full_environment, hooks))
-
-
-def _project_builder(tree: str, environment: BuildEnvironment | None, hooks: HookRunner) -> ProjectBuilder:
-    if environment is None:
-        return ProjectBuilder(tree, runner=hooks)
-    return ProjectBuilder.from_isolated_env(environment, tree, runner=hooks)
+            return work(Backend(project, full_environment, hooks, run.reporter))
 
 
 def _decide_lock(
     run: _Run, project: Project, environment: BuildEnvironment | None, extra_requires: Collection[str]
 ) -> LockDecision:
-    is_installed = None
-    if environment is not None:
-        installed = environment.installed_versions({"setuptools"})
-        is_installed = installed.__contains__
+    is_installed = environment.has if environment is not None else None
     return decide_lock(project, run.request.lock, extra_requires, is_installed)
 
 
 @contextlib.contextmanager
 def _locked(
-    run: _Run, project: Project, decision: LockDecision, locks: Sequence[InheritableLock], hooks: HookRunner
+    run: _Run,
+    project: Project,
+    decision: LockDecision,
+    tree_lock: SourceTreeLock,
+    locks: Sequence[InheritableLock],
+    hooks: HookRunner,
 ) -> Iterator[Sequence[InheritableLock]]:
     """
     Lock the tree, if that was decided, and let hooks run only in there. They have ended when it is unlocked.
@@ -231,7 +239,7 @@ def _locked(
     with contextlib.ExitStack() as stack:
         held = [*locks]
         if decision.locked:
-            held.append(stack.enter_context(run.lock_source_tree(project.tree)))
+            held.append(stack.enter_context(tree_lock))
         stack.enter_context(hooks.under(held))
         yield held
 
@@ -241,7 +249,7 @@ def _hint_at_shared_tree(project: Project, decision: LockDecision) -> Iterator[N
     """Where an unlocked backend fails that is known to share the tree between builds, add that to what it says."""
     try:
         yield
-    except BuildBackendException as error:
+    except Exception as error:
         shared = SHARES_THE_TREE.get(project.backend.partition(":")[0])
         if shared and not decision.locked:
             error.add_note(
@@ -251,13 +259,17 @@ def _hint_at_shared_tree(project: Project, decision: LockDecision) -> Iterator[N
         raise
 
 
-def _ask_for_extra_requirements(run: _Run, kind: Distribution, builder: ProjectBuilder) -> set[str]:
+def _ask_for_extra_requirements(run: _Run, kind: Distribution, backend: Backend) -> set[str]:
     """Ask the backend what else it requires for this build; without isolation, check that it is all there."""
     if not run.request.isolation and run.request.skip_dependency_check:
         return set()
-    extra = builder.get_requires_for_build(kind, run.request.config_settings)
+    extra = backend.get_requires(kind, run.request.config_settings)
     if not run.request.isolation:
-        requires = builder.build_system_requires | extra
+        from build import check_dependency
+
+        from lockbuild.build_library import format_unmet_dependencies
+
+        requires = {*backend.project.requires, *extra}
         if missing := {chain for requirement in requires for chain in check_dependency(requirement)}:
             raise UnmetDependenciesError(format_unmet_dependencies(missing))
     return extra
@@ -276,8 +288,8 @@ def _extended(
         yield None
         return
     with extended(environment, extra_requires, run.request, run.reporter) as full:
-        if versions := full.installed_versions({*full.requirements, *extra_requires}):
-            listed = "".join(f"\n- {name}=={version}" for name, version in sorted(versions.items()))
+        if versions := full.required_versions():
+            listed = "".join(f"\n- {name}=={version}" for name, version in versions.items())
             run.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
         if full is environment:
             yield full
@@ -292,9 +304,9 @@ def _make_out_dir(out_dir: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except FileExistsError:
-        raise BuildException(f"Build path '{path}' exists and is not a directory") from None
+        raise OutDirError(f"Build path '{path}' exists and is not a directory") from None
     except (NotADirectoryError, FileNotFoundError):
-        raise BuildException(f"Build path '{path}' does not exist and cannot be a directory") from None
+        raise OutDirError(f"Build path '{path}' does not exist and cannot be a directory") from None
 
 
 def _output_handler(run: _Run) -> Callable[[Sequence[str], bytes, int], None] | None:
@@ -316,6 +328,8 @@ def _staging_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _metadata_of_wheel(wheel: str) -> bytes:
+    import zipfile
+
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith(".dist-info/METADATA")]

@@ -15,9 +15,12 @@ from lockbuild.errors import SettingsError
 from lockbuild.request import LOCK_POLICIES, LockPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 SETUPTOOLS_BACKEND = "setuptools.build_meta"
+
+# What ``build`` requires for a tree that does not say what it requires; a test compares the two.
+LEGACY_REQUIRES = ("setuptools >= 40.8.0",)
 
 # Backends that run setuptools in the tree and bring it along as their own requirement, so that the project need not
 # name it. Each was read in the metadata and source of its current release on PyPI (autumn 2026).
@@ -38,8 +41,11 @@ class Project:
     """A source tree, its backend, and its own wishes for lockbuild."""
 
     tree: str
+    """An absolute path."""
     backend: str
-    requires: frozenset[str]
+    backend_path: tuple[str, ...]
+    """Folders in the tree that an in-tree backend is imported from."""
+    requires: tuple[str, ...]
     lock: LockPolicy
     """From ``[tool.lockbuild]``; ``auto`` where that is silent."""
 
@@ -54,22 +60,59 @@ class LockDecision:
 
 def read_project(tree: str) -> Project:
     """
-    Read a source tree that ``build.ProjectBuilder`` has accepted.
+    Read a source tree.
 
-    Raises `SettingsError` when ``[tool.lockbuild]`` says something that lockbuild does not know.
+    Raises what ``build.ProjectBuilder`` raises for a tree that it does not accept, and `SettingsError` when
+    ``[tool.lockbuild]`` says something that lockbuild does not know.
     """
-    pyproject: dict[str, Any] = {}
     path = os.path.join(tree, "pyproject.toml")
-    if os.path.exists(path):
+    pyproject: dict[str, Any]
+    try:
         with open(path, "rb") as file:
             pyproject = tomllib.load(file)
-    build_system = pyproject.get("build-system", {})
+    except FileNotFoundError:
+        pyproject = {}
+    except (OSError, ValueError):
+        # Let `build` find out and say what is wrong.
+        _validated_by_build(tree)
+        raise
+    build_system: dict[str, Any] = pyproject.get("build-system", {})
+    if "build-system" not in pyproject and _is_plainly_legacy(pyproject, tree):
+        build_system = {"requires": LEGACY_REQUIRES}
+    elif not _is_plainly_valid(build_system, tree):
+        build_system = _validated_by_build(tree) | build_system
     return Project(
-        tree=tree,
+        tree=os.path.abspath(tree),
         backend=build_system.get("build-backend", f"{SETUPTOOLS_BACKEND}:__legacy__"),
-        requires=frozenset(build_system.get("requires", ["setuptools"])),
+        backend_path=tuple(build_system.get("backend-path", ())),
+        requires=tuple(build_system["requires"]),
         lock=_read_lock_policy(pyproject.get("tool", {}), path),
     )
+
+
+def _is_plainly_legacy(pyproject: Mapping[str, Any], tree: str) -> bool:
+    """Tell whether a tree is one of the time before PEP 518. An unknown table could be a misspelled one."""
+    return pyproject.keys() <= {"project", "tool"} and os.path.isfile(os.path.join(tree, "setup.py"))
+
+
+def _is_plainly_valid(build_system: Any, tree: str) -> bool:
+    """Tell whether a ``[build-system]`` table leaves nothing to explain, so that ``build`` need not look at it."""
+    match build_system:
+        case {"requires": [*requires], "build-backend": str(), **others} if all(isinstance(r, str) for r in requires):
+            folders = others.pop("backend-path", [])
+            return (
+                not others
+                and isinstance(folders, list)
+                and all(isinstance(folder, str) and os.path.isdir(os.path.join(tree, folder)) for folder in folders)
+            )
+    return False
+
+
+def _validated_by_build(tree: str) -> dict[str, Any]:
+    """Have ``build`` look at a tree that is out of the ordinary; return the requirements that it comes to."""
+    from build import ProjectBuilder
+
+    return {"requires": sorted(ProjectBuilder(tree).build_system_requires)}
 
 
 def _read_lock_policy(tool: Any, path: str) -> LockPolicy:

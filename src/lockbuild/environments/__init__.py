@@ -9,7 +9,7 @@ from lockbuild.errors import CacheFolderError
 from lockbuild.paths import environment_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from lockbuild.events import Reporter
     from lockbuild.locks import InheritableLock
@@ -33,16 +33,24 @@ class BuildEnvironment(Protocol):
     def make_extra_environ(self) -> Mapping[str, str] | None:
         """Return the environment variables that a hook gets beside those of the frontend."""
 
-    def installed_versions(self, requirements: Collection[str]) -> dict[str, str]:
-        """Return the versions of the required distributions that are installed, by normalized name."""
+    def required_versions(self) -> Mapping[str, str]:
+        """Return the installed versions of the distributions that the requirements name, by normalized name."""
+
+    def has(self, name: str) -> bool:
+        """Tell whether a distribution is installed, by its normalized name."""
 
 
 @contextmanager
 def build_environment(
-    requirements: Collection[str], request: BuildRequest, reporter: Reporter
+    requirements: Collection[str],
+    request: BuildRequest,
+    reporter: Reporter,
+    on_candidate: Callable[[BuildEnvironment], None] = lambda _: None,
 ) -> Iterator[BuildEnvironment]:
     """
     Yield an isolated environment in which these requirements are installed.
+
+    ``on_candidate`` may use the time in which one from the store is looked at: it is told which one that is.
 
     It comes from the store, unless the user or the requirements forbid it, or there is no place for a store; then it
     is made for this build and removed after it.
@@ -52,18 +60,22 @@ def build_environment(
         from lockbuild.environments.kept import kept_environment
         from lockbuild.environments.key import environment_key
 
-        if key := environment_key(requirements, constraints, request.installer):
-            try:
-                folder = environment_folder(request.cache_dir)
-            except CacheFolderError as error:
-                reporter.warn(f"Not keeping the build environment: {error}")
-            else:
-                with kept_environment(folder, key, requirements, constraints, request, reporter) as kept:
+        try:
+            store = environment_folder(request.cache_dir)
+        except CacheFolderError as error:
+            reporter.warn(f"Not keeping the build environment: {error}")
+        else:
+            if key := environment_key(store, requirements, constraints, request.installer):
+                with kept_environment(store, key, requirements, constraints, request, reporter, on_candidate) as kept:
                     yield kept
                 return
+    from lockbuild.build_library import forward_log
     from lockbuild.environments.fresh import FreshEnvironment
 
-    with FreshEnvironment(request.installer, request.env_dir, requirements, constraints) as fresh:
+    with (
+        forward_log(reporter, request.verbosity),
+        FreshEnvironment(request.installer, request.env_dir, requirements, constraints) as fresh,
+    ):
         yield fresh
 
 
@@ -76,16 +88,17 @@ def extended(
 
     Nothing is installed into an environment from the store: there the larger one is another one.
     """
+    if not requirements:
+        yield environment
+        return
     from lockbuild.environments.fresh import FreshEnvironment
 
     if isinstance(environment, FreshEnvironment):
         environment.install(requirements)
         yield environment
-    elif requirements:
+    else:
         with build_environment({*environment.requirements, *requirements}, request, reporter) as larger:
             yield larger
-    else:
-        yield environment
 
 
 def _read_constraints(path: str | None) -> str:

@@ -30,7 +30,7 @@ class FreshEnvironment:
         """Create the environment and install the requirements."""
         self._environment.__enter__()
         try:
-            self.install(self._requirements, fresh=True)
+            self._environment.install(self._requirements, self._constraints, _fresh=True)
         except BaseException as error:
             self._environment.__exit__(type(error), error, error.__traceback__)
             raise
@@ -44,7 +44,7 @@ class FreshEnvironment:
 
     @property
     def requirements(self) -> tuple[str, ...]:
-        """What was installed at first."""
+        """What was installed."""
         return self._requirements
 
     @property
@@ -56,10 +56,15 @@ class FreshEnvironment:
         """Return the variables that keep the environment isolated."""
         return self._environment.make_extra_environ()
 
-    def install(self, requirements: Collection[str], *, fresh: bool = False) -> None:
-        """Install requirements under the constraints; ``fresh`` is for those in an empty environment."""
-        self._environment.install(requirements, self._constraints, _fresh=fresh)
+    def install(self, requirements: Collection[str]) -> None:
+        """Install more requirements under the constraints."""
+        self._environment.install(requirements, self._constraints)
+        self._requirements = (*self._requirements, *requirements)
 
-    def installed_versions(self, names: Collection[str]) -> dict[str, str]:
-        """Return the installed versions of the named distributions."""
-        return self._environment.installed_versions(names)
+    def required_versions(self) -> dict[str, str]:
+        """Return the installed versions of the distributions that the requirements name."""
+        return dict(sorted(self._environment.installed_versions(self._requirements).items()))
+
+    def has(self, name: str) -> bool:
+        """Tell whether a distribution is installed."""
+        return bool(self._environment.installed_versions([name]))

@@ -11,14 +11,10 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sysconfig
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from build.env import DefaultIsolatedEnv
-
-from lockbuild.build_library import forward_log
 from lockbuild.environments.store import (
     Generation,
     Manifest,
@@ -34,7 +30,7 @@ from lockbuild.events import Reporter
 from lockbuild.locks import DirectoryLock
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from lockbuild.environments.key import EnvironmentKey
     from lockbuild.locks import InheritableLock
@@ -82,10 +78,13 @@ class KeptEnvironment:
             "PYTHONPATH": "",
         }
 
-    def installed_versions(self, requirements: Collection[str]) -> dict[str, str]:
+    def required_versions(self) -> Mapping[str, str]:
         """Return the installed versions of the distributions that the requirements name."""
-        names = _names(requirements)
-        return {name: version for name, version in self._manifest.packages.items() if name in names}
+        return self._manifest.required
+
+    def has(self, name: str) -> bool:
+        """Tell whether a distribution is installed, by its normalized name."""
+        return name in self._manifest.packages
 
 
 @contextmanager
@@ -96,20 +95,22 @@ def kept_environment(
     constraints: str,
     request: BuildRequest,
     reporter: Reporter,
+    on_candidate: Callable[[KeptEnvironment], None],
 ) -> Iterator[KeptEnvironment]:
     """
     Yield the environment that is kept under a key, made if it was not there, for as long as the build uses it.
 
-    Raises what `build` raises when it cannot be made, `LockTimeoutError` when another process makes it for too long.
+    ``on_candidate`` is told of one that will be it, if it turns out that it was not changed or removed. Raises what
+    `build` raises when it cannot be made, `LockTimeoutError` when another process makes it for too long.
     """
     folder = os.path.join(store, key.digest)
     started = time.time()
     oldest = started if request.refresh else started - request.env_max_age
-    found = _find(folder, oldest, reporter)
+    found = _find(folder, oldest, reporter, on_candidate)
     if found is None:
         found = _make(folder, key, requirements, constraints, request, reporter, oldest)
     else:
-        reporter.log(_describe_reuse(found[0], requirements), ("step",))
+        reporter.log(_describe_reuse(found[0]), ("step",))
     manifest, user = found
     try:
         yield KeptEnvironment(manifest, user)
@@ -117,13 +118,19 @@ def kept_environment(
         user.end()
 
 
-def _find(folder: str, oldest: float, reporter: Reporter) -> tuple[Manifest, User] | None:
+def _find(
+    folder: str,
+    oldest: float,
+    reporter: Reporter,
+    on_candidate: Callable[[KeptEnvironment], None] = lambda _: None,
+) -> tuple[Manifest, User] | None:
     """Find the newest complete and unchanged environment that was not made before ``oldest``, and begin to use it."""
     for generation in generations(folder):
         manifest = generation.read_manifest()
         if manifest is None or manifest.made < oldest:
             continue
         user = User(generation)
+        on_candidate(KeptEnvironment(manifest, user))
         if not user.begin():
             continue
         if _is_unchanged(generation, manifest):
@@ -155,7 +162,7 @@ def _make(
     )
     with lock:
         if found := _find(folder, oldest, reporter):
-            reporter.log(_describe_reuse(found[0], requirements), ("step",))
+            reporter.log(_describe_reuse(found[0]), ("step",))
             return found
         older = next(((g, m) for g in generations(folder) if (m := g.read_manifest()) and _is_unchanged(g, m)), None)
         if older and not request.refresh and _was_unreachable_lately(folder):
@@ -163,6 +170,8 @@ def _make(
         # What a killed maker has left, and what was changed.
         remove_unused(folder, keep=lambda generation: older is not None and generation == older[0])
         generation = new_generation(folder)
+        from lockbuild.build_library import forward_log
+
         heard = _InstallerOutput(reporter)
         try:
             with forward_log(heard, request.verbosity):
@@ -184,17 +193,24 @@ def _make(
 def _populate(
     generation: Generation, requirements: Collection[str], constraints: str, request: BuildRequest
 ) -> Manifest:
+    from build.env import DefaultIsolatedEnv
+
     made = time.time()
     environment = DefaultIsolatedEnv(installer=request.installer, path=generation.path).__enter__()
     environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
+    import sysconfig
+
     base = {"base": environment.path, "platbase": environment.path}
     purelib, platlib, scripts = (sysconfig.get_path(name, "venv", base) for name in ("purelib", "platlib", "scripts"))
+    packages = _installed_packages({purelib, platlib})
+    names = _names(requirements)
     return Manifest(
         made=made,
         python_executable=environment.python_executable,
         scripts=scripts,
         requirements=tuple(sorted(requirements)),
-        packages=_installed_packages({purelib, platlib}),
+        packages=packages,
+        required={name: version for name, version in sorted(packages.items()) if name in names},
         contents=digest_of_contents(generation.path),
     )
 
@@ -222,19 +238,18 @@ def _use_older(generation: Generation, manifest: Manifest, reporter: Reporter) -
         raise CacheFolderError(f"{generation.path} was removed meanwhile; is the cache being cleared?")
     reporter.warn(
         f"The index cannot be reached; using the build environment made {age_in_words(manifest.made)} ago "
-        f"({_versions(manifest, manifest.requirements)})"
+        f"({_versions(manifest)})"
     )
     return manifest, user
 
 
-def _describe_reuse(manifest: Manifest, requirements: Collection[str]) -> str:
-    versions = _versions(manifest, requirements)
+def _describe_reuse(manifest: Manifest) -> str:
+    versions = _versions(manifest)
     return f"Using the build environment made {age_in_words(manifest.made)} ago{f' ({versions})' if versions else ''}"
 
 
-def _versions(manifest: Manifest, requirements: Collection[str]) -> str:
-    names = _names(requirements)
-    return ", ".join(f"{name} {version}" for name, version in sorted(manifest.packages.items()) if name in names)
+def _versions(manifest: Manifest) -> str:
+    return ", ".join(f"{name} {version}" for name, version in manifest.required.items())
 
 
 def _names(requirements: Collection[str]) -> set[str]:

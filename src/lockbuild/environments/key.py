@@ -7,16 +7,18 @@ have the project, its path, or the time: an environment that has become old is r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
 import sys
 import sysconfig
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from lockbuild.request import Installer
 
@@ -71,29 +73,57 @@ class EnvironmentKey:
     """As they were normalized: for a person who looks into the store."""
 
 
-def environment_key(requirements: Collection[str], constraints: str, installer: Installer) -> EnvironmentKey | None:
+def environment_key(
+    store: str, requirements: Collection[str], constraints: str, installer: Installer
+) -> EnvironmentKey | None:
     """
-    Compute the key for requirements (PEP 508 strings), the text of a constraints file, and an installer.
+    Return the key for requirements (PEP 508 strings), the text of a constraints file, and an installer.
+
+    It has the requirements in the spelling of `packaging`, whose import takes longer than all the rest of this. So the
+    store remembers which spelling led to which key.
 
     ``None`` where no key could cover what would be installed: a requirement that names a local file or folder, which
     may change at any time, or one that is not understood.
     """
-    spelled = [_normalize(requirement) for requirement in requirements]
-    normalized = tuple(sorted({requirement for requirement in spelled if requirement is not None}))
-    if None in spelled:
-        return None
-    content: dict[str, Any] = {
+    content = _content(constraints, installer)
+    spelling = os.path.join(store, "spellings", _digest(content, sorted(set(requirements))))
+    with contextlib.suppress(OSError, ValueError), open(spelling, encoding="utf-8") as file:
+        normalized: list[str] | None = json.load(file)
+        return None if normalized is None else EnvironmentKey(_digest(content, normalized), tuple(normalized))
+    normalized = _normalize_all(requirements)
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(spelling), exist_ok=True)
+        hidden = f"{spelling}.{secrets.token_hex(4)}"
+        with open(hidden, "x", encoding="utf-8") as file:
+            json.dump(normalized, file)
+        os.replace(hidden, spelling)
+    return None if normalized is None else EnvironmentKey(_digest(content, normalized), tuple(normalized))
+
+
+def _content(constraints: str, installer: Installer) -> dict[str, Any]:
+    return {
         "format": _FORMAT,
         "interpreter": _interpreter(),
-        "requirements": normalized,
         "constraints": constraints.split(),
         "installer": installer,
         "variables": _variables(installer),
         "configuration": [text for path in _configuration_files(installer) if (text := _read(path)) is not None],
     }
-    text = json.dumps(content, sort_keys=True)
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return EnvironmentKey(digest, normalized)
+
+
+def _digest(content: Mapping[str, Any], requirements: Sequence[str]) -> str:
+    text = json.dumps({**content, "requirements": requirements}, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def _normalize_all(requirements: Collection[str]) -> list[str] | None:
+    normalized = set()
+    for requirement in requirements:
+        spelled = _normalize(requirement)
+        if spelled is None:
+            return None
+        normalized.add(spelled)
+    return sorted(normalized)
 
 
 def _normalize(requirement: str) -> str | None:

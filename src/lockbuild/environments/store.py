@@ -46,6 +46,8 @@ class Manifest:
     requirements: tuple[str, ...]
     packages: Mapping[str, str]
     """Versions by normalized name."""
+    required: Mapping[str, str]
+    """Those of them that the requirements name."""
     contents: str
     """A digest of what the environment consisted of when it was complete: see `digest_of_contents`."""
 
@@ -128,9 +130,10 @@ class User:
     held = None
 
     def __init__(self, generation: Generation) -> None:
+        self.epoch = 0
         self._generation = generation
         self._path = os.path.join(generation.users_path, f"{os.getpid()}-{secrets.token_hex(4)}")
-        self._descriptor: int | None = None
+        self._descriptor: int | None = self._open()
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -143,25 +146,29 @@ class User:
 
     def begin(self) -> bool:
         """Begin to use the generation; false when it is not complete any more."""
-        while True:
-            try:
-                os.makedirs(self._generation.users_path, exist_ok=True)
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-            except FileNotFoundError:
-                return False
+        while self._descriptor is not None:
             # A file system without locks: nobody can tell that the file's process lives, and nobody removes it.
             with contextlib.suppress(LocksUnsupportedError):
-                try_to_lock(descriptor)
+                try_to_lock(self._descriptor)
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(self._path), os.fstat(descriptor)):
+                if os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
                     break
             # Between our open and our lock somebody took it for the file of a process that has ended.
-            os.close(descriptor)
-        self._descriptor = descriptor
-        if os.path.exists(self._generation.manifest_path):
+            os.close(self._descriptor)
+            self.epoch += 1
+            self._descriptor = self._open()
+        if self._descriptor is not None and os.path.exists(self._generation.manifest_path):
             return True
         self.end()
         return False
+
+    def _open(self) -> int | None:
+        try:
+            os.makedirs(self._generation.users_path, exist_ok=True)
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        except FileNotFoundError:
+            # The environment is being removed.
+            return None
 
     def end(self) -> None:
         """End the use."""

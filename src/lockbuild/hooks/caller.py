@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Self
 
 from lockbuild.errors import Interrupted
 from lockbuild.hooks.terminal import Terminal
@@ -24,6 +24,7 @@ from lockbuild.hooks.terminal import Terminal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from lockbuild.hooks.backend import Backend
     from lockbuild.locks import InheritableLock
 
 # How long a hook that was sent SIGINT may take to clean up before it is killed, in seconds. tox kills a frontend half a
@@ -54,21 +55,48 @@ class HookRunner:
         self._output: IO[bytes] | None = None
         self._read_until = 0
         self._host: _Host | None = None
+        self._host_suits: tuple[str, dict[int, int]] = ("", {})
+
+    def __enter__(self) -> Self:
+        """Start nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End a host that was started and not used."""
+        self._end_host()
 
     @contextlib.contextmanager
     def under(self, locks: Sequence[InheritableLock]) -> Iterator[None]:
-        """
-        Run hooks under these locks. No hook is left running afterwards, except where the kernel cannot end one.
-
-        Nothing is started before the first hook.
-        """
+        """Run hooks under these locks. No hook is left running afterwards, except where the kernel cannot end one."""
         outer, self._locks = self._locks, locks
-        self._end_host()
         try:
             yield
         finally:
             self._end_host()
             self._locks = outer
+
+    def warm_up(self, backend: Backend, locks: Sequence[InheritableLock]) -> None:
+        """
+        Start the host for hooks that will run under ``locks``, which need not be taken yet, with their open files.
+
+        It imports the backend meanwhile. A hook that turns out to need another host gets another one.
+        """
+        if os.name == "posix":
+            self._end_host()
+            self._start_host(*backend.start_arguments(), locks)
+
+    def _start_host(
+        self,
+        python: str,
+        cwd: str | None,
+        environ: Mapping[str, str],
+        backend: str | None,
+        locks: Sequence[InheritableLock],
+    ) -> None:
+        self._open_output()
+        descriptors = [descriptor for lock in locks for descriptor in lock.descriptors]
+        self._host = _Host(python, cwd, environ, backend, descriptors, self._output)
+        self._host_suits = (python, {id(lock): lock.epoch for lock in locks})
 
     def _end_host(self) -> None:
         host, self._host = self._host, None
@@ -95,12 +123,11 @@ class HookRunner:
         """
         environ = dict(extra_environ or {}) | self._environment_of_locks()
         if os.name == "posix":
-            if self._host is not None and self._host.python != cmd[0]:
+            if self._host is not None and self._host_suits != (cmd[0], {id(lock): lock.epoch for lock in self._locks}):
                 self._end_host()
             if self._host is None:
-                self._open_output()
-                descriptors = [descriptor for lock in self._locks for descriptor in lock.descriptors]
-                self._host = _Host(cmd[0], cwd, environ, descriptors, self._output)
+                self._start_host(cmd[0], cwd, environ, None, self._locks)
+                assert self._host is not None
             status = self._host.run(cmd[1:], cwd or os.getcwd(), environ)
         else:
             if self._output is None:
@@ -145,17 +172,18 @@ class _Host:
         python: str,
         cwd: str | None,
         environ: Mapping[str, str],
+        backend: str | None,
         descriptors: Sequence[int],
         output: IO[bytes] | None,
     ) -> None:
-        self.python = python
         requests, self._requests = os.pipe()
         self._replies, replies = os.pipe()
         self._hook: int | None = None
+        self._was_asked = False
         self._buffered = b""
         try:
             self._process = subprocess.Popen(
-                [python, str(_HOST), *map(str, (requests, replies, *descriptors))],
+                [python, str(_HOST), backend or "-", *map(str, (requests, replies, *descriptors))],
                 cwd=cwd,
                 env=os.environ | environ,
                 pass_fds=(requests, replies, *descriptors),
@@ -175,6 +203,7 @@ class _Host:
     def run(self, argv: Sequence[str], cwd: str, environ: Mapping[str, str]) -> int:
         """Run one hook and return its exit status, negative for the signal that killed it."""
         request = json.dumps({"argv": list(argv), "cwd": cwd, "environ": dict(environ)})
+        self._was_asked = True
         with contextlib.suppress(BrokenPipeError):
             os.write(self._requests, request.encode() + b"\n")
         with Terminal() as terminal:
@@ -200,6 +229,9 @@ class _Host:
 
         Returns whether all of them have certainly ended.
         """
+        if not self._was_asked:
+            # It is importing a backend that nobody needs any more.
+            self._process.kill()
         hook_was_left = self._hook is not None and self._process.poll() is not None
         if self._hook is not None:
             self._signal_hook(signal.SIGINT)

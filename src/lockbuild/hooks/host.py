@@ -3,9 +3,9 @@
 It is started by `lockbuild.hooks.caller`, imports nothing of lockbuild, and never returns a hook's result: that goes
 through files, as pyproject-hooks' own script writes it.
 
-Arguments: REQUESTS REPLIES LOCK...
-    Numbers of inherited descriptors: the pipe to read requests from, the pipe to write replies to, and the open
-    files that carry the locks under which the hooks run.
+Arguments: BACKEND REQUESTS REPLIES LOCK...
+    The name of a module to import before the first fork, or "-"; and numbers of inherited descriptors: the pipe to
+    read requests from, the pipe to write replies to, and the open files that carry the locks under which hooks run.
 Requests: a line of JSON each, one after the other
     {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...}}
     The end of the pipe asks the host to end.
@@ -14,8 +14,11 @@ Replies: a line each
     "stopped SIGNAL"  a signal has stopped it (a terminal that it may not read, a debugger)
     "ended STATUS"    it has ended, with this exit status, negative for the signal that killed it
 
-A hook process is what `python SCRIPT HOOK_NAME CONTROL_DIR` would be: nothing of the backend is imported before the
-fork, sys.argv, sys.path, __main__ and the signal handlers are as there, standard streams are inherited.
+A hook process is what `python SCRIPT HOOK_NAME CONTROL_DIR` would be: sys.argv, sys.path, __main__ and the signal
+handlers are as there, standard streams are inherited. The one difference is that BACKEND has been imported already. The
+import is the largest part of a short hook and the same for all of them, so it is done once, while the frontend still
+prepares. Where it cannot be shared (it fails, warns, or starts a thread), the host starts itself anew without it, and
+each hook imports the backend as if there were no host.
 
 The promise. The pipe of requests ends when the frontend has closed it or was killed, however that happened. The host
 then kills the running hook's process group, waits for it, and ends. It holds copies of the locks' descriptors and so
@@ -25,6 +28,8 @@ copy, or a daemon like sccache's, started by a build, would hold the lock as lon
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -32,6 +37,7 @@ import select
 import signal
 import sys
 import time
+import warnings
 
 # How long the host waits for the processes of a group that it has killed, in seconds. They can only be late in the
 # kernel (a disk that does not answer); as long as one lives that inherited the locks, those stay taken anyway.
@@ -49,12 +55,17 @@ if TYPE_CHECKING:
 
 def main() -> _Request | None:
     """Serve requests until the pipe ends. Returns a request in the process that is to run it, None in the host."""
-    requests, replies, *locks = map(int, sys.argv[1:])
-    for descriptor in (requests, replies, *locks):
-        os.set_inheritable(descriptor, False)
+    backend = sys.argv[1]
+    requests, replies, *locks = map(int, sys.argv[2:])
     # The script's own folder must not be importable for the hook: it is lockbuild's, not the project's.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]
+    for descriptor in (requests, replies, *locks):
+        os.set_inheritable(descriptor, False)
+    if backend != "-" and not _import(backend):
+        for descriptor in (requests, replies, *locks):
+            os.set_inheritable(descriptor, True)
+        os.execv(sys.executable, [sys.executable, __file__, "-", *sys.argv[2:]])
 
     on_interrupt = signal.getsignal(signal.SIGINT)
     wake_up, woken = os.pipe()
@@ -90,6 +101,34 @@ def main() -> _Request | None:
             pass
         _reply(replies, f"started {hook}")
         _reply(replies, f"ended {_wait(hook, requests, replies, wake_up)}")
+
+
+def _import(backend: str) -> bool:
+    """Import the backend for all hooks; false when that has left traces that only one hook process may have."""
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            importlib.import_module(backend)
+        except BaseException:
+            # The hook will fail at the same place, and say so to those who asked for it.
+            return False
+    if any(issubclass(warning.category, UserWarning) for warning in caught):
+        # pyproject-hooks' script passes these on from the hook that imports the backend.
+        return False
+    if _count_threads() > 1:
+        return False
+    sys.stdout.flush()
+    sys.stderr.flush()
+    gc.freeze()
+    return True
+
+
+def _count_threads() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        # Elsewhere those that Python has started have to do.
+        threading = sys.modules.get("threading")
+        return threading.active_count() if threading is not None else 1
 
 
 def _reply(replies: int, line: str) -> None:

@@ -36,6 +36,10 @@ class InheritableLock(Protocol):
         """The open files that carry the lock."""
 
     @property
+    def epoch(self) -> int:
+        """Changes when the open files are others than those that were open when a process was started with them."""
+
+    @property
     def held(self) -> HeldLock | None:
         """What a hook's descendants need to know of it, if anything."""
 

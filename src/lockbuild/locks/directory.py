@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from lockbuild.errors import LockTimeoutError, LockUnavailableError, SourceTreeMovedError
+from lockbuild.errors import CacheFolderError, LockTimeoutError, LockUnavailableError, SourceTreeMovedError
 from lockbuild.events import LockWait, Reporter
 from lockbuild.locks.cache_digest import cache_digest
 from lockbuild.locks.holders import find_holder, holds_flock, record_beside, remove_record, write_record
@@ -87,12 +87,33 @@ class DirectoryLock:
         self._inherited: list[int] = []
         self._nested_lock_file: str | None = None
         self._has_heirs = False
+        self._opened: dict[LockFile | Directory, int] = {}
+        self.epoch = 0
+        """Changes whenever `descriptors` will be others than those that `open` has announced."""
         self._started = self._next_report = 0.0
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """The open files that carry the lock. A process that inherits them keeps it when this one is killed."""
-        return (*self._own, *self._inherited)
+        return (*self._own, *self._inherited, *self._opened.values())
+
+    def open(self) -> None:
+        """
+        Open what is going to be locked, without locking it.
+
+        A process that is started with these descriptors has the lock as soon as this one has taken it, because both
+        have the same open files; so a hook host can start while we still wait. What cannot be opened is left for the
+        acquisition to complain of.
+        """
+        with contextlib.suppress(OSError, CacheFolderError):
+            for target in self._targets(os.path.realpath(self.path)):
+                with contextlib.suppress(OSError, NotALockFileError):
+                    self._opened[target] = target.open()
+
+    def close(self) -> None:
+        """Close what was opened and is not locked. It does not matter how often."""
+        while self._opened:
+            os.close(self._opened.popitem()[1])
 
     def __enter__(self) -> Self:
         """Wait for the lock and take it."""
@@ -143,21 +164,30 @@ class DirectoryLock:
         if self._next_report > _REPORT_SECONDS:
             self._reporter.got_lock(self.subject, time.monotonic() - self._started)
 
+    def _targets(self, canonical: str) -> list[LockFile | Directory]:
+        folder = lock_folder(self._cache_dir, self._reporter)
+        targets: list[LockFile | Directory] = [LockFile(os.path.join(folder, self._file_name(canonical)))]
+        if os.name != "nt":
+            targets.append(Directory(canonical))
+        return targets
+
+    def _file_name(self, canonical: str) -> str:
+        return f"{self._kind}-{cache_digest(canonical)}.lock"
+
     def _take_all(self) -> Iterator[float]:
         if self._create:
             os.makedirs(self.path, exist_ok=True)
         before = os.stat(self.path)
         canonical = os.path.realpath(self.path)
-        digest = cache_digest(canonical)
         if around := held_by_ancestor(before):
             self._reporter.detail(f"{self.path} is locked already by process {around.holder.pid}, which this runs in")
             lock_file = around.nested_lock_file
             yield from self._take(LockFile(lock_file), lock_file)
             self._nested_lock_file = lock_file
         else:
-            lock_file = yield from self._take_lock_file(digest)
+            lock_file = yield from self._take_lock_file(self._file_name(canonical))
             yield from self._take_directory(canonical, lock_file)
-            yield from self._take_neighbours(digest)
+            yield from self._take_neighbours(canonical)
         after = os.stat(self.path) if os.path.isdir(self.path) else None
         # A build that waited knows only the tree that was there when it began.
         if after is None or (not self._create and not os.path.samestat(before, after)):
@@ -165,9 +195,8 @@ class DirectoryLock:
         write_record(record_beside(lock_file))
         self.held = HeldLock(after.st_dev, after.st_ino, own_identity(), lock_file)
 
-    def _take_lock_file(self, digest: str) -> Generator[float, None, str]:
+    def _take_lock_file(self, name: str) -> Generator[float, None, str]:
         """Take the lock file in the lock folder, or in the private one where that file system has no locks."""
-        name = f"{self._kind}-{digest}.lock"
         folder = lock_folder(self._cache_dir, self._reporter)
         lock_file = os.path.join(folder, name)
         try:
@@ -175,7 +204,7 @@ class DirectoryLock:
                 yield from self._take(LockFile(lock_file), lock_file)
             except FileNotFoundError:
                 # Somebody has removed the folder since, with our lock file in it, perhaps while we waited.
-                return (yield from self._take_lock_file(digest))
+                return (yield from self._take_lock_file(name))
             except LocksUnsupportedError as error:
                 folder = fallback_lock_folder(f"{lock_file} cannot be locked: {error}", self._reporter)
                 lock_file = os.path.join(folder, name)
@@ -199,7 +228,7 @@ class DirectoryLock:
                 "wait for each other, not those of other users or cache folders"
             )
 
-    def _take_neighbours(self, digest: str) -> Iterator[float]:  # noqa: ARG002 - for SourceTreeLock
+    def _take_neighbours(self, canonical: str) -> Iterator[float]:  # noqa: ARG002 - for SourceTreeLock
         """Take the locks of other tools on the same directory. Only a source tree has any."""
         yield from ()
 
@@ -214,10 +243,15 @@ class DirectoryLock:
         around this process, which then does not wait for itself.
         """
         while True:
-            descriptor = target.open()
+            opened = self._opened.pop(target, None)
+            if opened is None:
+                # Whoever was started with what `open` returned does not have this one.
+                self.epoch += 1
+            descriptor = target.open() if opened is None else opened
             try:
                 if not try_to_lock(descriptor):
                     if covered(descriptor):
+                        self.epoch += 1
                         os.close(descriptor)
                         return
                     yield from self._wait_for(descriptor, lock_file)
@@ -269,6 +303,7 @@ class DirectoryLock:
         return False
 
     def _release(self) -> None:
+        self.close()
         if self.held is not None:
             remove_record(record_beside(self.held.lock_file))
             self.held = None
@@ -291,9 +326,12 @@ class SourceTreeLock(DirectoryLock):
 
     _kind = "setuptools"
 
-    def _take_neighbours(self, digest: str) -> Iterator[float]:
+    def _targets(self, canonical: str) -> list[LockFile | Directory]:
+        return [*super()._targets(canonical), LockFile(_uv_lock_file(cache_digest(canonical)))]
+
+    def _take_neighbours(self, canonical: str) -> Iterator[float]:
         """Take uv's lock on the tree. One that cannot be had (another user's, say) is told of and left out."""
-        lock_file = _uv_lock_file(digest)
+        lock_file = _uv_lock_file(cache_digest(canonical))
         try:
             yield from self._take(LockFile(lock_file), lock_file, covered=_is_held_by_ancestor)
         except NotALockFileError as error:

@@ -1,0 +1,112 @@
+"""A backend as the frontend calls it: pyproject-hooks' caller, with the steps and errors of ``build.ProjectBuilder``.
+
+``ProjectBuilder`` would do, but to import ``build`` takes longer than all the rest of a frontend's work for a build
+whose environment is kept. It is imported as soon as something is not as it should be: then its exceptions are
+raised, and ``build`` finds the words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from pyproject_hooks import BackendUnavailable, BuildBackendHookCaller
+
+from lockbuild.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
+
+    from lockbuild.environments import BuildEnvironment
+    from lockbuild.events import Reporter
+    from lockbuild.hooks.caller import HookRunner
+    from lockbuild.project import Project
+    from lockbuild.request import Distribution
+
+
+class Backend:
+    """The backend of a project in an environment, or without one in that of the frontend. A hook is a method."""
+
+    def __init__(
+        self, project: Project, environment: BuildEnvironment | None, hooks: HookRunner, reporter: Reporter
+    ) -> None:
+        self.project = project
+        self._reporter = reporter
+        self._environment = environment
+        self._hooks = hooks
+        self._caller = BuildBackendHookCaller(
+            project.tree,
+            project.backend,
+            backend_path=project.backend_path,
+            runner=self._run,
+            python_executable=environment.python_executable if environment else None,
+        )
+
+    def get_requires(self, kind: Distribution, config_settings: Mapping[str, Any]) -> set[str]:
+        """Ask what else is required to build a distribution. Raises `build.BuildBackendException`."""
+        self._reporter.log(f"Getting build dependencies for {kind}...", ("step",))
+        hook = f"get_requires_for_build_{kind}"
+        with self._errors_of_build(hook):
+            return set(getattr(self._caller, hook)(config_settings))
+
+    def build(self, kind: Distribution, folder: str, config_settings: Mapping[str, Any]) -> str:
+        """
+        Build a distribution into a folder; return what the backend says it is called.
+
+        Raises `build.BuildBackendException`, and `ArtifactError` when the backend gives no name.
+        """
+        self._reporter.log(f"Building {kind}...", ("step",))
+        hook = f"build_{kind}"
+        with self._errors_of_build(hook):
+            name = getattr(self._caller, hook)(folder, config_settings)
+        if not isinstance(name, str):
+            raise ArtifactError("The backend did not return the name of what it built")
+        return name
+
+    def metadata_path(self, folder: str) -> str:
+        """
+        Have the metadata of the wheel written into a folder, by building the wheel if there is no other way.
+
+        Raises what ``build.ProjectBuilder.metadata_path`` raises, which does it.
+        """
+        from build import ProjectBuilder
+
+        python = self._environment.python_executable if self._environment else sys.executable
+        return ProjectBuilder(self.project.tree, python, self._run).metadata_path(folder)
+
+    def start_arguments(self) -> tuple[str, str, dict[str, str], str]:
+        """Return what a hook host is started with: interpreter, folder, variables, the module to import."""
+        environ = {"_PYPROJECT_HOOKS_BUILD_BACKEND": self.project.backend} | self._isolation()
+        module = self.project.backend.partition(":")[0]
+        return self._caller.python_executable, self.project.tree, environ, module
+
+    def _isolation(self) -> dict[str, str]:
+        return dict((self._environment.make_extra_environ() if self._environment else None) or {})
+
+    def _run(self, cmd: Sequence[str], cwd: str | None = None, extra_environ: Mapping[str, str] | None = None) -> None:
+        self._hooks(cmd, cwd, {**self._isolation(), **(extra_environ or {})})
+
+    @contextlib.contextmanager
+    def _errors_of_build(self, hook: str) -> Iterator[None]:
+        """Raise what ``ProjectBuilder`` would raise."""
+        description: str | None
+        failure: Exception
+        try:
+            yield
+        except BackendUnavailable as error:
+            description = f"Backend {self.project.backend!r} is not available."
+            failure = error
+        except subprocess.CalledProcessError as error:
+            description = f"Backend subprocess exited when trying to invoke {hook}"
+            failure = error
+        except Exception as error:  # noqa: BLE001 - whatever the hook call raises is the backend's failure
+            description = None
+            failure = error
+        else:
+            return
+        from build import BuildBackendException
+
+        raise BuildBackendException(failure, description) from None
