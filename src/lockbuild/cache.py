@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from lockbuild.environments.store import Generation, age_in_words, generations, remove_unused
 from lockbuild.errors import LockbuildError, LockTimeoutError, shown
 from lockbuild.locks import DirectoryLock
+from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 from lockbuild.paths import cache_folder, environment_folder
 from lockbuild.settings import duration
 
@@ -87,7 +88,8 @@ def prune_once_a_day(cache_dir: str | None) -> None:
     try:
         if time.time() - os.stat(stamp).st_mtime < _PRUNE_SECONDS:
             return
-        os.utime(stamp)
+        if not _touch_first(stamp):
+            return
     except FileNotFoundError:
         # A new cache. There is nothing to remove yet.
         with contextlib.suppress(OSError), open(stamp, "w", encoding="utf-8"):
@@ -99,12 +101,28 @@ def prune_once_a_day(cache_dir: str | None) -> None:
 
     with contextlib.suppress(OSError):
         subprocess.Popen(
-            [sys.executable, "-m", "lockbuild.cache", "--cache-dir", cache, "prune"],
+            # With -P: the working directory is a project, and its modules are not ours.
+            [sys.executable, "-P", "-m", "lockbuild.cache", "--cache-dir", cache, "prune"],
+            cwd=cache,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def _touch_first(stamp: str) -> bool:
+    """Touch the stamp, unless one of the builds that have found it too old with us was first."""
+    descriptor = os.open(stamp, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+    try:
+        if not try_to_lock(descriptor) or time.time() - os.fstat(descriptor).st_mtime < _PRUNE_SECONDS:
+            return False
+        os.utime(stamp)
+        return True
+    except LocksUnsupportedError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from lockbuild.errors import CacheFolderError
-from lockbuild.paths import environment_folder
+from lockbuild.paths import environment_folder, spellings_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -65,7 +65,7 @@ def build_environment(
         except CacheFolderError as error:
             reporter.warn(f"Not keeping the build environment: {error}")
         else:
-            if key := environment_key(store, requirements, constraints, request.installer):
+            if key := environment_key(requirements, constraints, request.installer, spellings_folder(store)):
                 with kept_environment(store, key, requirements, constraints, request, reporter, on_candidate) as kept:
                     yield kept
                 return

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Self
 
 from build.env import DefaultIsolatedEnv
 
+from lockbuild.interruption import killing_descendants
+
 if TYPE_CHECKING:
     from collections.abc import Collection
     from types import TracebackType
@@ -30,7 +32,8 @@ class FreshEnvironment:
         """Create the environment and install the requirements."""
         self._environment.__enter__()
         try:
-            self._environment.install(self._requirements, self._constraints, _fresh=True)
+            with killing_descendants():
+                self._environment.install(self._requirements, self._constraints, _fresh=True)
         except BaseException as error:
             self._environment.__exit__(type(error), error, error.__traceback__)
             raise
@@ -58,7 +61,8 @@ class FreshEnvironment:
 
     def install(self, requirements: Collection[str]) -> None:
         """Install more requirements under the constraints."""
-        self._environment.install(requirements, self._constraints)
+        with killing_descendants():
+            self._environment.install(requirements, self._constraints)
         self._requirements = (*self._requirements, *requirements)
 
     def required_versions(self) -> dict[str, str]:

@@ -25,9 +25,11 @@ from lockbuild.environments.store import (
     new_generation,
     remove_unused,
 )
-from lockbuild.errors import CacheFolderError
+from lockbuild.errors import CacheFolderError, CircularRequirementsError
 from lockbuild.events import Reporter
+from lockbuild.interruption import killing_descendants
 from lockbuild.locks import DirectoryLock
+from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -152,9 +154,13 @@ def _make(
     oldest: float,
 ) -> tuple[Manifest, User]:
     """Make an environment under its key's lock, unless somebody else has while we waited for that."""
+    subject = f"the build environment for {', '.join(key.requirements) or 'no requirements'}"
+    with contextlib.suppress(FileNotFoundError):
+        if around := held_by_ancestor(os.stat(folder)):
+            raise CircularRequirementsError(subject, around.holder.pid)
     lock = DirectoryLock(
         folder,
-        subject=f"the build environment for {', '.join(key.requirements) or 'no requirements'}",
+        subject=subject,
         cache_dir=request.cache_dir,
         timeout=request.lock_timeout,
         reporter=reporter,
@@ -174,7 +180,7 @@ def _make(
 
         heard = _InstallerOutput(reporter)
         try:
-            with forward_log(heard, request.verbosity):
+            with forward_log(heard, request.verbosity), _environment_of_installer(lock):
                 manifest = _populate(generation, requirements, constraints, request)
         except BaseException as error:
             shutil.rmtree(generation.path, ignore_errors=True)
@@ -196,8 +202,9 @@ def _populate(
     from build.env import DefaultIsolatedEnv
 
     made = time.time()
-    environment = DefaultIsolatedEnv(installer=request.installer, path=generation.path).__enter__()
-    environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
+    with killing_descendants():
+        environment = DefaultIsolatedEnv(installer=request.installer, path=generation.path).__enter__()
+        environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
     import sysconfig
 
     base = {"base": environment.path, "platbase": environment.path}
@@ -213,6 +220,30 @@ def _populate(
         required={name: version for name, version in sorted(packages.items()) if name in names},
         contents=digest_of_contents(generation.path),
     )
+
+
+@contextmanager
+def _environment_of_installer(lock: DirectoryLock) -> Iterator[None]:
+    """
+    Set the variables that an installer and what it starts have to know.
+
+    Whoever edits a file that uv has linked into an environment edits uv's cache, and the environment that replaces
+    the changed one has the edit, too: uv has to copy. And an sdist that is built for the environment may itself run
+    lockbuild: that has to know what is locked around it.
+    """
+    variables = environment_for_hooks([lock.held] if lock.held else [])
+    if os.environ.get("UV_LINK_MODE") != "clone":
+        variables["UV_LINK_MODE"] = "copy"
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _installed_packages(folders: Collection[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import sys
 import sysconfig
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from lockbuild.request import Installer
 
@@ -36,12 +37,12 @@ _VARIABLES = (
     "LDFLAGS",
     "MACOSX_DEPLOYMENT_TARGET",
     "NETRC",
-    "SOURCE_DATE_EPOCH",
 )
 
-# Variables of pip and uv that only change how they talk, where they cache, and how long they wait.
+# Variables of pip and uv that only change how they talk, where they cache and take notes, and how long they wait.
 _WITHOUT_EFFECT = frozenset(
     {
+        "PIP_BUILD_TRACKER",
         "PIP_CACHE_DIR",
         "PIP_DEFAULT_TIMEOUT",
         "PIP_DISABLE_PIP_VERSION_CHECK",
@@ -55,6 +56,8 @@ _WITHOUT_EFFECT = frozenset(
         "PIP_VERBOSE",
         "UV_CACHE_DIR",
         "UV_HTTP_TIMEOUT",
+        "UV_INTERNAL__BUILD_DIR",
+        "UV_LINK_MODE",
         "UV_LOCK_TIMEOUT",
         "UV_NO_PROGRESS",
     }
@@ -74,40 +77,59 @@ class EnvironmentKey:
 
 
 def environment_key(
-    store: str, requirements: Collection[str], constraints: str, installer: Installer
+    requirements: Collection[str], constraints: str, installer: Installer, memory: str | None = None
 ) -> EnvironmentKey | None:
     """
     Return the key for requirements (PEP 508 strings), the text of a constraints file, and an installer.
 
-    It has the requirements in the spelling of `packaging`, whose import takes longer than all the rest of this. So the
-    store remembers which spelling led to which key.
+    It has the requirements in the spelling of `packaging`, whose import takes longer than all the rest of this. So
+    ``memory``, a folder that only this user can write, remembers what each spelling came to.
 
     ``None`` where no key could cover what would be installed: a requirement that names a local file or folder, which
     may change at any time, or one that is not understood.
     """
-    content = _content(constraints, installer)
-    spelling = os.path.join(store, "spellings", _digest(content, sorted(set(requirements))))
-    with contextlib.suppress(OSError, ValueError), open(spelling, encoding="utf-8") as file:
-        normalized: list[str] | None = json.load(file)
-        return None if normalized is None else EnvironmentKey(_digest(content, normalized), tuple(normalized))
-    normalized = _normalize_all(requirements)
+    lines = [line.strip() for line in constraints.splitlines() if line.strip()]
+    if any(map(_names_a_file, lines)):
+        return None
+    content = _content(lines, installer)
+    normalized = _remember(memory, _digest(content, sorted(set(requirements)))) if memory else None
+    if normalized is None:
+        normalized = _normalize_all(requirements)
+        if normalized is None:
+            return None
+        if memory:
+            _memorize(memory, _digest(content, sorted(set(requirements))), normalized)
+    return EnvironmentKey(_digest(content, normalized), tuple(normalized))
+
+
+def _remember(memory: str, spelling: str) -> list[str] | None:
+    try:
+        with open(os.path.join(memory, spelling), encoding="utf-8") as file:
+            return [str(requirement) for requirement in json.load(file)]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _memorize(memory: str, spelling: str, normalized: list[str]) -> None:
+    # What cannot be remembered is found out again.
     with contextlib.suppress(OSError):
-        os.makedirs(os.path.dirname(spelling), exist_ok=True)
-        hidden = f"{spelling}.{secrets.token_hex(4)}"
+        hidden = os.path.join(memory, f"{spelling}.{secrets.token_hex(4)}")
         with open(hidden, "x", encoding="utf-8") as file:
             json.dump(normalized, file)
-        os.replace(hidden, spelling)
-    return None if normalized is None else EnvironmentKey(_digest(content, normalized), tuple(normalized))
+        os.replace(hidden, os.path.join(memory, spelling))
 
 
-def _content(constraints: str, installer: Installer) -> dict[str, Any]:
+def _content(constraints: list[str], installer: Installer) -> dict[str, Any]:
+    variables = _variables(installer)
+    configuration = [text for path in _configuration_files(installer) if (text := _read(path)) is not None]
     return {
         "format": _FORMAT,
         "interpreter": _interpreter(),
-        "constraints": constraints.split(),
+        "constraints": constraints,
         "installer": installer,
-        "variables": _variables(installer),
-        "configuration": [text for path in _configuration_files(installer) if (text := _read(path)) is not None],
+        "variables": variables,
+        "configuration": configuration,
+        "files": _describe_files([*variables.values(), *configuration]),
     }
 
 
@@ -142,6 +164,28 @@ def _normalize(requirement: str) -> str | None:
     return str(parsed)
 
 
+def _names_a_file(line: str) -> bool:
+    """Tell whether a line of a constraints file names another file, which may change at any time."""
+    _, separator, url = line.partition(" @ ")
+    named = line.startswith(("-c", "-r", "-e", "--constraint", "--requirement", "--editable", "/", "."))
+    return named or "file:" in line or (bool(separator) and "://" not in url)
+
+
+def _describe_files(texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the files and folders that settings name, with digests of the files: constraints, for one."""
+    found = set()
+    for text in texts:
+        for word in re.split(r"""[\s=,"'\[\]]+""", text):
+            if word and os.path.exists(word):
+                digest = ""
+                if os.path.isfile(word):
+                    with contextlib.suppress(OSError), open(word, "rb") as file:
+                        digest = hashlib.file_digest(file, "sha256").hexdigest()
+                # A relative path names something else in another working directory.
+                found.add((os.path.abspath(word), digest))
+    return sorted(found)
+
+
 def _interpreter() -> list[Any]:
     executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     status = os.stat(executable)
@@ -159,7 +203,7 @@ def _interpreter() -> list[Any]:
 
 
 def _variables(installer: Installer) -> dict[str, str]:
-    # pip reads UV_* never, uv reads no PIP_*. SOURCE_DATE_EPOCH and the compiler's count where there is no wheel.
+    # pip reads UV_* never, uv reads no PIP_*. What compilers read counts where there is no wheel.
     prefix = "PIP_" if installer == "pip" else "UV_"
     return {
         name: value

@@ -26,7 +26,7 @@ import os
 import secrets
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
@@ -46,10 +46,10 @@ class Manifest:
     requirements: tuple[str, ...]
     packages: Mapping[str, str]
     """Versions by normalized name."""
-    required: Mapping[str, str]
-    """Those of them that the requirements name."""
     contents: str
     """A digest of what the environment consisted of when it was complete: see `digest_of_contents`."""
+    required: Mapping[str, str] = field(default_factory=dict)
+    """Of the packages, those that the requirements name."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,11 @@ class Generation:
             if manifest is not None:
                 self.write_manifest(manifest)
             return False
+        # What a maker that was killed in `write_manifest` has left.
+        for name in os.listdir(self.folder):
+            if name.startswith(f"{self.name}.json."):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self.folder, name))
         shutil.rmtree(self.path, ignore_errors=True)
         shutil.rmtree(self.users_path, ignore_errors=True)
         return True
@@ -148,12 +153,14 @@ class User:
         """Begin to use the generation; false when it is not complete any more."""
         while self._descriptor is not None:
             # A file system without locks: nobody can tell that the file's process lives, and nobody removes it.
+            locked = True
             with contextlib.suppress(LocksUnsupportedError):
-                try_to_lock(self._descriptor)
+                locked = try_to_lock(self._descriptor)
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
+                if locked and os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
                     break
-            # Between our open and our lock somebody took it for the file of a process that has ended.
+            # Between our open and our lock somebody took it for the file of a process that has ended, and has removed
+            # it or is about to.
             os.close(self._descriptor)
             self.epoch += 1
             self._descriptor = self._open()
@@ -164,7 +171,9 @@ class User:
 
     def _open(self) -> int | None:
         try:
-            os.makedirs(self._generation.users_path, exist_ok=True)
+            # The folder may be removed in the middle of this.
+            with contextlib.suppress(FileExistsError):
+                os.makedirs(self._generation.users_path, exist_ok=True)
             return os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
         except FileNotFoundError:
             # The environment is being removed.
@@ -189,9 +198,13 @@ def generations(folder: str) -> list[Generation]:
 
 
 def new_generation(folder: str) -> Generation:
-    """Return the generation that is to be made next. Only under the key's lock."""
+    """
+    Return the generation that is to be made next. Only under the key's lock.
+
+    No name is used a second time: an installer may have outlived its maker, which was killed, and still write there.
+    """
     known = generations(folder)
-    return Generation(folder, str(int(known[0].name) + 1 if known else 1))
+    return Generation(folder, str(max(time.time_ns() // 1_000_000, int(known[0].name) + 1 if known else 1)))
 
 
 def remove_unused(folder: str, keep: Callable[[Generation], bool]) -> list[Generation]:

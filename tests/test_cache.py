@@ -1,0 +1,347 @@
+"""The console script lockbuild-cache, and the removal of unused environments that builds start themselves."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lockbuild.environments.store import digest_of_contents
+from wheelhouse import CACHE_COMMAND, ProbeTree, created, end_all, make_probe_tree
+from witness import LOCKBUILD, PATIENCE, wait_until
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[ProbeTree]:
+    tree = make_probe_tree(tmp_path / "probe")
+    yield tree
+    end_all(tree)
+
+
+def cache(*words: str, status: int = 0, command: tuple[str, ...] = CACHE_COMMAND) -> str:
+    """Run lockbuild-cache; return what it printed: on standard output, or after a failure on standard error."""
+    answer = subprocess.run([*command, *words], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert answer.returncode == status, answer.stdout + answer.stderr
+    assert "Traceback" not in answer.stderr
+    return answer.stderr if status else answer.stdout
+
+
+def make_unused(environment: Path, days: float) -> None:
+    moment = time.time() - days * 86400
+    os.utime(f"{environment}.users", (moment, moment))
+
+
+# The command
+
+
+def test_the_script_is_installed_beside_lockbuild() -> None:
+    script = Path(sys.executable).with_name("lockbuild-cache")
+    assert script.exists()
+    assert "prune" in cache("--help", command=(str(script),))
+
+
+def test_dir_prints_the_cache_folder(tmp_path: Path) -> None:
+    assert cache("dir") == f"{tmp_path / 'cache'}\n"
+    assert cache("--cache-dir", str(tmp_path / "other"), "dir") == f"{tmp_path / 'other'}\n"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_empty_or_missing_cache_is_no_error(tmp_path: Path) -> None:
+    for make in (False, True):
+        if make:
+            (tmp_path / "cache").mkdir()
+        assert cache("list") == "The cache is empty.\n"
+        for command in ("prune", "clear"):
+            assert cache(command) == "Removed 0 environments; 0 left\n"
+
+
+def test_wrong_usage_is_exit_status_2() -> None:
+    for words in ((), ("unknown",), ("prune", "--older-than", "soon"), ("prune", "--older-than", "-1")):
+        cache(*words, status=2)
+
+
+@pytest.mark.slow
+def test_list_shows_size_age_last_use_and_packages(tree: ProbeTree) -> None:
+    tree.wheelhouse.add_wheel("other", "2.5", files={"other.py": "#" * 2 * 1024**2})
+    tree.build()
+    tree.require("other")
+    tree.build()
+    small, large = sorted(tree.environments(), key=lambda each: len(Path(f"{each}.json").read_text()))
+    make_unused(small, 3)
+    header, first, second = cache("list").splitlines()
+    assert re.split(r"\s{2,}", header) == ["ENVIRONMENT", "SIZE", "MADE", "LAST USED", "PACKAGES"]
+    name, size, made, used, packages = re.split(r"\s{2,}", first)
+    assert name == str(large.relative_to(tree.store))
+    assert re.fullmatch(r"2\.[0-9] MiB", size)
+    assert re.fullmatch(r"\d+ s ago", made)
+    assert re.fullmatch(r"\d+ s ago", used)
+    assert packages == "other 2.5, probe-backend 1.0"
+    assert second.startswith(str(small.relative_to(tree.store)))
+    assert "  3 d ago  " in second
+
+
+@pytest.mark.slow
+def test_prune_removes_what_was_not_used_for_thirty_days(tree: ProbeTree) -> None:
+    tree.wheelhouse.add_wheel("other")
+    tree.build()
+    tree.require("other")
+    tree.build()
+    young, old = tree.environments()
+    make_unused(young, 29.9)
+    make_unused(old, 30.1)
+    assert cache("prune") == "Removed 1 environment; 1 left\n"
+    assert tree.environments() == [young]
+    assert tree.keys() == [young.parent]
+    # A build is a use.
+    tree.require()
+    tree.build()
+    tree.require("other")
+    tree.build()
+    assert cache("prune", "--older-than", "1d") == "Removed 0 environments; 2 left\n"
+
+
+@pytest.mark.parametrize(("time", "removed"), [("3h", 0), ("1.5h", 1), ("120m", 1), ("7000", 1), ("1d", 0), ("0", 1)])
+def test_prune_understands_units_of_time(tree: ProbeTree, time: str, removed: int) -> None:
+    environment = a_made_up_environment(tree)
+    make_unused(environment, 2.5 / 24)
+    assert cache("prune", "--older-than", time).startswith(f"Removed {removed} environment")
+    assert environment.exists() != bool(removed)
+
+
+def a_made_up_environment(tree: ProbeTree, number: int = 1) -> Path:
+    """Make what looks like an environment, without an installer."""
+    from lockbuild.environments.store import Generation, Manifest
+
+    generation = Generation(str(tree.store / f"{number:024}"), "1")
+    tree.store.mkdir(parents=True, mode=0o700, exist_ok=True)
+    Path(generation.path, "bin").mkdir(parents=True)
+    Path(generation.users_path).mkdir()
+    generation.write_manifest(Manifest(time.time(), "python", "bin", (), {}, digest_of_contents(generation.path)))
+    return Path(generation.path)
+
+
+@pytest.mark.slow
+def test_clear_removes_everything_and_builds_go_on(tree: ProbeTree) -> None:
+    tree.build()
+    assert cache("clear") == "Removed 1 environment; 0 left\n"
+    assert tree.keys() == []
+    assert created(tree.build()) == 1
+
+
+def test_clear_leaves_what_a_build_uses_and_removes_it_after_a_kill(tree: ProbeTree) -> None:
+    gate = tree.make_gate()
+    build = tree.start(env={"PROBE_GATE": str(gate.path)})
+    hook = tree.wait_for_hook()
+    [environment] = tree.environments()
+    contents = digest_of_contents(str(environment))
+    assert cache("clear") == "Removed 0 environments; 1 left\n"
+    assert digest_of_contents(str(environment)) == contents
+    # It is complete still: others use it.
+    assert created(tree.build()) == 0
+    assert cache("prune", "--older-than", "0") == "Removed 0 environments; 1 left\n"
+    build.kill()
+    build.wait()
+    wait_until(lambda: not Path(f"/proc/{hook['pid']}").exists(), "the end of the orphaned hook")
+    wait_until(lambda: cache("clear").endswith("; 0 left\n"), "the end of its host")
+    assert tree.keys() == []
+
+
+def test_clear_leaves_an_environment_that_is_just_being_made(tree: ProbeTree) -> None:
+    tree.wheelhouse.add_sdist("slow")
+    tree.require("slow")
+    gate = tree.make_gate()
+    build = tree.start(env={"SDIST_GATE_SLOW": str(gate.path)})
+    tree.wait_for_sdist("slow")
+    assert cache("clear") == "Removed 0 environments; 0 left\n"
+    gate.open()
+    tree.finish(build)
+    assert len(tree.environments()) == 1
+
+
+def test_what_a_killed_maker_left_is_removed_by_prune(tree: ProbeTree) -> None:
+    environment = a_made_up_environment(tree)
+    manifest = Path(f"{environment}.json")
+    # Killed while it wrote the manifest.
+    manifest.rename(f"{manifest}.0123abcd")
+    shutil.rmtree(f"{environment}.users")
+    cache("prune")
+    assert tree.keys() == []
+
+
+@pytest.mark.slow
+def test_six_builds_in_a_loop_all_succeed_while_the_cache_is_cleared_in_a_loop(tree: ProbeTree) -> None:
+    """For twenty seconds. What is removed under a build would make its hook fail."""
+    end = time.monotonic() + 20
+    errors: list[str] = []
+    builds: list[int] = []
+
+    def build_again_and_again(number: int) -> None:
+        while time.monotonic() < end and not errors:
+            command = [*LOCKBUILD, "--wheel", "-o", str(tree.control / f"loop{number}"), str(tree.path)]
+            answer = subprocess.run(command, env=tree.environ(), capture_output=True, text=True, check=False)
+            builds.append(number)
+            if answer.returncode:
+                errors.append(answer.stderr)
+
+    threads = [threading.Thread(target=build_again_and_again, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    program = "import time; from lockbuild.cache import prune\nwhile True: print(len(prune(-1.0)), flush=True)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as clearing:
+        for thread in threads:
+            thread.join()
+        clearing.kill()
+        removals = sum(map(int, clearing.communicate()[0].split()))
+    assert errors == []
+    assert len(builds) >= 6
+    assert removals >= 2
+    tree.build()
+
+
+# Whose cache it is
+
+
+# Another user, who may read what root may, because the interpreter can be in a closed folder.
+_NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+)
+
+
+def test_a_store_of_another_user_is_left_alone(tree: ProbeTree) -> None:
+    environment = a_made_up_environment(tree)
+    for folder in (tree.store, tree.cache / f"environments-{os.getuid()}"):
+        folder.mkdir(exist_ok=True)
+        os.chown(folder, 65534, 65534)
+    for command in ("list", "prune", "clear"):
+        assert "is not a folder that only you can write" in cache(command, status=1)
+    assert environment.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tree: ProbeTree) -> None:
+    a_made_up_environment(tree)
+    tree.cache.chmod(0o755)
+    for command in ("list", "prune", "clear"):
+        error = cache(command, status=1, command=(*_NOBODY, *CACHE_COMMAND))
+        assert error.startswith("ERROR "), error
+        assert error.count("\n") == 1
+    assert len(tree.environments()) == 1
+
+
+def test_a_cache_that_is_a_file_is_one_line(tree: ProbeTree) -> None:
+    tree.cache.write_text("")
+    for command in ("list", "prune", "clear"):
+        assert cache(command) in ("The cache is empty.\n", "Removed 0 environments; 0 left\n")
+
+
+# Once a day
+
+
+def _stamp(tree: ProbeTree) -> Path:
+    return tree.cache / "pruned"
+
+
+def _let_a_day_pass(tree: ProbeTree) -> None:
+    moment = time.time() - 86401
+    os.utime(_stamp(tree), (moment, moment))
+
+
+@pytest.mark.slow
+def test_a_build_starts_the_removal_of_what_is_unused_once_a_day(tree: ProbeTree) -> None:
+    tree.build()
+    unused = a_made_up_environment(tree)
+    make_unused(unused, 31)
+    # A new cache: nothing was started then, and a day has not passed since.
+    tree.build()
+    assert unused.exists()
+    _let_a_day_pass(tree)
+    tree.build()
+    wait_until(lambda: not unused.parent.exists(), "the removal")
+    assert len(tree.environments()) == 1
+    unused = a_made_up_environment(tree)
+    make_unused(unused, 31)
+    tree.build()
+    assert unused.exists()
+
+
+@pytest.mark.slow
+def test_a_failed_build_and_one_without_the_cache_start_no_removal(tree: ProbeTree) -> None:
+    tree.build()
+    _let_a_day_pass(tree)
+    before = _stamp(tree).stat().st_mtime
+    tree.build("--no-cache")
+    tree.require("missing")
+    tree.build(status=1)
+    assert _stamp(tree).stat().st_mtime == before
+
+
+@pytest.mark.slow
+def test_a_build_does_not_wait_for_the_removal(tree: ProbeTree) -> None:
+    """The removal waits for ever; the build has ended, and its output with it."""
+    tree.build()
+    _let_a_day_pass(tree)
+    waiting, pid = tree.control / "waiting", tree.control / "pid"
+    waiting.mkdir()
+    (waiting / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "if 'lockbuild.cache' in sys.orig_argv:\n"
+        f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
+    tree.build(env={"PYTHONPATH": str(waiting)})
+    wait_until(lambda: pid.exists() and pid.read_text(), "the removal")
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_of_builds_that_end_together_one_starts_the_removal(tree: ProbeTree) -> None:
+    """All of them have looked at the stamp before any of them touches it: their own process waits there."""
+    tree.build()
+    _let_a_day_pass(tree)
+    counting, count = tree.control / "counting", tree.control / "count"
+    counting.mkdir()
+    (counting / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "if 'lockbuild.cache' in sys.orig_argv:\n"
+        f"    open({str(count)!r}, 'a').write('x')\n"
+        "elif '--wheel' in sys.orig_argv:\n"
+        "    stat = os.stat\n"
+        "    def late(path, *arguments, **options):\n"
+        "        found = stat(path, *arguments, **options)\n"
+        "        if str(path).endswith('/pruned'):\n"
+        f"            open({str(tree.control)!r} + f'/looked-{{os.getpid()}}', 'w').close()\n"
+        f"            while sum(n.startswith('looked-') for n in os.listdir({str(tree.control)!r})) < 4:\n"
+        "                time.sleep(0.01)\n"
+        "        return found\n"
+        "    os.stat = late\n"
+    )
+    builds = [tree.start(env={"PYTHONPATH": str(counting)}) for _ in range(4)]
+    tree.finish(*builds)
+    wait_until(count.exists, "the removal")
+    # Whatever else they had started would have been started before they ended; give it time to say so.
+    tree.build(env={"PYTHONPATH": str(counting)})
+    assert count.read_text() == "x"
+
+
+def test_the_removal_imports_nothing_from_the_working_directory(tree: ProbeTree) -> None:
+    """The working directory is a project, often with modules of names that ours import."""
+    tree.build()
+    _let_a_day_pass(tree)
+    unused = a_made_up_environment(tree)
+    make_unused(unused, 31)
+    trap = tree.control / "trap"
+    for name in ("argparse", "lockbuild", "filelock"):
+        (tree.path / f"{name}.py").write_text(f"open({str(trap)!r}, 'a').write(__name__)\n")
+    script = (str(Path(sys.executable).with_name("lockbuild")),)
+    tree.build(command=script, cwd=tree.path)
+    wait_until(lambda: trap.exists() or not unused.exists(), "the removal")
+    assert not trap.exists()
