@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lockbuild.locks.holders import Holder
+    from lockbuild.locks.processes import ProcessIdentity
 
 
 def shown(path: str) -> str:
@@ -72,6 +75,10 @@ class UnmetDependenciesError(LockbuildError):
     """Without isolation: build requirements are not installed."""
 
 
+class EnvironmentFolderError(LockbuildError):
+    """What the user named as the place for the build environment is not a folder."""
+
+
 class OutDirError(LockbuildError):
     """The out-dir is not a folder and cannot be made one."""
 
@@ -84,10 +91,25 @@ class CacheFolderError(LockbuildError):
     """No folder can be had in which lock files are safe."""
 
 
+class CircularRequirementsError(LockbuildError):
+    """A requirement of a build environment cannot be built without that environment."""
+
+    def __init__(self, subject: str, maker: int) -> None:
+        self.subject = subject
+        self.maker = maker
+        super().__init__(
+            f"The build requirements form a circle: {shown(subject)} is needed to build a requirement of itself, "
+            f"for process {maker}, which is making it"
+        )
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal asks the build to end. ``exit_status`` is what shells show for it, 128 + the signal's number."""
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, descendants: Sequence[ProcessIdentity] = ()) -> None:
         self.signal_number = signal_number
+        self.descendants = descendants
+        """The processes that ran below this one when the signal came. Those of an installer that is killed are
+        nobody's children afterwards, and could not be found any more."""
         self.exit_status = 128 + signal_number
         super().__init__(signal_number)

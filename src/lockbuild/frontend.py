@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lockbuild import artifacts
 from lockbuild.environments import BuildEnvironment, build_environment, extended
-from lockbuild.errors import ArtifactError, OutDirError, UnmetDependenciesError
+from lockbuild.errors import ArtifactError, EnvironmentFolderError, OutDirError, UnmetDependenciesError, shown
 from lockbuild.events import Reporter
 from lockbuild.hooks.backend import Backend
 from lockbuild.hooks.caller import HookRunner
@@ -106,6 +106,8 @@ class _Run:
 
     def lock_directory(self, path: str) -> DirectoryLock:
         """Return the lock on a folder that the user named and that a build fills; it is made when it is missing."""
+        if path == self.request.env_dir and os.path.exists(path) and not os.path.isdir(path):
+            raise EnvironmentFolderError(f"Build environment location is not a directory: {path}")
         return DirectoryLock(
             path,
             cache_dir=self.request.cache_dir,
@@ -136,8 +138,14 @@ def _source_tree(run: _Run, source: str) -> Iterator[tuple[str, list[DirectoryLo
     folder = top_level_folder(source)
     extract_dir = run.request.sdist_extract_dir
     with contextlib.ExitStack() as stack:
-        # Two builds with one --sdist-extract-dir would each remove the tree in which the other one builds.
-        locks = [stack.enter_context(run.lock_directory(extract_dir))] if extract_dir is not None else []
+        locks: list[DirectoryLock] = []
+        if extract_dir is not None:
+            # Two builds with one --sdist-extract-dir would each remove the tree in which the other one builds. With
+            # an --env-dir, too, both are locked here in the order of their names: another build may have been given
+            # the same two the other way round.
+            folders = [extract_dir, *([run.request.env_dir] if run.request.env_dir is not None else [])]
+            in_order = sorted(folders, key=os.path.realpath)
+            locks.extend(stack.enter_context(run.lock_directory(path)) for path in in_order)
         yield stack.enter_context(unpacked(source, folder, extract_dir)), locks
 
 
@@ -170,7 +178,8 @@ def _call_hooks(
     """Have the backend of a tree do some work, in its environment, under its lock."""
     with contextlib.ExitStack() as stack:
         locks: list[InheritableLock] = [*outer_locks]
-        if run.request.env_dir is not None:
+        taken = [lock.path for lock in outer_locks if isinstance(lock, DirectoryLock)]
+        if run.request.env_dir is not None and run.request.env_dir not in taken:
             # Two builds with one --env-dir: the second one finds the folder empty when the first has succeeded.
             locks.append(stack.enter_context(run.lock_directory(run.request.env_dir)))
         project = read_project(tree)
@@ -200,7 +209,9 @@ def _call_hooks(
 
         decision = _decide_lock(run, project, environment, ())
         with _hint_at_shared_tree(project, decision), _locked(run, project, decision, tree_lock, locks, hooks) as held:
-            extra_requires = _ask_for_extra_requirements(run, kind, Backend(project, environment, hooks, run.reporter))
+            extra_requires = _ask_for_extra_requirements(
+                run, kind, Backend(project, environment, hooks, run.reporter), decision
+            )
             with _extended(run, environment, extra_requires, held, hooks) as full_environment:
                 late_decision = _decide_lock(run, project, full_environment, extra_requires)
                 if decision.locked or not late_decision.locked:
@@ -235,7 +246,7 @@ def _locked(
     Yields all the locks under which they run.
     """
     verb = "Locking" if decision.locked else "Not locking"
-    run.reporter.detail(f"{verb} {project.tree}: {decision.reason}")
+    run.reporter.detail(f"{verb} {shown(project.tree)}: {decision.reason}")
     with contextlib.ExitStack() as stack:
         held = [*locks]
         if decision.locked:
@@ -259,20 +270,31 @@ def _hint_at_shared_tree(project: Project, decision: LockDecision) -> Iterator[N
         raise
 
 
-def _ask_for_extra_requirements(run: _Run, kind: Distribution, backend: Backend) -> set[str]:
+def _ask_for_extra_requirements(run: _Run, kind: Distribution, backend: Backend, decision: LockDecision) -> set[str]:
     """Ask the backend what else it requires for this build; without isolation, check that it is all there."""
-    if not run.request.isolation and run.request.skip_dependency_check:
+    unchecked = not run.request.isolation and run.request.skip_dependency_check
+    if unchecked and (decision.locked or decision.final):
         return set()
+    # A backend that is not locked is asked in any case: it may be about to run setuptools.
     extra = backend.get_requires(kind, run.request.config_settings)
-    if not run.request.isolation:
-        from build import check_dependency
-
+    if not run.request.isolation and not unchecked:
         from lockbuild.build_library import format_unmet_dependencies
 
         requires = {*backend.project.requires, *extra}
-        if missing := {chain for requirement in requires for chain in check_dependency(requirement)}:
+        if missing := {chain for requirement in requires for chain in _missing(requirement)}:
             raise UnmetDependenciesError(format_unmet_dependencies(missing))
     return extra
+
+
+def _missing(requirement: str) -> Iterator[tuple[str, ...]]:
+    from build import check_dependency
+    from packaging.requirements import InvalidRequirement
+
+    try:
+        yield from check_dependency(requirement)
+    except InvalidRequirement as error:
+        problem = str(error).partition("\n")[0]
+        raise UnmetDependenciesError(f"{requirement!r} is not a requirement: {problem}") from error
 
 
 @contextlib.contextmanager

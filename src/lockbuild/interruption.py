@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from typing import TYPE_CHECKING, NoReturn
 
 from lockbuild.errors import Interrupted
+from lockbuild.locks.processes import descendants, is_running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +31,7 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
         for each in handled:
             signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number)
+        raise Interrupted(number, descendants())
 
     before = {number: signal.signal(number, interrupt) for number in handled}
     try:
@@ -38,3 +40,16 @@ def interruptible() -> Iterator[None]:
         for number, handler in before.items():
             if signal.getsignal(number) is interrupt:
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def killing_descendants() -> Iterator[None]:
+    """Have an interruption end not only the program that we run in here, but also what that has started."""
+    try:
+        yield
+    except Interrupted as interruption:
+        for process in interruption.descendants:
+            if is_running(process):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(process.pid, signal.SIGKILL)
+        raise

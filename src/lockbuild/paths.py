@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lockbuild.errors import CacheFolderError
+from lockbuild.errors import CacheFolderError, shown
 
 if TYPE_CHECKING:
     from lockbuild.events import Reporter
 
 CACHE_DIR_VARIABLE = "LOCKBUILD_CACHE_DIR"
+
+# How often the folder for lock files is made when it vanishes again at once.
+_ATTEMPTS = 20
 
 
 def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
@@ -24,11 +28,15 @@ def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
     """
     chosen = requested or os.environ.get(CACHE_DIR_VARIABLE)
     if chosen:
-        return os.path.abspath(chosen)
+        # A "~" comes here from files that no shell has read, such as tox.ini.
+        return os.path.abspath(os.path.expanduser(chosen))
     import platformdirs
 
-    folder = platformdirs.user_cache_dir("lockbuild", appauthor=False)
-    # Without HOME and without an entry in the user database "~" stays as it is.
+    # Without HOME and without an entry in the user database "~" stays as it is, or platformdirs says so.
+    try:
+        folder = platformdirs.user_cache_dir("lockbuild", appauthor=False)
+    except RuntimeError:
+        return None
     return folder if os.path.isabs(folder) else None
 
 
@@ -57,6 +65,21 @@ def environment_folder(requested: str | os.PathLike[str] | None) -> str:
     raise CacheFolderError(f"{folder} is not a folder that only you can write")
 
 
+def spellings_folder(store: str) -> str | None:
+    """
+    Return the folder, beside that of the environments, which remembers how requirements are spelled; made if missing.
+
+    ``None`` where there is no such folder that only this user can write.
+    """
+    folder = f"{store}-spellings"
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        if _is_private(os.lstat(folder)):
+            return folder
+    return None
+
+
 def lock_folder(requested: str | os.PathLike[str] | None, reporter: Reporter) -> str:
     """
     Return the folder for lock files, made if it was missing: in the cache folder, or in the private fallback.
@@ -67,13 +90,31 @@ def lock_folder(requested: str | os.PathLike[str] | None, reporter: Reporter) ->
     if cache is None:
         return fallback_lock_folder("there is no home folder to have a cache in", reporter)
     folder = os.path.join(cache, "locks")
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        return fallback_lock_folder(f"{folder} cannot be made: {error.strerror}", reporter)
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            problem = _problem_with(folder)
+        except FileNotFoundError as error:
+            # Somebody who cleans up has removed it between two of our steps; or it cannot be there at all.
+            if attempts_left:
+                continue
+            problem = f"cannot be made: {error.strerror}"
+        except OSError as error:
+            problem = f"cannot be made: {error.strerror}"
+        break
+    return fallback_lock_folder(f"{shown(folder)} {problem}", reporter) if problem else folder
+
+
+def _problem_with(folder: str) -> str | None:
+    """Return why lock files should not be in a folder. Raises `FileNotFoundError` when it is gone."""
+    found = os.lstat(folder)
+    if stat.S_ISLNK(found.st_mode) and hasattr(os, "getuid") and found.st_uid not in (0, os.getuid()):
+        # It could have us make files, which everybody may write, in a folder where only we may.
+        return "is another user's symbolic link"
     if not os.access(folder, os.W_OK | os.X_OK):
-        return fallback_lock_folder(f"{folder} cannot be written", reporter)
-    return folder
+        os.stat(folder)
+        return "cannot be written"
+    return None
 
 
 def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
@@ -92,22 +133,25 @@ def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
         ) from error
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     folder = Path(temporary, f"lockbuild-{user}")
+    locks = folder / "locks"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
+        if is_private := _is_private(found):
+            locks.mkdir(mode=0o700, exist_ok=True)
+            if not os.access(locks, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "it cannot be written")
     except OSError as error:
         raise CacheFolderError(
-            f"No place for lock files: {reason}, and {folder} cannot be made: {error.strerror}; "
+            f"No place for lock files: {reason}, and {shown(str(folder))} cannot be made: {error.strerror}; "
             "name a writable folder with --cache-dir"
         ) from error
-    if not _is_private(found):
+    if not is_private:
         raise CacheFolderError(
-            f"No place for lock files: {reason}, and {folder} is not a folder that only you can write; "
+            f"No place for lock files: {reason}, and {shown(str(folder))} is not a folder that only you can write; "
             "remove it, or name a writable folder with --cache-dir"
         )
-    reporter.warn(f"{reason}; lock files are in {folder} instead")
-    locks = folder / "locks"
-    locks.mkdir(mode=0o700, exist_ok=True)
+    reporter.warn(f"{reason}; lock files are in {shown(str(folder))} instead")
     return str(locks)
 
 

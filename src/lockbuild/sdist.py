@@ -36,7 +36,8 @@ def top_level_folder(archive: str) -> str:
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise SdistError(f"failed to read source distribution {archive}: {error}") from error
     folders = {member.name.split("/", 1)[0] for member in members if member.name} - {""}
-    if len(folders) != 1:
+    # "." and ".." are no folders of its own: they would be removed before it is unpacked, with all that is in them.
+    if len(folders) != 1 or folders & {".", ".."}:
         raise SdistError(
             f"source distribution {archive} must contain a single top-level directory, got: {sorted(folders)}"
         )

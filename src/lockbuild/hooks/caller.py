@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Self
 
 from lockbuild.errors import Interrupted
 from lockbuild.hooks.terminal import Terminal
+from lockbuild.locks import SourceTreeLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,7 +84,9 @@ class HookRunner:
         """
         if os.name == "posix":
             self._end_host()
-            self._start_host(*backend.start_arguments(), locks)
+            # An interpreter that is not there is found out by those who look at the environment.
+            with contextlib.suppress(OSError):
+                self._start_host(*backend.start_arguments(), locks)
 
     def _start_host(
         self,
@@ -128,7 +131,7 @@ class HookRunner:
             if self._host is None:
                 self._start_host(cmd[0], cwd, environ, None, self._locks)
                 assert self._host is not None
-            status = self._host.run(cmd[1:], cwd or os.getcwd(), environ)
+            status = self._host.run(cmd[1:], cwd or os.getcwd(), environ, self._locked_tree(), self._lend_locks())
         else:
             if self._output is None:
                 self._open_output()
@@ -154,6 +157,22 @@ class HookRunner:
         if self._on_output is not None:
             self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the host
             self._read_until = 0
+
+    def _locked_tree(self) -> list[int] | None:
+        """Return the device and inode of the source tree that is locked for the hooks, if one is."""
+        for lock in self._locks:
+            if isinstance(lock, SourceTreeLock) and lock.held is not None:
+                return [lock.held.device, lock.held.inode]
+        return None
+
+    def _lend_locks(self) -> list[str]:
+        """Let builds that the hooks run go on under our locks; return the files by which these exclude each other."""
+        held = [lock.held for lock in self._locks if lock.held is not None]
+        if not held:
+            return []
+        from lockbuild.locks.nesting import lend_to_nested_builds
+
+        return lend_to_nested_builds(held)
 
     def _environment_of_locks(self) -> dict[str, str]:
         held = [lock.held for lock in self._locks if lock.held is not None]
@@ -200,9 +219,16 @@ class _Host:
             os.close(requests)
             os.close(replies)
 
-    def run(self, argv: Sequence[str], cwd: str, environ: Mapping[str, str]) -> int:
+    def run(
+        self,
+        argv: Sequence[str],
+        cwd: str,
+        environ: Mapping[str, str],
+        tree: list[int] | None,
+        nested: list[str],
+    ) -> int:
         """Run one hook and return its exit status, negative for the signal that killed it."""
-        request = json.dumps({"argv": list(argv), "cwd": cwd, "environ": dict(environ)})
+        request = json.dumps({"argv": list(argv), "cwd": cwd, "environ": dict(environ), "tree": tree, "nested": nested})
         self._was_asked = True
         with contextlib.suppress(BrokenPipeError):
             os.write(self._requests, request.encode() + b"\n")
@@ -215,7 +241,7 @@ class _Host:
                     terminal.hook_was_stopped(number)
                 else:
                     self._hook = None
-                    if terminal.lent and number == INTERRUPTED_STATUS:
+                    if terminal.lent and number in (INTERRUPTED_STATUS, -signal.SIGINT):
                         raise Interrupted(signal.SIGINT)
                     return number
         # The host itself was killed. Its hook is not our child, so that all we can do is to kill it, too; `end` will
@@ -230,9 +256,12 @@ class _Host:
         Returns whether all of them have certainly ended.
         """
         if not self._was_asked:
-            # It is importing a backend that nobody needs any more.
+            # It is importing a backend that nobody needs any more, and has started no hook.
             self._process.kill()
-        hook_was_left = self._hook is not None and self._process.poll() is not None
+            self._process.wait()
+            os.close(self._requests)
+            os.close(self._replies)
+            return True
         if self._hook is not None:
             self._signal_hook(signal.SIGINT)
             self._signal_hook(signal.SIGCONT)
@@ -249,8 +278,8 @@ class _Host:
         # come in time, the host is left behind with its copies of the locks, which it keeps until the hook is gone.
         if time.monotonic() >= deadline:
             return False
-        self._process.wait()
-        return not hook_was_left
+        # A host that was killed has waited for nobody.
+        return self._process.wait() == 0
 
     def _read_reply(self, deadline: float | None) -> tuple[str, int] | None:
         """Return the next reply, or ``None`` at the end of the pipe or after the deadline."""

@@ -7,7 +7,9 @@ Arguments: BACKEND REQUESTS REPLIES LOCK...
     The name of a module to import before the first fork, or "-"; and numbers of inherited descriptors: the pipe to
     read requests from, the pipe to write replies to, and the open files that carry the locks under which hooks run.
 Requests: a line of JSON each, one after the other
-    {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...}}
+    {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...},
+     "tree": [DEVICE, INODE] of the source tree that is locked, or null,
+     "nested": [PATH, ...] of the lock files by which builds that the hook runs exclude each other}
     The end of the pipe asks the host to end.
 Replies: a line each
     "started PID"     the hook runs as process PID, which is also its process group
@@ -45,12 +47,18 @@ _PATIENCE = 2.0
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypedDict
+    from typing import NoReturn, TypedDict
 
     class _Request(TypedDict):
         argv: list[str]
         cwd: str
         environ: dict[str, str]
+        tree: list[int] | None
+        nested: list[str]
+
+
+# The lock files of nested builds, as the last request named them.
+nested: list[str] = []
 
 
 def main() -> _Request | None:
@@ -67,13 +75,18 @@ def main() -> _Request | None:
             os.set_inheritable(descriptor, True)
         os.execv(sys.executable, [sys.executable, __file__, "-", *sys.argv[2:]])
 
-    on_interrupt = signal.getsignal(signal.SIGINT)
+    # The host ends with the pipe and not before: who signals every process of a job (systemd, Slurm, Jenkins) would
+    # else leave a hook that resists without its host.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # Whoever blocks this signal passes that on to us, and we would never hear of a hook's end.
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     wake_up, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)
     # A handler has to be there for the wake-up to be written.
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in handlers:
+        signal.signal(number, signal.SIG_IGN)
 
     buffered = b""
     while True:
@@ -83,15 +96,18 @@ def main() -> _Request | None:
                 return None
             buffered += received
         line, _, buffered = buffered.partition(b"\n")
+        request: _Request = json.loads(line)
+        nested[:] = request["nested"]
         hook = os.fork()
         if hook == 0:
             os.setpgid(0, 0)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, on_interrupt)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             for descriptor in (requests, replies, wake_up, woken):
                 os.close(descriptor)
-            request: _Request = json.loads(line)
             return request
         try:
             # Both sides do it: whichever runs first, the group is there before anybody is told of it.
@@ -100,7 +116,12 @@ def main() -> _Request | None:
             # The child was first, and has gone on to end or to execute something else.
             pass
         _reply(replies, f"started {hook}")
-        _reply(replies, f"ended {_wait(hook, requests, replies, wake_up)}")
+        status = _wait(hook, requests, replies, wake_up)
+        if status:
+            # What a hook has started may outlive its failure, or the SIGINT that ended it: a shell's background jobs
+            # ignore that. It may not go on writing into the tree.
+            _kill_group(hook)
+        _reply(replies, f"ended {status}")
 
 
 def _import(backend: str) -> bool:
@@ -149,7 +170,7 @@ def _wait(hook: int, requests: int, replies: int, wake_up: int) -> int:
         if requests in ready:
             # No request comes while a hook runs: this is the end of the pipe.
             _kill(hook)
-            os._exit(0)
+            _end()
         os.read(wake_up, 4096)
         ended, status = os.waitpid(hook, os.WNOHANG | os.WUNTRACED)
         if ended and os.WIFSTOPPED(status):
@@ -159,28 +180,81 @@ def _wait(hook: int, requests: int, replies: int, wake_up: int) -> int:
 
 
 def _kill(hook: int) -> None:
-    """Kill the hook's process group, and wait for the hook and, for a while, for the rest of the group."""
+    """Kill the hook and its process group; wait for the hook."""
+    # A hook that has made itself another process group is still our child, and not yet waited for.
+    os.kill(hook, signal.SIGKILL)
+    _kill_group(hook)
+    os.waitpid(hook, 0)
+
+
+def _kill_group(group: int) -> None:
+    """Kill a hook's process group, and wait for a while until it has gone."""
     try:
-        os.killpg(hook, signal.SIGKILL)
+        os.killpg(group, signal.SIGKILL)
     except OSError:
         # Nothing of the group is left, or the hook has left it.
         pass
-    # A hook that has made itself another process group is still our child, and not yet waited for.
-    os.kill(hook, signal.SIGKILL)
-    os.waitpid(hook, 0)
     deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(hook, 0)
-        except OSError:
-            return
+    while _group_runs(group) and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+def _group_runs(group: int) -> bool:
+    """Tell whether a process of the group has not ended. One that nobody has waited for yet has."""
+    try:
+        os.killpg(group, 0)
+    except OSError:
+        return False
+    # Not every init waits for its orphans, or does so soon.
+    found = False
+    try:
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    with open(f"/proc/{name}/stat", "rb") as file:
+                        state, _, its_group = file.read().rpartition(b")")[2].split()[:3]
+                except OSError:
+                    continue
+                if int(its_group) == group:
+                    found = True
+                    if state not in (b"Z", b"X"):
+                        return True
+    except OSError:
+        return True
+    return not found
+
+
+def _end() -> NoReturn:
+    """End this process, and with it the locks, when no build that is nested in its hooks runs any more."""
+    import fcntl
+
+    descriptors = []
+    for path in nested:
+        try:
+            descriptors.append(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+            try:
+                fcntl.flock(descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # It may take its time. Who reads our output shall not wait for that.
+                null = os.open(os.devnull, os.O_RDWR)
+                for descriptor in (0, 1, 2):
+                    os.dup2(null, descriptor)
+                fcntl.flock(descriptors[-1], fcntl.LOCK_EX)
+            os.unlink(path)
+        except OSError:
+            # Somebody has removed it: no nested build can have begun since.
+            pass
+    os._exit(0)
 
 
 def _run(request: _Request) -> None:
     """Run pyproject-hooks' script in this process as if the interpreter had been started with it."""
     os.environ.update(request["environ"])
     os.chdir(request["cwd"])
+    here = os.stat(".")
+    if request["tree"] not in (None, [here.st_dev, here.st_ino]):
+        # The path now leads to a tree that another build may hold. From here on it cannot: we are in.
+        sys.exit(f"{request['cwd']!r} was moved or replaced while it was built")
     script = request["argv"][0]
     sys.argv[:] = request["argv"]
     try:
@@ -202,5 +276,5 @@ def _run(request: _Request) -> None:
 if __name__ == "__main__":
     asked = main()
     if asked is None:
-        os._exit(0)
+        _end()
     _run(asked)

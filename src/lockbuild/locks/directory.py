@@ -7,8 +7,10 @@
 3. for a source tree, the lock file by which ``uv build`` excludes itself.
 
 Where a lock around this process already covers one of them (a hook that runs a build of its own tree, ``flock .
-lockbuild``), that one is not taken again. A lock that is not free is tried again every `POLL_SECONDS`; one that does
-not come free in time is a `LockTimeoutError`, never a build without it.
+lockbuild``), that one is not taken again. Nobody waits for one of the three while holding another: ``flock .`` takes
+the directory first and ``uv build`` its own, and a lockbuild below them wants the rest. A lock that is not free is
+tried again every `POLL_SECONDS`; one that does not come free in time is a `LockTimeoutError`, never a build without
+it.
 
 The acquisition is one generator that yields how long to sleep. Threads sleep in ``time.sleep``, coroutines in
 ``asyncio.sleep``, and both run the same code.
@@ -24,7 +26,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from lockbuild.errors import CacheFolderError, LockTimeoutError, LockUnavailableError, SourceTreeMovedError
+from lockbuild.errors import (
+    CacheFolderError,
+    LockTimeoutError,
+    LockUnavailableError,
+    SourceTreeMovedError,
+    shown,
+)
 from lockbuild.events import LockWait, Reporter
 from lockbuild.locks.cache_digest import cache_digest
 from lockbuild.locks.holders import find_holder, holds_flock, record_beside, remove_record, write_record
@@ -50,6 +58,10 @@ POLL_SECONDS = 0.01
 
 # After how many seconds, and how often from then on, the reporter hears of a wait.
 _REPORT_SECONDS = 0.5
+
+
+class _StartOver(Exception):  # noqa: N818 - not an error, and never leaves this module
+    """A later lock was not free. The earlier ones were given up for the wait, which is over now."""
 
 
 class DirectoryLock:
@@ -85,7 +97,8 @@ class DirectoryLock:
         self._create = create
         self._own: list[int] = []
         self._inherited: list[int] = []
-        self._nested_lock_file: str | None = None
+        self._locked: os.stat_result | None = None
+        """The directory whose inode is locked."""
         self._has_heirs = False
         self._opened: dict[LockFile | Directory, int] = {}
         self.epoch = 0
@@ -117,16 +130,19 @@ class DirectoryLock:
 
     def __enter__(self) -> Self:
         """Wait for the lock and take it."""
-        for delay in self._acquire():
-            time.sleep(delay)
+        # Closed at once when the wait is broken off: a lock that it has taken so far is free then.
+        with contextlib.closing(self._acquire()) as delays:
+            for delay in delays:
+                time.sleep(delay)
         return self
 
     async def __aenter__(self) -> Self:
         """Wait for the lock and take it, while the event loop runs on."""
         import asyncio
 
-        for delay in self._acquire():
-            await asyncio.sleep(delay)
+        with contextlib.closing(self._acquire()) as delays:
+            for delay in delays:
+                await asyncio.sleep(delay)
         return self
 
     def __exit__(
@@ -150,7 +166,7 @@ class DirectoryLock:
         """
         self._has_heirs = True
 
-    def _acquire(self) -> Iterator[float]:
+    def _acquire(self) -> Generator[float, None, None]:
         if self.held is not None:
             raise RuntimeError(f"this lock on {self.path} is held already; make a second one to wait for it")
         self._has_heirs = False
@@ -158,11 +174,14 @@ class DirectoryLock:
         self._next_report = _REPORT_SECONDS
         try:
             yield from self._take_all()
+            if self._next_report > _REPORT_SECONDS:
+                self._reporter.got_lock(self.subject, time.monotonic() - self._started)
+        except _ReporterFailedError as failure:
+            self._release()
+            raise failure.error from None
         except BaseException:
             self._release()
             raise
-        if self._next_report > _REPORT_SECONDS:
-            self._reporter.got_lock(self.subject, time.monotonic() - self._started)
 
     def _targets(self, canonical: str) -> list[LockFile | Directory]:
         folder = lock_folder(self._cache_dir, self._reporter)
@@ -175,25 +194,57 @@ class DirectoryLock:
         return f"{self._kind}-{cache_digest(canonical)}.lock"
 
     def _take_all(self) -> Iterator[float]:
-        if self._create:
-            os.makedirs(self.path, exist_ok=True)
-        before = os.stat(self.path)
+        before = self._find_or_make()
         canonical = os.path.realpath(self.path)
-        if around := held_by_ancestor(before):
-            self._reporter.detail(f"{self.path} is locked already by process {around.holder.pid}, which this runs in")
-            lock_file = around.nested_lock_file
-            yield from self._take(LockFile(lock_file), lock_file)
-            self._nested_lock_file = lock_file
-        else:
-            lock_file = yield from self._take_lock_file(self._file_name(canonical))
-            yield from self._take_directory(canonical, lock_file)
-            yield from self._take_neighbours(canonical)
+        while True:
+            try:
+                lock_file = yield from self._take_under_ancestor(before)
+                if lock_file is None:
+                    lock_file = yield from self._take_lock_file(self._file_name(canonical))
+                    yield from self._take_directory(canonical, lock_file)
+                    yield from self._take_neighbours(canonical)
+                break
+            except _StartOver:
+                continue
         after = os.stat(self.path) if os.path.isdir(self.path) else None
-        # A build that waited knows only the tree that was there when it began.
-        if after is None or (not self._create and not os.path.samestat(before, after)):
+        # A build that waited knows only the tree that was there when it began, and may use only the directory that
+        # it has locked: a link could have been pointed elsewhere between any two of these steps.
+        if (
+            after is None
+            or (not self._create and not os.path.samestat(before, after))
+            or (self._locked is not None and not os.path.samestat(self._locked, after))
+        ):
             raise SourceTreeMovedError(self.path)
         write_record(record_beside(lock_file))
         self.held = HeldLock(after.st_dev, after.st_ino, own_identity(), lock_file)
+
+    def _find_or_make(self) -> os.stat_result:
+        """Return what the directory is, which is made when it may be. Its last holder may just be removing it."""
+        while True:
+            try:
+                if self._create:
+                    os.makedirs(os.path.realpath(self.path), exist_ok=True)
+                return os.stat(self.path)
+            except (FileExistsError, FileNotFoundError):
+                # In the middle of that, too: makedirs finds that it exists, and then that it is no directory.
+                if not self._create or os.path.lexists(self.path):
+                    raise
+
+    def _take_under_ancestor(self, directory: os.stat_result) -> Generator[float, None, str | None]:
+        """Take the lock of builds that are nested in a build of this directory; return its file, if there is one."""
+        around = held_by_ancestor(directory)
+        if around is None:
+            return None
+        lock_file = around.nested_lock_file
+        try:
+            yield from self._take(LockFile(lock_file, create=False), lock_file)
+        except FileNotFoundError:
+            # The ancestor has ended its hooks, and whatever they left running is a stranger now.
+            return None
+        self._reporter.detail(
+            f"{shown(self.path)} is locked already by process {around.holder.pid}, which this runs in"
+        )
+        return lock_file
 
     def _take_lock_file(self, name: str) -> Generator[float, None, str]:
         """Take the lock file in the lock folder, or in the private one where that file system has no locks."""
@@ -206,7 +257,7 @@ class DirectoryLock:
                 # Somebody has removed the folder since, with our lock file in it, perhaps while we waited.
                 return (yield from self._take_lock_file(name))
             except LocksUnsupportedError as error:
-                folder = fallback_lock_folder(f"{lock_file} cannot be locked: {error}", self._reporter)
+                folder = fallback_lock_folder(f"files in {shown(folder)} cannot be locked: {error}", self._reporter)
                 lock_file = os.path.join(folder, name)
                 yield from self._take(LockFile(lock_file), lock_file)
         except (LocksUnsupportedError, NotALockFileError) as error:
@@ -223,10 +274,15 @@ class DirectoryLock:
         try:
             yield from self._take(Directory(canonical), lock_file, covered=self._find_inherited_lock)
         except (LocksUnsupportedError, PermissionError) as error:
+            problem = str(error) if isinstance(error, LocksUnsupportedError) else "you may not read it"
             self._reporter.warn(
-                f"{self.path} cannot be locked itself, {error}: only builds that use the lock file {lock_file} "
-                "wait for each other, not those of other users or cache folders"
+                f"{shown(self.path)} cannot be locked itself, {problem}: only builds that use the lock file "
+                f"{shown(lock_file)} wait for each other, not those of other users or cache folders"
             )
+        except (FileNotFoundError, NotADirectoryError):
+            raise SourceTreeMovedError(self.path) from None
+        except OSError as error:
+            raise LockUnavailableError(self.path, canonical, error.strerror or str(error)) from error
 
     def _take_neighbours(self, canonical: str) -> Iterator[float]:  # noqa: ARG002 - for SourceTreeLock
         """Take the locks of other tools on the same directory. Only a source tree has any."""
@@ -245,28 +301,42 @@ class DirectoryLock:
         while True:
             opened = self._opened.pop(target, None)
             if opened is None:
-                # Whoever was started with what `open` returned does not have this one.
+                # Whoever was started with what `open` has opened does not have this one.
                 self.epoch += 1
-            descriptor = target.open() if opened is None else opened
+            try:
+                descriptor = target.open() if opened is None else opened
+            except FileNotFoundError:
+                if not self._create or not isinstance(target, Directory):
+                    raise
+                self._find_or_make()
+                continue
             try:
                 if not try_to_lock(descriptor):
                     if covered(descriptor):
                         self.epoch += 1
                         os.close(descriptor)
                         return
+                    if self._own:
+                        # Its holder may be about to wait for one of those that we have.
+                        self._give_up()
+                        yield from self._wait_for(descriptor, lock_file)
+                        raise _StartOver
                     yield from self._wait_for(descriptor, lock_file)
                 current = target.is_current(descriptor)
             except BaseException:
-                os.close(descriptor)
+                # Not only closed: a hook host that was started early has the same open file, and would keep its lock.
+                unlock(descriptor)
                 raise
             if current:
                 self._own.append(descriptor)
+                if isinstance(target, Directory):
+                    self._locked = os.fstat(descriptor)
                 return
             # Between our open and our lock the name was given to another file, which another process may hold. A
             # directory that its last holder has removed is made again, or found to be gone by our caller.
-            os.close(descriptor)
+            unlock(descriptor)
             if self._create:
-                os.makedirs(self.path, exist_ok=True)
+                self._find_or_make()
             elif isinstance(target, Directory):
                 raise SourceTreeMovedError(self.path)
 
@@ -279,7 +349,11 @@ class DirectoryLock:
             if waited >= self._next_report:
                 self._next_report = waited + _REPORT_SECONDS
                 holder = find_holder(descriptor, record_beside(lock_file))
-                self._reporter.waiting(LockWait(self.subject, lock_file, holder, waited, self.timeout))
+                try:
+                    self._reporter.waiting(LockWait(self.subject, lock_file, holder, waited, self.timeout))
+                except OSError as error:
+                    # A terminal that has gone, say. It is no reason to take uv's lock for one that cannot be had.
+                    raise _ReporterFailedError(error) from error
             yield POLL_SECONDS if self.timeout is None else min(POLL_SECONDS, self.timeout - waited)
             if try_to_lock(descriptor):
                 return
@@ -296,9 +370,15 @@ class DirectoryLock:
         folder = Path("/proc/self/fd")
         for name in os.listdir(folder) if folder.is_dir() else ():
             with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(int(name)), wanted) and holds_flock(Path("/proc/self/fdinfo", name)):
-                    self._reporter.detail(f"{self.path} is locked already by the command that runs this one")
+                # What was inherited by an exec is inheritable. What is not, another thread here has opened.
+                if (
+                    os.get_inheritable(int(name))
+                    and os.path.samestat(os.fstat(int(name)), wanted)
+                    and holds_flock(Path("/proc/self/fdinfo", name))
+                ):
+                    self._reporter.detail(f"{shown(self.path)} is locked already by the command that runs this one")
                     self._inherited.append(int(name))
+                    self._locked = wanted
                     return True
         return False
 
@@ -307,18 +387,25 @@ class DirectoryLock:
         if self.held is not None:
             remove_record(record_beside(self.held.lock_file))
             self.held = None
-        if self._nested_lock_file:
-            # Its name holds this process's ancestor's number: nobody will look for it again.
-            with contextlib.suppress(OSError):
-                os.unlink(self._nested_lock_file)
-            self._nested_lock_file = None
+        self._give_up()
+
+    def _give_up(self) -> None:
         self._inherited.clear()
+        self._locked = None
         while self._own:
             descriptor = self._own.pop()
             if self._has_heirs:
                 os.close(descriptor)
             else:
                 unlock(descriptor)
+
+
+class _ReporterFailedError(Exception):
+    """A reporter has raised an `OSError`; kept apart from those of the locks."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+        super().__init__(error)
 
 
 class SourceTreeLock(DirectoryLock):
@@ -335,11 +422,11 @@ class SourceTreeLock(DirectoryLock):
         try:
             yield from self._take(LockFile(lock_file), lock_file, covered=_is_held_by_ancestor)
         except NotALockFileError as error:
-            self._reporter.detail(f"Not sharing uv's lock {lock_file}: {error}")
+            self._reporter.detail(f"Not sharing uv's lock {shown(lock_file)}: {error}")
         except LocksUnsupportedError as error:
-            self._reporter.detail(f"Not sharing uv's lock {lock_file}: {error}")
+            self._reporter.detail(f"Not sharing uv's lock {shown(lock_file)}: {error}")
         except OSError as error:
-            self._reporter.detail(f"Not sharing uv's lock {lock_file}: {error.strerror}")
+            self._reporter.detail(f"Not sharing uv's lock {shown(lock_file)}: {error.strerror}")
 
 
 def _uv_lock_file(digest: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import sys
 import time
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from lockbuild.locks.processes import (
     command_line,
     is_running,
     own_identity,
+    printable,
     shorten,
     words_of_command,
 )
@@ -69,9 +71,15 @@ def write_record(path: str) -> None:
     temporary = f"{path}.{identity.pid}.{time.monotonic_ns()}"
     with contextlib.suppress(OSError):
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-            json.dump(content, file)
-        os.replace(temporary, path)
+        try:
+            with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+                json.dump(content, file)
+            os.replace(temporary, path)
+        except BaseException:
+            # Another user's record in a folder with the sticky bit, say.
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
 
 
 def remove_record(path: str) -> None:
@@ -89,12 +97,24 @@ def recorded_pid(path: str) -> int | None:
     """Return the process number in a record, whether or not that process still runs."""
     try:
         return int(_load(path)["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except _NO_RECORD:
         return None
 
 
+# What comes of a file that is not a record of ours: it may be anything, where other users can write in the folder.
+_NO_RECORD = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+
+# More than any record has, in bytes.
+_RECORD_SIZE = 1 << 20
+
+
 def _load(path: str) -> dict[str, Any]:
-    content = json.loads(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
+    # A FIFO must not make us wait, nor a link have us read a file that another user chose.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return {}
+        content = json.loads(file.read(_RECORD_SIZE).decode("utf-8", "surrogateescape"))
     return content if isinstance(content, dict) else {}
 
 
@@ -102,8 +122,8 @@ def _read_record(path: str) -> Holder | None:
     try:
         content = _load(path)
         identity = ProcessIdentity(int(content["pid"]), content["started"])
-        holder = Holder(identity.pid, shorten(str(content["command"])), float(content["since"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        holder = Holder(identity.pid, shorten(printable(str(content["command"]))), float(content["since"]))
+    except _NO_RECORD:
         return None
     return holder if is_running(identity) else None
 
@@ -118,9 +138,27 @@ def _holder_by_kernel(locked: os.stat_result) -> int | None:
     for line in lines:
         fields = line.split()
         # "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF"; one that waits has "->" in the second place.
-        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == identity and int(fields[4]) > 0:
+        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == identity and _may_have_open(fields[4], locked):
             return int(fields[4])
     return _holder_by_descriptors(locked)
+
+
+def _may_have_open(pid: str, locked: os.stat_result) -> bool:
+    """
+    Tell whether a process may have a file open, as who holds a lock on it must.
+
+    Who called flock may have ended, and another process may have its number, while a child holds the lock on.
+    """
+    try:
+        for descriptor in Path("/proc", pid, "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(descriptor.stat(), locked):
+                    return True
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _holder_by_descriptors(locked: os.stat_result) -> int | None:

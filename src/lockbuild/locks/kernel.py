@@ -41,9 +41,10 @@ class NotALockFileError(Exception):
 
 @dataclass(frozen=True)
 class LockFile:
-    """A file that exists to be locked. It is made when it is missing and never removed."""
+    """A file that exists to be locked. It is made when it is missing, with ``create``, and never removed."""
 
     path: str
+    create: bool = True
 
     def open(self) -> int:
         """
@@ -51,6 +52,8 @@ class LockFile:
 
         Raises `NotALockFileError`, or `OSError` when it cannot be opened or made.
         """
+        if not self.create:
+            return _open_regular_file(self.path)
         while True:
             with contextlib.suppress(FileNotFoundError):
                 return _open_regular_file(self.path)
@@ -138,8 +141,9 @@ def _create(path: str) -> int:
             raise
         except OSError:
             # A file system without hard links. Whoever loses this race finds the other's file.
+            second = os.open(path, flags, _MODE)
             os.close(descriptor)
-            descriptor = os.open(path, flags, _MODE)
+            descriptor = second
             if hasattr(os, "fchmod"):
                 with contextlib.suppress(PermissionError):
                     os.fchmod(descriptor, _MODE)

@@ -4,6 +4,11 @@ A setup.py may itself run ``lockbuild`` on its own tree. It would wait for its a
 environment of every hook names, in `VARIABLE`, the locks that are held around it. A variable alone proves nothing:
 it stays behind in daemons and in files. It counts only in a process whose ancestor is the very process that it
 names. And two nested builds that one hook starts side by side exclude each other by a lock file of their own.
+
+That file also says whether the ancestor still lends its lock: it is made before the ancestor's hooks run, and when they
+have ended their host locks it, removes it, and only then lets go of the ancestor's lock. So a nested build that goes
+on in the background, or whose ancestor was killed, keeps strangers out as long as it runs; and one that comes too late
+finds no file and waits like any stranger.
 """
 
 from __future__ import annotations
@@ -14,12 +19,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lockbuild.locks.holders import record_beside, recorded_pid
+from lockbuild.locks.kernel import LockFile
 from lockbuild.locks.processes import ProcessIdentity, ancestors, can_tell_ancestors, is_running
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 VARIABLE = "LOCKBUILD_HELD_LOCKS"
+
+# How often the folder for lock files is made when it vanishes again at once.
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,21 @@ def environment_for_hooks(held: Sequence[HeldLock]) -> dict[str, str]:
     """Return the environment variable that tells a hook's descendants of these locks and of those around us."""
     entries = [*_entries(), *held]
     return {VARIABLE: json.dumps([[e.device, e.inode, e.holder.pid, e.holder.started, e.lock_file] for e in entries])}
+
+
+def lend_to_nested_builds(held: Sequence[HeldLock]) -> list[str]:
+    """Make the lock files for builds that are nested in hooks under these locks; return their paths."""
+    for lock in held:
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                os.makedirs(os.path.dirname(lock.nested_lock_file), exist_ok=True)
+                os.close(LockFile(lock.nested_lock_file).open())
+                break
+            except FileNotFoundError:
+                # Somebody who cleans up has removed the folder between two of our steps.
+                if not attempts_left:
+                    raise
+    return [lock.nested_lock_file for lock in held]
 
 
 def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:
@@ -66,5 +90,5 @@ def _entries() -> list[HeldLock]:
             HeldLock(int(device), int(inode), ProcessIdentity(int(pid), started), str(lock_file))
             for device, inode, pid, started, lock_file in json.loads(os.environ.get(VARIABLE, "[]"))
         ]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return []

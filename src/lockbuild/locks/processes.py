@@ -62,7 +62,11 @@ def command_line(pid: int) -> str | None:
 
 def words_of_command(words: Iterator[str]) -> str:
     """Join a command's words as a shell would read them; control characters cannot break the line."""
-    line = shlex.join(words)
+    return printable(shlex.join(words))
+
+
+def printable(line: str) -> str:
+    """Replace control characters, which could break the line or do worse to a terminal."""
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
@@ -80,6 +84,18 @@ def ancestors() -> Iterator[int]:
         if parent is None or parent == pid:
             return
         pid = parent
+
+
+def descendants() -> list[ProcessIdentity]:
+    """Return the processes below this one, parents first. Empty where ``/proc`` does not tell."""
+    children: dict[int, list[int]] = {}
+    for process in _PROC.iterdir() if _PROC.is_dir() else ():
+        if process.name.isdigit() and (fields := _stat_fields(int(process.name))):
+            children.setdefault(int(fields[1]), []).append(int(process.name))
+    found = [os.getpid()]
+    for pid in found:
+        found += children.get(pid, ())
+    return [ProcessIdentity(pid, _start_time(pid)) for pid in found[1:]]
 
 
 def can_tell_ancestors() -> bool:

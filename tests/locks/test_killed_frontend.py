@@ -1,0 +1,509 @@
+"""A frontend that is killed or interrupted: its hook ends with it, and the lock is held until that has happened.
+
+Each build here has a hook that starts a "compiler" (a shell and a ``sleep`` below it) and then does nothing until it
+is ended. The signals are sent while the build is known to be where the test wants it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from witness import LOCKBUILD, WitnessTree, wait_until
+
+# The issue's limits, for a quiet machine: 0.3 s for an interrupted frontend, 2 s for an orphaned hook.
+INTERRUPTION_SECONDS = 3.0
+ORPHAN_SECONDS = 10.0
+
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+# A hook that never ends by itself. A shell makes its background processes ignore SIGINT, as a compiler driver may.
+ENDLESS = """
+compiler = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $! > {control}/sleep.new; "
+                             "mv {control}/sleep.new {control}/sleep; wait"])
+while not os.path.exists("{control}/sleep"):
+    time.sleep(0.005)
+tell("pids", f"{{os.getpid()}} {{os.getppid()}} {{compiler.pid}}")
+time.sleep(1000)
+"""
+DEAF = "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n    signal.signal(number, signal.SIG_IGN)\n"
+
+
+def use_hook(tree: WitnessTree, body: str, hook: str = "build_wheel") -> None:
+    """Have the tree's hook do ``body`` first, inside the witness; not in builds with ``PLAIN`` in the environment."""
+    text = f"""
+import os, signal, subprocess, sys, time
+import witness_backend
+from witness_backend import *
+
+def tell(name, text):
+    with open(f"{tree.control}/{{name}}.new", "w") as file:
+        file.write(text)
+    os.rename(f"{tree.control}/{{name}}.new", f"{tree.control}/{{name}}")
+
+def act():
+{textwrap.indent(body, "    ")}
+
+def {hook}(*arguments, **options):
+    if "PLAIN" not in os.environ:
+        with witness_backend._witness("act"):
+            act()
+    return witness_backend.{hook}(*arguments, **options)
+"""
+    (tree.path / "variant.py").write_text(text)
+    (tree.path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "variant"\nbackend-path = ["."]\n'
+    )
+
+
+def endless(tree: WitnessTree, before: str = "") -> str:
+    return before + ENDLESS.format(control=tree.control)
+
+
+# Starts a program and adopts its orphans. A process group whose parent is gone is "orphaned": the kernel has a stopped
+# one go on. Adopted, it stays as it is.
+ADOPTER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+with open(os.environ["PID_FILE"] + ".new", "w") as file:
+    file.write(str(pid))
+os.rename(os.environ["PID_FILE"] + ".new", os.environ["PID_FILE"])
+while True:
+    try:
+        os.waitpid(-1, 0)
+    except ChildProcessError:
+        break
+"""
+
+
+def start_adopted(tree: WitnessTree) -> int:
+    """Start a build below `ADOPTER`; return the process number of the frontend."""
+    pid_file = tree.control / "frontend"
+    tree.start(command=(sys.executable, "-c", ADOPTER, *LOCKBUILD), env={"PID_FILE": str(pid_file)})
+    wait_until(pid_file.exists, "the frontend")
+    return int(pid_file.read_text())
+
+
+def kill_and_wait(*pids: int) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(map(is_running, pids)), f"the end of {pids}")
+
+
+class Family:
+    """The processes of a build that is inside `ENDLESS`: hook, host, and what the hook has started."""
+
+    def __init__(self, tree: WitnessTree) -> None:
+        wait_until((tree.control / "pids").exists, "the hook")
+        self.hook, self.host, compiler = map(int, (tree.control / "pids").read_text().split())
+        self.all = (self.hook, self.host, compiler, int((tree.control / "sleep").read_text()))
+
+    def wait_until_gone(self) -> float:
+        """Return after how many seconds none of them ran any more."""
+        start = time.monotonic()
+        wait_until(lambda: not any(map(is_running, self.all)), f"the end of {self.all}")
+        return time.monotonic() - start
+
+
+def is_running(pid: int) -> bool:
+    return state(pid) not in ("Z", "X")
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def is_free(path: Path) -> bool:
+    """Try the kernel's lock on a file or directory, as ``flock -n`` does."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def lock_files(tree: WitnessTree) -> list[Path]:
+    """Return everything that a build of the tree holds a lock on: the tree, our lock file, uv's."""
+    found = [tree.path]
+    found += Path(os.environ["LOCKBUILD_CACHE_DIR"], "locks").glob("*.lock")
+    found += Path(os.environ["TMPDIR"]).glob("uv-setuptools-*.lock")
+    assert len(found) == 3
+    return found
+
+
+def artifacts(tree: WitnessTree) -> list[str]:
+    return (
+        sorted(name for name in os.listdir(tree.out_dir) if not name.startswith(".")) if tree.out_dir.exists() else []
+    )
+
+
+def assert_next_build_succeeds(tree: WitnessTree, *options: str) -> None:
+    tree.assert_all_succeed(tree.start(*options, env={"PLAIN": "1"}))
+    assert "witness-1.0-py3-none-any.whl" in artifacts(tree)
+
+
+@pytest.fixture
+def processes_to_kill() -> Iterator[list[int]]:
+    """Collect the numbers of processes that outlive a build on purpose; they are killed after the test."""
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("before", ["", DEAF], ids=["", "deaf"])
+def test_a_frontend_killed_in_mid_hook_takes_the_hook_and_its_compiler_with_it(
+    witness_tree: WitnessTree, before: str
+) -> None:
+    use_hook(witness_tree, endless(witness_tree, before))
+    first = witness_tree.start()
+    family = Family(witness_tree)
+    assert all(map(is_running, family.all))
+    first.kill()
+    second = witness_tree.start(env={"PLAIN": "1"})
+    assert family.wait_until_gone() < ORPHAN_SECONDS
+    witness_tree.assert_all_succeed(second)
+    assert first.wait() == -signal.SIGKILL
+
+
+def test_every_lock_is_held_until_the_orphaned_hook_has_gone(witness_tree: WitnessTree) -> None:
+    use_hook(witness_tree, endless(witness_tree, DEAF))
+    frontend = start_adopted(witness_tree)
+    family = Family(witness_tree)
+    # As long as its host is stopped, the orphan lives.
+    os.kill(family.host, signal.SIGSTOP)
+    kill_and_wait(frontend)
+    assert is_running(family.hook)
+    assert [path for path in lock_files(witness_tree) if is_free(path)] == []
+    # Not even the host's death frees them.
+    kill_and_wait(family.host)
+    assert is_running(family.hook)
+    assert [path for path in lock_files(witness_tree) if is_free(path)] == []
+    late = witness_tree.start("--wheel", "--lock-timeout", "0.2", env={"PLAIN": "1"})
+    assert witness_tree.finish(late)[0][0] == 75
+    waiting = witness_tree.start(env={"PLAIN": "1"})
+    os.killpg(family.hook, signal.SIGKILL)
+    witness_tree.assert_all_succeed(waiting)
+    assert all(map(is_free, lock_files(witness_tree)))
+
+
+def test_the_host_holds_the_locks_until_it_has_killed_what_the_hook_started(witness_tree: WitnessTree) -> None:
+    # The hook itself has closed its copies of the locks, as a program does that makes itself a daemon.
+    use_hook(witness_tree, endless(witness_tree, DEAF + "os.closerange(3, 256)\n"))
+    frontend = start_adopted(witness_tree)
+    family = Family(witness_tree)
+    os.kill(family.host, signal.SIGSTOP)
+    kill_and_wait(frontend)
+    assert [path for path in lock_files(witness_tree) if is_free(path)] == []
+    os.kill(family.host, signal.SIGCONT)
+    wait_until(lambda: all(map(is_free, lock_files(witness_tree))), "the release")
+    assert [pid for pid in family.all if pid != family.host and is_running(pid)] == []
+    assert_next_build_succeeds(witness_tree)
+
+
+def test_a_stopped_orphan_goes_too(witness_tree: WitnessTree) -> None:
+    use_hook(witness_tree, endless(witness_tree, DEAF))
+    first = witness_tree.start()
+    family = Family(witness_tree)
+    for pid in family.all:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(state(pid) == "T" for pid in family.all), "all of them stopped")
+    first.kill()
+    family.wait_until_gone()
+    assert_next_build_succeeds(witness_tree)
+
+
+def test_who_waits_for_an_orphaned_hook_is_never_told_of_a_process_that_is_gone(witness_tree: WitnessTree) -> None:
+    use_hook(witness_tree, endless(witness_tree, DEAF))
+    frontend = start_adopted(witness_tree)
+    family = Family(witness_tree)
+    os.kill(family.host, signal.SIGSTOP)
+    kill_and_wait(frontend)
+    waiter = witness_tree.start(env={"PLAIN": "1"})
+    assert waiter.stderr is not None
+    line = waiter.stderr.readline()
+    assert any(f"held by {pid} (" in line for pid in (family.hook, family.host)), line
+    os.kill(family.host, signal.SIGCONT)
+    witness_tree.assert_all_succeed(waiter)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_to_every_process_of_a_build_ends_a_hook_that_resists(
+    witness_tree: WitnessTree, number: signal.Signals
+) -> None:
+    # systemd, Slurm and Jenkins end a job so.
+    use_hook(witness_tree, endless(witness_tree, DEAF))
+    first = witness_tree.start()
+    family = Family(witness_tree)
+    for pid in (*family.all, first.pid):
+        os.kill(pid, number)
+    assert first.wait() == 128 + number
+    assert [pid for pid in family.all if is_running(pid)] == []
+    assert_ended_quietly(witness_tree, first)
+    assert_next_build_succeeds(witness_tree)
+
+
+@pytest.mark.parametrize("ending", ["SIGKILL", "SIGTERM", "success"])
+def test_a_daemon_that_a_hook_leaves_behind_keeps_no_lock(
+    witness_tree: WitnessTree, ending: str, processes_to_kill: list[int]
+) -> None:
+    daemonize = """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        tell("daemon", str(os.getpid()))
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        os.execvp("sleep", ["sleep", "1000"])
+    os._exit(0)
+os.wait()
+"""
+    use_hook(witness_tree, daemonize if ending == "success" else endless(witness_tree, daemonize))
+    first = witness_tree.start()
+    wait_until((witness_tree.control / "daemon").exists, "the daemon")
+    daemon = int((witness_tree.control / "daemon").read_text())
+    processes_to_kill.append(daemon)
+    if ending == "success":
+        witness_tree.assert_all_succeed(first)
+    else:
+        family = Family(witness_tree)
+        first.send_signal(signal.Signals[ending])
+        family.wait_until_gone()
+        first.wait()
+    assert is_running(daemon)
+    assert Path(f"/proc/{daemon}/cmdline").read_bytes() == b"sleep\x001000\x00"
+    wait_until(lambda: all(map(is_free, lock_files(witness_tree))), "the release")
+    assert_next_build_succeeds(witness_tree)
+
+
+@pytest.mark.parametrize("before", ["", DEAF], ids=["", "deaf"])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_in_mid_hook_ends_everything_at_once(
+    witness_tree: WitnessTree, number: signal.Signals, before: str
+) -> None:
+    use_hook(witness_tree, endless(witness_tree, before))
+    first = witness_tree.start()
+    family = Family(witness_tree)
+    start = time.monotonic()
+    first.send_signal(number)
+    assert first.wait() == 128 + number
+    seconds = time.monotonic() - start
+    print(f"ended after {seconds:.3f} s")
+    assert seconds < INTERRUPTION_SECONDS
+    assert [pid for pid in family.all if is_running(pid)] == []
+    assert_ended_quietly(witness_tree, first)
+    assert_next_build_succeeds(witness_tree)
+
+
+def assert_ended_quietly(
+    tree: WitnessTree, process: subprocess.Popen[str], may_leave: tuple[str, ...] = ("uv-setuptools-",)
+) -> None:
+    """Assert that it left no artifact and no temporary file and printed no traceback."""
+    [(_, out, err)] = tree.finish(process)
+    assert "Traceback" not in err
+    assert "Successfully" not in out
+    assert artifacts(tree) == []
+    assert [name for name in os.listdir(os.environ["TMPDIR"]) if not name.startswith(may_leave)] == []
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_waiting_for_the_lock(witness_tree: WitnessTree, number: signal.Signals) -> None:
+    gate = witness_tree.make_gate()
+    holder = witness_tree.start(gate=gate.path)
+    witness_tree.wait_for_entry()
+    waiter = witness_tree.start(out_dir=witness_tree.control / "second")
+    assert waiter.stderr is not None
+    assert waiter.stderr.readline().startswith("* Waiting for the lock")
+    start = time.monotonic()
+    waiter.send_signal(number)
+    assert waiter.wait() == 128 + number
+    assert time.monotonic() - start < INTERRUPTION_SECONDS
+    assert "Traceback" not in waiter.stderr.read()
+    gate.open()
+    witness_tree.assert_all_succeed(holder)
+    assert len(witness_tree.entered("build_wheel")) == 1
+    assert not (witness_tree.control / "second").exists()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_the_backend_is_asked_for_its_requirements(
+    witness_tree: WitnessTree, number: signal.Signals
+) -> None:
+    use_hook(witness_tree, endless(witness_tree), "get_requires_for_build_wheel")
+    first = witness_tree.start()
+    family = Family(witness_tree)
+    first.send_signal(number)
+    assert first.wait() == 128 + number
+    assert [pid for pid in family.all if is_running(pid)] == []
+    assert_ended_quietly(witness_tree, first)
+    assert_next_build_succeeds(witness_tree)
+
+
+LARGE_WHEEL = """
+class BuildFirst:
+    def __init__(self, build): self.build = build
+    def __call__(self, directory, *arguments):
+        name = self.build(directory)
+        # The rest of a large wheel, ahead of what a ZIP file is read by.
+        with open(os.path.join(directory, name), "rb") as file:
+            content = file.read()
+        with open(os.path.join(directory, name), "wb") as file:
+            for _ in range(400):
+                file.write(bytes(1 << 20))
+            file.write(content)
+        return name
+witness_backend.build_wheel = BuildFirst(witness_backend.build_wheel)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGKILL])
+def test_a_signal_while_the_artifact_is_published(witness_tree: WitnessTree, number: signal.Signals) -> None:
+    use_hook(witness_tree, LARGE_WHEEL)
+    witness_tree.out_dir.mkdir()
+    # Staged in memory and published on a disk, the wheel has to be copied, which takes some time.
+    with memory_folder() as memory:
+        assert memory.stat().st_dev != witness_tree.out_dir.stat().st_dev
+        for _ in range(20):
+            first = witness_tree.start(env={"TMPDIR": str(memory)})
+            wait_until(lambda p=first: any(witness_tree.out_dir.iterdir()) or p.poll() is not None, "publishing")  # type: ignore[misc]
+            first.send_signal(signal.SIGSTOP)
+            if first.poll() is None and not artifacts(witness_tree):
+                break
+            # We came too late. The next round may be luckier.
+            first.send_signal(signal.SIGCONT)
+            first.wait()
+            (witness_tree.out_dir / "witness-1.0-py3-none-any.whl").unlink()
+        first.send_signal(number)
+        first.send_signal(signal.SIGCONT)
+        assert first.wait() == (-number if number == signal.SIGKILL else 128 + number)
+        assert artifacts(witness_tree) == []
+        if number != signal.SIGKILL:
+            assert list(witness_tree.out_dir.iterdir()) == []
+        assert_next_build_succeeds(witness_tree)
+        with zipfile.ZipFile(witness_tree.out_dir / "witness-1.0-py3-none-any.whl") as wheel:
+            assert wheel.testzip() is None
+
+
+@contextlib.contextmanager
+def memory_folder() -> Iterator[Path]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def test_the_three_signals_of_tox_leave_nothing_behind(witness_tree: WitnessTree) -> None:
+    use_hook(witness_tree, endless(witness_tree, DEAF))
+    first = witness_tree.start()
+    family = Family(witness_tree)
+    # tox gives a frontend 0.3 s after SIGINT and 0.2 s after SIGTERM.
+    for number, patience in ((signal.SIGINT, 0.3), (signal.SIGTERM, 0.2), (signal.SIGKILL, 60)):
+        first.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            first.wait(patience)
+    # A busy machine may need longer than tox has patience.
+    assert first.returncode in (128 + signal.SIGINT, -signal.SIGKILL)
+    family.wait_until_gone()
+    assert "Traceback" not in witness_tree.finish(first)[0][2]
+    assert artifacts(witness_tree) == []
+    assert_next_build_succeeds(witness_tree)
+
+
+def test_signals_that_were_ignored_at_the_start_stay_ignored(witness_tree: WitnessTree) -> None:
+    gate = witness_tree.make_gate()
+    # nohup ignores SIGHUP; a shell without job control has its background jobs ignore SIGINT.
+    start = ["sh", "-c", 'trap "" INT; exec nohup "$@"', "sh"]
+    build = witness_tree.start(command=(*start, *LOCKBUILD), gate=gate.path)
+    hook = witness_tree.wait_for_entry()
+    for pid in (build.pid, hook):
+        assert {signal.SIGHUP, signal.SIGINT} <= ignored_signals(pid)
+        os.kill(pid, signal.SIGHUP)
+        os.kill(pid, signal.SIGINT)
+    gate.open()
+    witness_tree.assert_all_succeed(build)
+
+
+def ignored_signals(pid: int) -> set[int]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:"))
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+SLOW_DEPENDENCY = """
+import os, subprocess, time
+
+def get_requires_for_build_wheel(config_settings=None):
+    compiler = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $! > {control}/sleep.new; "
+                                 "mv {control}/sleep.new {control}/sleep; wait"])
+    while not os.path.exists("{control}/sleep"):
+        time.sleep(0.005)
+    with open("{control}/pids.new", "w") as file:
+        file.write(f"{{os.getpid()}} {{os.getppid()}} {{compiler.pid}}")
+    os.rename("{control}/pids.new", "{control}/pids")
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+def test_a_signal_while_requirements_are_installed(
+    witness_tree: WitnessTree, number: signal.Signals, kept: bool
+) -> None:
+    dependency = witness_tree.control / "dependency"
+    dependency.mkdir()
+    (dependency / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "slow"\nbackend-path = ["."]\n'
+    )
+    (dependency / "slow.py").write_text(SLOW_DEPENDENCY.format(control=witness_tree.control))
+    (dependency / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: dependency\nVersion: 1.0\n")
+    archive = witness_tree.control / "dependency-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(dependency, "dependency-1.0")
+    # What an environment is made of is no secret to its key, except for what stands behind a URL.
+    requirement = "dependency" if kept else f"dependency @ {archive.as_uri()}"
+    (witness_tree.path / "pyproject.toml").write_text(
+        f'[build-system]\nrequires = ["{requirement}"]\nbuild-backend = "witness_backend"\nbackend-path = ["."]\n'
+    )
+    process = subprocess.Popen(
+        [*LOCKBUILD, "--wheel", "--lock", "always", "--outdir", str(witness_tree.out_dir), str(witness_tree.path)],
+        env=witness_tree.environ({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(witness_tree.control)}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    witness_tree.started.append(process)
+    # The hook of a requirement, run by pip, which is run by lockbuild.
+    family = Family(witness_tree)
+    start = time.monotonic()
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    seconds = time.monotonic() - start
+    print(f"ended after {seconds:.3f} s")
+    assert seconds < INTERRUPTION_SECONDS
+    family.wait_until_gone()
+    # pip is killed, and leaves what it has in the folder for temporary files.
+    assert_ended_quietly(witness_tree, process, may_leave=("uv-setuptools-", "pip-", "tmp"))
+    assert witness_tree.log() == []
