@@ -102,7 +102,7 @@ def clear_older(out_dir: str, before: dict[str, tuple[int, int]], built: Iterabl
     What another build has put there since is left alone, under whatever name.
     """
     kept = set(built)
-    projects = {_project_name(name) for name in kept}
+    projects = {_project_name(name) for name in kept} - {None}
     now = list_artifacts(out_dir)
     for name, identity in before.items():
         if name not in kept and now.get(name) == identity and _project_name(name) in projects:
@@ -111,19 +111,14 @@ def clear_older(out_dir: str, before: dict[str, tuple[int, int]], built: Iterabl
                 os.unlink(os.path.join(out_dir, name))
 
 
-def _project_name(artifact: str) -> str:
-    from packaging.utils import (
-        InvalidSdistFilename,
-        InvalidWheelFilename,
-        canonicalize_name,
-        parse_sdist_filename,
-        parse_wheel_filename,
-    )
+def _project_name(artifact: str) -> str | None:
+    """Return the project that an artifact is of; ``None`` for a file whose name no artifact has, which is not ours."""
+    from packaging.utils import InvalidSdistFilename, InvalidWheelFilename, parse_sdist_filename, parse_wheel_filename
 
     try:
         return parse_wheel_filename(artifact)[0] if artifact.endswith(".whl") else parse_sdist_filename(artifact)[0]
     except (InvalidWheelFilename, InvalidSdistFilename):
-        return canonicalize_name(artifact.partition("-")[0])
+        return None
 
 
 def describe(path: str, kind: Distribution) -> Artifact:

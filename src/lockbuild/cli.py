@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lockbuild import __version__
-from lockbuild.errors import Interrupted, LockbuildError, SettingsError
+from lockbuild.errors import Interrupted, LockbuildError, SettingsError, shown
 from lockbuild.settings import (
     DEFAULT_ENV_MAX_AGE,
     ENV_MAX_AGE_VARIABLE,
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
     from lockbuild.console import Console
     from lockbuild.request import BuildRequest
+
+# The options that `build` does not have.
+_OWN_OPTIONS = frozenset(
+    {"--cache-dir", "--clear", "--env-max-age", "--lock", "--lock-timeout", "--no-cache", "--refresh"}
+)
 
 _HELP_FOR_FAILED_BUILDS = "https://build.pypa.io/en/stable/how-to/troubleshooting.html#debug-a-failed-build"
 
@@ -55,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild") -> NoR
 
 def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
     """Return the parser. Every option of ``build`` is in it, with the same defaults; a test compares the two."""
-    make: Any = argparse.ArgumentParser
+    make: Any = _Parser
     more: dict[str, Any] = {"suggest_on_error": True} if sys.version_info >= (3, 14) else {}
     parser: argparse.ArgumentParser = make(
         prog=prog,
@@ -227,6 +232,14 @@ def _add_lock_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that abbreviates only the options of ``build``; ours would make its abbreviations ambiguous."""
+
+    def _get_option_tuples(self, option_string: str) -> list[tuple[argparse.Action, str, str | None]]:
+        found = super()._get_option_tuples(option_string)
+        return [match for match in found if not _OWN_OPTIONS.intersection(match[0].option_strings)]
+
+
 class _CountDown(argparse.Action):
     def __init__(self, option_strings: Sequence[str], dest: str, default: int = 0, help: str | None = None) -> None:  # noqa: A002
         super().__init__(option_strings, dest, nargs=0, default=default, help=help)
@@ -392,7 +405,7 @@ def _report_failure(error: Exception, parsed: argparse.Namespace, console: Conso
             console.traceback("".join(traceback.format_exception(error.exception, limit=-1)).strip("\n"))
         console.error(str(error), tips)
     elif isinstance(error, (BuildException, FailedProcessError, subprocess.CalledProcessError)):
-        console.error(str(error))
+        console.error(str(error).replace(parsed.srcdir, shown(parsed.srcdir)))
     elif isinstance(error, BrokenPipeError):
         raise error
     elif isinstance(error, OSError):

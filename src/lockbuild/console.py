@@ -82,7 +82,9 @@ class Console(Reporter):
         held_by = str(wait.holder) if wait.holder else "a process that cannot be seen from here"
         text = f"Waiting for the lock on {shown(wait.subject)}, held by {held_by}"
         if sys.stderr.isatty():
-            line = f"* {text}, {wait.waited:.0f} s so far"
+            # The end of the line is what counts up; a long command line before it is cut.
+            end = f", {wait.waited:.0f} s so far"
+            line = f"* {text}"[: max(0, self._width - len(end))] + end
             self._line_is_live = True
             sys.stderr.write(f"\r{line[: self._width]}\33[K")
             sys.stderr.flush()

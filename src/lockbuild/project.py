@@ -56,6 +56,8 @@ class LockDecision:
 
     locked: bool
     reason: str
+    final: bool = False
+    """Whether a person has decided it, so that nothing that is learned later changes it."""
 
 
 def read_project(tree: str) -> Project:
@@ -146,26 +148,46 @@ def decide_lock(
     policy = requested or project.lock
     if policy != "auto":
         origin = "--lock" if requested else "tool.lockbuild.lock in pyproject.toml"
-        return LockDecision(policy == "always", f"{origin} is {policy}")
+        return LockDecision(policy == "always", f"{origin} is {policy}", final=True)
     if project.backend.partition(":")[0] == SETUPTOOLS_BACKEND:
         return LockDecision(True, f"its backend is {project.backend}")
     if is_installed is not None:
         if is_installed("setuptools"):
             return LockDecision(True, "setuptools is in its build environment")
         return LockDecision(False, f"its backend is {project.backend}, and its build environment has no setuptools")
-    if any(_names_setuptools(requirement) for requirement in (*project.requires, *extra_requires)):
+    if _bring_setuptools((*project.requires, *extra_requires)):
         return LockDecision(True, "it requires setuptools")
     if reason := BRINGS_SETUPTOOLS.get(project.backend.partition(":")[0]):
         return LockDecision(True, f"its backend is {project.backend}: {reason}")
     return LockDecision(False, f"its backend is {project.backend}, and it does not require setuptools")
 
 
-def _names_setuptools(requirement: str) -> bool:
+def _bring_setuptools(requirements: Iterable[str]) -> bool:
+    """Tell whether setuptools is among the requirements, or those of what is installed here for one of them."""
+    from importlib.metadata import PackageNotFoundError, requires
+
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
-    try:
-        return canonicalize_name(Requirement(requirement).name) == "setuptools"
-    except InvalidRequirement:
-        # The installer, or the check of the requirements, will say what is wrong with it.
-        return False
+    waiting = [(requirement, frozenset({""})) for requirement in requirements]
+    seen = set()
+    while waiting:
+        text, extras = waiting.pop()
+        if (text, extras) in seen:
+            continue
+        seen.add((text, extras))
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            # The installer, or the check of the requirements, will say what is wrong with it.
+            continue
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
+            continue
+        if canonicalize_name(requirement.name) == "setuptools":
+            return True
+        try:
+            needed = requires(requirement.name) or ()
+        except PackageNotFoundError:
+            continue
+        waiting += [(each, frozenset({"", *requirement.extras})) for each in needed]
+    return False

@@ -1,0 +1,315 @@
+"""What a person sees: the wait for a lock, steps, errors; on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lockbuild.console import Console
+from lockbuild.errors import LockTimeoutError, shown
+from lockbuild.events import LockWait
+from lockbuild.locks import Holder
+from witness import LOCKBUILD, PATIENCE, WitnessTree, wait_until
+
+Captured = pytest.CaptureFixture[str]
+
+SOMEBODY = Holder(1234, "lockbuild --wheel", None)
+
+
+def a_wait(
+    waited: float, holder: Holder | None = SOMEBODY, timeout: float | None = None, subject: str = "/tree"
+) -> LockWait:
+    return LockWait(subject, "/cache/locks/x.lock", holder, waited, timeout)
+
+
+def told(capsys: Captured) -> list[str]:
+    out, error = capsys.readouterr()
+    assert out == ""
+    return error.splitlines()
+
+
+def test_a_wait_is_told_when_it_begins_with_its_holder(capsys: Captured) -> None:
+    Console(0).waiting(a_wait(0.5))
+    [line] = told(capsys)
+    assert line.startswith("* Waiting for the lock on /tree, held by 1234 (lockbuild --wheel)")
+    assert "waiting without a limit, --lock-timeout sets one" in line
+
+
+def test_a_wait_with_a_limit_says_the_limit(capsys: Captured) -> None:
+    Console(0).waiting(a_wait(0.5, timeout=90))
+    [line] = told(capsys)
+    assert "waiting for up to 90 s" in line
+    assert "without a limit" not in line
+
+
+def test_a_wait_is_told_again_every_15_seconds_and_not_in_between(capsys: Captured) -> None:
+    console = Console(0)
+    lines = {}
+    for half_seconds in range(1, 100):
+        console.waiting(a_wait(half_seconds / 2))
+        if said := told(capsys):
+            lines[half_seconds / 2] = said
+    assert list(lines) == [0.5, 15.5, 30.5, 45.5]
+    assert all(len(said) == 1 for said in lines.values())
+    assert "limit" in lines[0.5][0]
+    assert "limit" not in lines[15.5][0]
+
+
+def test_a_wait_is_told_again_when_the_holder_changes(capsys: Captured) -> None:
+    console = Console(0)
+    console.waiting(a_wait(0.5))
+    told(capsys)
+    console.waiting(a_wait(1.0, Holder(77, "uv build", None)))
+    [line] = told(capsys)
+    assert "held by 77 (uv build)" in line
+    console.waiting(a_wait(1.5, Holder(77, "uv build", None)))
+    assert told(capsys) == []
+    console.waiting(a_wait(2.0, None))
+    [line] = told(capsys)
+    assert "held by a process that cannot be seen from here" in line
+    # The quarter of a minute counts from the last line.
+    console.waiting(a_wait(16.9, None))
+    assert told(capsys) == []
+    console.waiting(a_wait(17.0, None))
+    assert len(told(capsys)) == 1
+
+
+def test_how_long_somebody_has_held_the_lock_is_said_where_it_is_known(capsys: Captured) -> None:
+    import time
+
+    Console(0).waiting(a_wait(0.5, Holder(1234, "x", time.time() - 12.2)))
+    [line] = told(capsys)
+    assert re.search(r"held by 1234 \(x\) for 1[23] s", line)
+
+
+def test_the_end_of_a_wait_is_told_with_its_length(capsys: Captured) -> None:
+    console = Console(0)
+    console.waiting(a_wait(0.5))
+    console.got_lock("/tree", 14.2)
+    assert told(capsys)[1:] == ["* Got the lock on /tree after 14 s"]
+    # The next wait is a new one.
+    console.waiting(a_wait(0.5))
+    assert "limit" in told(capsys)[0]
+
+
+def test_with_q_twice_there_are_only_errors(capsys: Captured) -> None:
+    console = Console(-2)
+    console.waiting(a_wait(0.5))
+    console.got_lock("/tree", 14)
+    console.warn("a warning")
+    console.log("a step", ("step",))
+    console.log("a word")
+    console.detail("a detail")
+    console.built(["x.whl"])
+    assert told(capsys) == []
+    console.error("what went wrong")
+    assert told(capsys) == ["ERROR what went wrong"]
+
+
+def test_with_q_once_a_wait_is_still_told(capsys: Captured) -> None:
+    console = Console(-1)
+    console.waiting(a_wait(0.5))
+    console.got_lock("/tree", 1)
+    console.warn("a warning")
+    assert len(told(capsys)) == 3
+
+
+def test_a_detail_is_for_those_who_ask(capsys: Captured) -> None:
+    Console(0).detail("a detail")
+    assert told(capsys) == []
+    Console(1).detail("a detail")
+    assert told(capsys) == ["  a detail"]
+
+
+def test_a_warning_is_told_once(capsys: Captured) -> None:
+    console = Console(0)
+    for _ in range(3):
+        console.warn("a warning")
+    console.warn("another")
+    assert told(capsys) == ["WARNING a warning", "WARNING another"]
+
+
+ODD_PATHS = ["/a\nb", "/a\r\33[2Kb", "/a\tb", "/a\u2028b", "/a\x85b", os.fsdecode(b"/a\xffb"), "/a\u202eb", "/ü"]
+
+
+@pytest.mark.parametrize("path", ODD_PATHS, ids=ascii)
+def test_a_message_with_an_odd_path_is_one_line_that_any_stream_can_print(capsys: Captured, path: str) -> None:
+    console = Console(0)
+    console.waiting(a_wait(0.5, subject=path))
+    console.got_lock(path, 1)
+    console.error(str(LockTimeoutError(path, path, SOMEBODY, 1)))
+    lines = told(capsys)
+    assert len(lines) == 3
+    for line in lines:
+        line.encode()
+        assert line.isprintable()
+    if path != "/ü":
+        assert path not in shown(path)
+    else:
+        assert all(path in line for line in lines)
+
+
+@pytest.mark.parametrize("name", [b"a\nb", b"a\xffb", b"a\33[31mb"], ids=["newline", "no text", "escape"])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_build_of_a_tree_with_an_odd_name_works_and_its_messages_stay_lines(
+    witness_tree: WitnessTree, name: bytes, encoding: str
+) -> None:
+    tree = witness_tree.path.rename(os.fsdecode(os.fsencode(witness_tree.path.parent) + b"/" + name))
+    environ = {"PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "1"}
+    gate = witness_tree.make_gate()
+    holder = witness_tree.start("-w", source=tree, env=environ, gate=gate.path)
+    witness_tree.wait_for_entry()
+    options = ("-w", "-v", "--lock-timeout", "0.7")
+    [(status, _, error)] = witness_tree.finish(witness_tree.start(*options, source=tree, env=environ))
+    assert status == 75, error
+    assert "Traceback" not in error
+    waiting, end = (line for line in error.splitlines() if line.startswith(("* Waiting", "ERROR")))
+    assert str(holder.pid) in waiting
+    assert end.startswith("ERROR Gave up after 0.7 s: ")
+    assert "\33" not in error
+    gate.open()
+    witness_tree.assert_all_succeed(holder)
+    [(status, _, error)] = witness_tree.finish(witness_tree.start("-w", source=Path(f"{tree}/none"), env=environ))
+    assert status == 1
+    assert len(error.splitlines()) == 1
+    assert error.startswith("ERROR Source ")
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[int, list[bytes]]]:
+    """Yield a terminal's descriptor for a program's standard error, and what is written to it, as it comes."""
+    ours, theirs = pty.openpty()
+    received: list[bytes] = []
+
+    def collect() -> None:
+        while True:
+            try:
+                chunk = os.read(ours, 4096)
+            except OSError:
+                # EIO: nobody has the other end open any more.
+                return
+            if not chunk:
+                return
+            received.append(chunk)
+
+    reader = threading.Thread(target=collect)
+    reader.start()
+    try:
+        yield theirs, received
+    finally:
+        os.close(theirs)
+        reader.join()
+        os.close(ours)
+
+
+def on_screen(written: bytes) -> list[str]:
+    """Return what a terminal shows after this: carriage return and "erase to the end of the line" are all we use."""
+    lines, column = [""], 0
+    text = re.sub(r"\x1b\[\d*m", "", written.decode())
+    for token in re.findall(r"\x1b\[K|\r|\n|[^\x1b\r\n]", text):
+        if token == "\r":
+            column = 0
+        elif token == "\n":
+            lines.append("")
+        elif token == "\33[K":
+            lines[-1] = lines[-1][:column]
+        else:
+            lines[-1] = lines[-1][:column] + token + lines[-1][column + 1 :]
+            column += 1
+    return lines
+
+
+def test_on_a_terminal_a_wait_is_one_line_that_counts_up_and_is_erased(witness_tree: WitnessTree) -> None:
+    gate = witness_tree.make_gate()
+    holder = witness_tree.start(gate=gate.path)
+    witness_tree.wait_for_entry()
+    with terminal() as (error, received):
+        waiter = subprocess.Popen(
+            [*LOCKBUILD, "-n", "-w", "-o", str(witness_tree.control / "second"), str(witness_tree.path)],
+            stdout=subprocess.PIPE,
+            stderr=error,
+            env=witness_tree.environ({"COLUMNS": "80"}),
+        )
+        try:
+            wait_until(lambda: b"2 s so far" in b"".join(received), "the line to count up to two seconds")
+            during = on_screen(b"".join(received))
+            gate.open()
+            out, _ = waiter.communicate(timeout=PATIENCE)
+        finally:
+            waiter.kill()
+    witness_tree.assert_all_succeed(holder)
+    assert waiter.returncode == 0
+    assert out.decode().splitlines()[-1].startswith("Successfully built ")
+    [line] = during
+    assert line.startswith("* Waiting for the lock on ")
+    assert line.endswith("2 s so far")
+    assert len(line) < 80
+    counted = re.findall(rb"(\d+) s so far", b"".join(received))
+    assert {b"1", b"2"} <= set(counted)
+    after = [line for line in on_screen(b"".join(received)) if line]
+    assert not any("Waiting" in line for line in after)
+    assert re.fullmatch(r"\* Got the lock on .* after [2-9]\d* s", after[0])
+    assert after[1:] == ["* Getting build dependencies for wheel...", "* Building wheel..."]
+
+
+CONSOLE_ON_A_TERMINAL = """
+import sys
+from lockbuild.console import Console
+from lockbuild.events import LockWait
+from lockbuild.locks import Holder
+console = Console(0)
+for waited in (0.5, 1.0, 1.5):
+    console.waiting(LockWait(sys.argv[1], "x.lock", Holder(7, "y" * 300, None), waited, None))
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "shows"),
+    [
+        ("console.got_lock('/tree', 2)", ["* Got the lock on /tree after 2 s"]),
+        ("console.error('no')", ["ERROR no"]),
+        ("console.warn('no')", ["WARNING no"]),
+        ("console.log('on we go', ('step',))", ["* on we go"]),
+        ("console.traceback('words')", []),
+        ("console.built(['x'])", []),
+        ("console.result('x')", []),
+    ],
+)
+def test_whatever_comes_next_the_line_of_a_wait_on_a_terminal_is_erased_first(then: str, shows: list[str]) -> None:
+    with terminal() as (error, received):
+        subprocess.run(
+            [sys.executable, "-c", CONSOLE_ON_A_TERMINAL.format(then), "/tree"],
+            stdout=subprocess.DEVNULL,
+            stderr=error,
+            env=os.environ | {"COLUMNS": "60"},
+            check=True,
+        )
+    written = b"".join(received)
+    assert b"Waiting" in written
+    assert [line for line in on_screen(written) if line] == shows
+
+
+def test_on_a_narrow_terminal_the_line_of_a_wait_does_not_wrap() -> None:
+    with terminal() as (error, received):
+        subprocess.run(
+            [sys.executable, "-c", CONSOLE_ON_A_TERMINAL.format(""), "/a\n/tree"],
+            stdout=subprocess.DEVNULL,
+            stderr=error,
+            env=os.environ | {"COLUMNS": "60"},
+            check=True,
+        )
+    [line] = on_screen(b"".join(received))
+    assert line.startswith("* Waiting for the lock on /a\\n/tree, held by 7")
+    # What counts up must not be what is cut off.
+    assert line.endswith(" 2 s so far")
+    assert len(line) < 60

@@ -1,0 +1,198 @@
+"""Source distributions as the source of a build: which are refused, and in what words."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lockbuild.errors import SdistError
+from lockbuild.sdist import top_level_folder, unpacked
+from witness import WitnessTree
+
+PKG_INFO = "Metadata-Version: 2.1\nName: witness\nVersion: 1.0\n"
+NAME = "witness-1.0.tar.gz"
+
+
+def write_sdist(path: Path, members: dict[str, str], *more: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content.encode())
+            archive.addfile(info, io.BytesIO(content.encode()))
+        for info in more:
+            archive.addfile(info)
+    return path
+
+
+def good_members() -> dict[str, str]:
+    backend = Path(__file__).with_name("witness_backend.py").read_text()
+    pyproject = '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "witness_backend"\nbackend-path = ["."]\n'
+    return {
+        "witness-1.0/PKG-INFO": PKG_INFO,
+        "witness-1.0/pyproject.toml": pyproject,
+        "witness-1.0/witness_backend.py": backend,
+    }
+
+
+def a_link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def truncated(path: Path) -> Path:
+    write_sdist(path, good_members())
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def damaged(path: Path) -> Path:
+    # Its first compressed block begins after a header of ten bytes and the file's name.
+    write_sdist(path, good_members())
+    content = bytearray(path.read_bytes())
+    content[40:60] = b"\xff" * 20
+    path.write_bytes(content)
+    return path
+
+
+def written(content: bytes) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+BAD_ARCHIVES: list[tuple[str, Callable[[Path], Path], str]] = [
+    ("empty file", written(b""), "failed to read source distribution"),
+    ("text", written(b"no archive at all"), "failed to read source distribution"),
+    ("gzip of a text", written(gzip.compress(b"no archive at all" * 100)), "failed to read source distribution"),
+    ("truncated", truncated, "failed to read source distribution"),
+    ("damaged", damaged, "failed to read source distribution"),
+    ("no members", lambda path: write_sdist(path, {}), "must contain a single top-level directory, got: []"),
+    (
+        "two folders",
+        lambda path: write_sdist(path, good_members() | {"other/PKG-INFO": PKG_INFO}),
+        "must contain a single top-level directory, got: ['other', 'witness-1.0']",
+    ),
+    ("no folder", lambda path: write_sdist(path, {"PKG-INFO": PKG_INFO}), "does not contain PKG-INFO/PKG-INFO"),
+    (
+        "no PKG-INFO",
+        lambda path: write_sdist(path, {"witness-1.0/pyproject.toml": ""}),
+        "does not contain witness-1.0/PKG-INFO; this does not appear to be a valid source distribution",
+    ),
+    (
+        "PKG-INFO in a folder below",
+        lambda path: write_sdist(path, {"witness-1.0/x/PKG-INFO": PKG_INFO}),
+        "does not contain witness-1.0/PKG-INFO",
+    ),
+    (
+        "PKG-INFO is a link",
+        lambda path: write_sdist(path, {"witness-1.0/x": ""}, a_link("witness-1.0/PKG-INFO", "x")),
+        "does not contain witness-1.0/PKG-INFO",
+    ),
+]
+
+LEAVING: list[tuple[str, dict[str, str], list[tarfile.TarInfo]]] = [
+    ("dots", {"witness-1.0/../../outside": "x"}, []),
+    ("a symbolic link and what lies below it", {}, [a_link("witness-1.0/link", "../../..")]),
+    ("an absolute symbolic link", {}, [a_link("witness-1.0/link", "/etc")]),
+    ("a hard link to a file outside", {}, [a_link("witness-1.0/link", "../outside", tarfile.LNKTYPE)]),
+    ("a device", {}, [a_link("witness-1.0/null", "", tarfile.CHRTYPE)]),
+]
+
+
+def test_a_good_one_is_unpacked_and_removed_afterwards(tmp_path: Path) -> None:
+    archive = str(write_sdist(tmp_path / NAME, good_members()))
+    folder = top_level_folder(archive)
+    assert folder == "witness-1.0"
+    with unpacked(archive, folder, None) as tree:
+        assert sorted(os.listdir(tree)) == ["PKG-INFO", "pyproject.toml", "witness_backend.py"]
+    assert not os.path.exists(tree)
+    assert os.listdir(tmp_path / "tmp") == []
+
+
+def test_it_is_removed_also_when_the_build_fails(tmp_path: Path) -> None:
+    archive = str(write_sdist(tmp_path / NAME, good_members()))
+    with pytest.raises(KeyError), unpacked(archive, "witness-1.0", None):
+        raise KeyError
+    assert os.listdir(tmp_path / "tmp") == []
+
+
+def test_in_a_named_folder_it_replaces_what_an_earlier_build_unpacked_and_is_kept(tmp_path: Path) -> None:
+    archive = str(write_sdist(tmp_path / NAME, good_members()))
+    extract_dir = tmp_path / "there"
+    (extract_dir / "witness-1.0").mkdir(parents=True)
+    (extract_dir / "witness-1.0" / "stale.py").touch()
+    (extract_dir / "beside").touch()
+    with unpacked(archive, "witness-1.0", str(extract_dir)) as tree:
+        assert tree == str(extract_dir / "witness-1.0")
+    assert sorted(os.listdir(tree)) == ["PKG-INFO", "pyproject.toml", "witness_backend.py"]
+    assert (extract_dir / "beside").exists()
+
+
+@pytest.mark.parametrize(("make", "message"), [case[1:] for case in BAD_ARCHIVES], ids=[c[0] for c in BAD_ARCHIVES])
+def test_what_is_no_sdist_is_refused(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    with pytest.raises(SdistError) as caught:
+        top_level_folder(str(make(tmp_path / NAME)))
+    # What Python's tarfile has to say may follow on more lines; build prints those, too.
+    assert message in str(caught.value).splitlines()[0]
+
+
+@pytest.mark.parametrize("name", ["witness.tar.gz", "witness-one.tar.gz", "-1.0.tar.gz", ".tar.gz", "1.0.tar.gz"])
+def test_a_name_that_no_sdist_has_is_refused(tmp_path: Path, name: str) -> None:
+    archive = write_sdist(tmp_path / name, good_members())
+    with pytest.raises(SdistError, match="does not look like a source distribution"):
+        top_level_folder(str(archive))
+
+
+@pytest.mark.parametrize(("members", "more"), [case[1:] for case in LEAVING], ids=[case[0] for case in LEAVING])
+@pytest.mark.parametrize("is_named", [False, True], ids=["temporary", "named"])
+def test_a_member_that_would_leave_its_folder_is_refused(
+    tmp_path: Path, members: dict[str, str], more: list[tarfile.TarInfo], is_named: bool
+) -> None:
+    archive = str(write_sdist(tmp_path / NAME, good_members() | members, *more))
+    (tmp_path / "outside").write_text("as it was")
+    extract_dir = str(tmp_path / "there") if is_named else None
+    with (
+        pytest.raises(SdistError, match="failed to unpack source distribution"),
+        unpacked(archive, top_level_folder(archive), extract_dir),
+    ):
+        pytest.fail("the hooks would run now")
+    assert (tmp_path / "outside").read_text() == "as it was"
+    assert os.listdir(tmp_path / "tmp") == []
+
+
+def test_a_build_from_a_good_one_writes_the_wheel_beside_it(witness_tree: WitnessTree) -> None:
+    archive = write_sdist(witness_tree.control / NAME, good_members())
+    witness_tree.assert_all_succeed(witness_tree.start("--wheel", source=archive))
+    assert os.listdir(witness_tree.out_dir) == ["witness-1.0-py3-none-any.whl"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (truncated, "failed to read source distribution"),
+        (lambda path: write_sdist(path, {"a/PKG-INFO": "", "b/x": ""}), "single top-level directory"),
+        (lambda path: write_sdist(path, good_members(), a_link("witness-1.0/link", "/etc")), "failed to unpack"),
+    ],
+    ids=["truncated", "two folders", "leaving"],
+)
+def test_a_build_from_a_bad_one_is_one_error_line_and_runs_no_hook(
+    witness_tree: WitnessTree, make: Callable[[Path], Path], message: str
+) -> None:
+    archive = make(witness_tree.control / NAME)
+    [(status, out, error)] = witness_tree.finish(witness_tree.start("--wheel", source=archive))
+    assert (status, out) == (1, "")
+    [line] = error.splitlines()
+    assert line.startswith("ERROR ")
+    assert message in line
+    assert witness_tree.log() == []
+    assert not witness_tree.out_dir.exists()
