@@ -1,0 +1,6 @@
+"""Greets."""
+
+
+def greet(name: str) -> str:
+    """Return a greeting."""
+    return f"Hello, {name}!"
