@@ -15,7 +15,15 @@ from witness import WitnessTree, make_witness_tree
 @pytest.fixture(autouse=True)
 def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep lock files and caches of tests apart from the user's and from each other's; no setting leaks in."""
-    for name in ("LOCKBUILD_LOCK_TIMEOUT", "LOCKBUILD_HELD_LOCKS", "SOURCE_DATE_EPOCH", "NO_COLOR", "FORCE_COLOR"):
+    for name in (
+        "LOCKBUILD_LOCK_TIMEOUT",
+        "LOCKBUILD_HELD_LOCKS",
+        "LOCKBUILD_INSTALLER",
+        "LOCKBUILD_ENV_MAX_AGE",
+        "SOURCE_DATE_EPOCH",
+        "NO_COLOR",
+        "FORCE_COLOR",
+    ):
         monkeypatch.delenv(name, raising=False)
     temporary = tmp_path / "tmp"
     temporary.mkdir()

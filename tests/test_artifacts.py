@@ -429,7 +429,8 @@ def test_clear_keeps_what_another_build_has_put_there_meanwhile(witness_tree: Wi
 
 
 def test_builds_that_clear_one_out_dir_at_once_leave_exactly_one_wheel(witness_tree: WitnessTree) -> None:
-    fill(witness_tree.out_dir, [WHEEL, *OURS_AND_OLDER])
+    # So many that removing them takes a while, in which the others are at it, too.
+    fill(witness_tree.out_dir, [WHEEL, *(f"witness-0.{number}-py3-none-any.whl" for number in range(2000))])
     options = ("--wheel", "--clear", "--lock", "never")
     gates = [witness_tree.make_gate(f"gate{number}") for number in range(4)]
     builds = [witness_tree.start(*options, gate=gate.path) for gate in gates]

@@ -182,6 +182,13 @@ def test_a_build_of_a_tree_with_an_odd_name_works_and_its_messages_stay_lines(
     assert status == 1
     assert len(error.splitlines()) == 1
     assert error.startswith("ERROR Source ")
+    # The traceback of the backend names its file, and is printed on standard output.
+    with (tree / "witness_backend.py").open("a") as file:
+        file.write("\n\nimport no_such_module\n")
+    [(status, out, error)] = witness_tree.finish(witness_tree.start("-w", source=tree, env=environ))
+    assert status == 1
+    assert "No module named 'no_such_module'" in out
+    assert error.splitlines()[-1] == "ERROR Backend 'witness_backend' is not available."
 
 
 @contextmanager

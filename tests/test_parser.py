@@ -220,3 +220,14 @@ def _lockbuild(tree: WitnessTree, *words: str) -> subprocess.CompletedProcess[st
     return subprocess.run(
         [*LOCKBUILD, "-n", *words], env=tree.environ(), cwd=tree.control, capture_output=True, text=True, check=False
     )
+
+
+def test_the_installer_may_come_from_the_environment_and_the_option_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCKBUILD_INSTALLER", "uv")
+    assert make_parser().parse_args([]).installer == "uv"
+    assert make_parser().parse_args(["--installer", "pip"]).installer == "pip"
+
+
+def test_an_unknown_installer_in_the_environment_is_one_line(witness_tree: WitnessTree) -> None:
+    [(status, _, error)] = witness_tree.finish(witness_tree.start(env={"LOCKBUILD_INSTALLER": "conda"}))
+    assert (status, error) == (1, "ERROR LOCKBUILD_INSTALLER must be one of pip, uv, not 'conda'\n")

@@ -15,6 +15,7 @@ from lockbuild.errors import Interrupted, LockbuildError, SettingsError, shown
 from lockbuild.settings import (
     DEFAULT_ENV_MAX_AGE,
     ENV_MAX_AGE_VARIABLE,
+    INSTALLER_VARIABLE,
     LOCK_TIMEOUT_VARIABLE,
     duration,
     from_environment,
@@ -169,8 +170,8 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
     kind.add_argument(
         "--installer",
         choices=("pip", "uv"),
-        default="pip",
-        help="installer of the build requirements (default: pip)",
+        default=os.environ.get(INSTALLER_VARIABLE) or "pip",
+        help=f"installer of the build requirements (default: {INSTALLER_VARIABLE}, else pip)",
     )
     kind.add_argument(
         "--no-isolation",
@@ -325,8 +326,10 @@ def _build(parsed: argparse.Namespace, console: Console) -> None:
 
 
 def _make_request(parsed: argparse.Namespace) -> BuildRequest:
-    from lockbuild.request import BuildRequest
+    from lockbuild.request import INSTALLERS, BuildRequest
 
+    if parsed.installer not in INSTALLERS:
+        raise SettingsError(f"{INSTALLER_VARIABLE} must be one of {', '.join(INSTALLERS)}, not {parsed.installer!r}")
     timeout, max_age = parsed.lock_timeout, parsed.env_max_age
     if timeout is None:
         timeout = from_environment(LOCK_TIMEOUT_VARIABLE, seconds, "a number of seconds")

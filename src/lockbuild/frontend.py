@@ -11,7 +11,8 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from lockbuild import artifacts
@@ -99,6 +100,16 @@ class _Run:
     """A folder for this build alone, removed at its end."""
     collects_output: bool = False
     """Whether hooks' output is shown only when something is wrong; with --quiet it is not shown at all."""
+    started: float = field(default_factory=time.time)
+
+    @property
+    def oldest_environment(self) -> float:
+        """
+        Return since when a kept environment must have been made to be used, in seconds since the epoch.
+
+        The same for the whole build: a refresh for its sdist is one for its wheel.
+        """
+        return self.started if self.request.refresh else self.started - self.request.env_max_age
 
     def folder(self) -> str:
         """Return a new, empty folder in the staging folder."""
@@ -201,7 +212,7 @@ def _call_hooks(
         environment = None
         if run.request.isolation:
             environment = stack.enter_context(
-                build_environment(project.requires, run.request, run.reporter, on_candidate=warm_up)
+                build_environment(project.requires, run.request, run.reporter, run.oldest_environment, warm_up)
             )
             locks.extend(environment.locks)
         else:
@@ -309,7 +320,7 @@ def _extended(
     if environment is None:
         yield None
         return
-    with extended(environment, extra_requires, run.request, run.reporter) as full:
+    with extended(environment, extra_requires, run.request, run.reporter, run.oldest_environment) as full:
         if versions := full.required_versions():
             listed = "".join(f"\n- {name}=={version}" for name, version in versions.items())
             run.reporter.log(f"Installed build dependency versions:{listed}", ("step",))

@@ -491,6 +491,11 @@ def test_builds_that_all_refresh_share_a_resolution_that_began_after_they_did(tr
     assert created(*tree.finish(*others)) == 1
 
 
+def test_a_refresh_is_one_for_the_whole_build(tree: ProbeTree) -> None:
+    tree.build()
+    assert created(tree.build("--refresh", "--wheel", "--wheel")) == 1
+
+
 # An index that cannot be reached
 
 

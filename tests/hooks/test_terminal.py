@@ -44,7 +44,10 @@ if child == 0:
     os.tcsetpgrp(0, os.getpgrp())
     signal.signal(signal.SIGTTOU, signal.SIG_DFL)
     os.execv(job[0], job)
-os.setpgid(child, child) if os.getpgid(child) != child else None
+try:
+    os.setpgid(child, child)
+except PermissionError:
+    pass  # The child was quicker, and has executed its program.
 print(f"started {child}", file=events)
 while True:
     _, status = os.waitpid(child, os.WUNTRACED)
@@ -89,11 +92,12 @@ class Terminal:
             env=tree.environ(env),
             start_new_session=True,
         )
+        os.close(commands)
+        os.close(event_writer)
         self._events = os.fdopen(events)
         self.frontend = int(self.event().removeprefix("started "))
         # Not before somebody else has it open: a terminal that nobody has open reads as one that has gone.
-        for descriptor in (slave, commands, event_writer):
-            os.close(descriptor)
+        os.close(slave)
         self._is_open = True
         self._reader = threading.Thread(target=self._read)
         self._reader.start()

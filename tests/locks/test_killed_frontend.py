@@ -62,10 +62,28 @@ def {hook}(*arguments, **options):
             act()
     return witness_backend.{hook}(*arguments, **options)
 """
-    (tree.path / "variant.py").write_text(text)
+    site = tree.control / "site"
+    (site if site.exists() else tree.path).joinpath("variant.py").write_text(text)
+    backend_path = "" if site.exists() else 'backend-path = ["."]\n'
     (tree.path / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "variant"\nbackend-path = ["."]\n'
+        f'[build-system]\nrequires = ["setuptools"]\nbuild-backend = "variant"\n{backend_path}'
     )
+
+
+@pytest.fixture
+def installed(witness_tree: WitnessTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the backend where Python looks for modules, and not in the tree: the host starts before the lock is had."""
+    site = witness_tree.control / "site"
+    site.mkdir()
+    (witness_tree.path / "witness_backend.py").rename(site / "witness_backend.py")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+
+
+@pytest.fixture(params=["in-tree", "installed"])
+def each_place(request: pytest.FixtureRequest) -> None:
+    """Run a test with an in-tree backend and with one that is installed."""
+    if request.param == "installed":
+        request.getfixturevalue("installed")
 
 
 def endless(tree: WitnessTree, before: str = "") -> str:
@@ -171,6 +189,7 @@ def processes_to_kill() -> Iterator[list[int]]:
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("each_place")
 @pytest.mark.parametrize("before", ["", DEAF], ids=["", "deaf"])
 def test_a_frontend_killed_in_mid_hook_takes_the_hook_and_its_compiler_with_it(
     witness_tree: WitnessTree, before: str
@@ -186,6 +205,7 @@ def test_a_frontend_killed_in_mid_hook_takes_the_hook_and_its_compiler_with_it(
     assert first.wait() == -signal.SIGKILL
 
 
+@pytest.mark.usefixtures("each_place")
 def test_every_lock_is_held_until_the_orphaned_hook_has_gone(witness_tree: WitnessTree) -> None:
     use_hook(witness_tree, endless(witness_tree, DEAF))
     frontend = start_adopted(witness_tree)
@@ -207,6 +227,7 @@ def test_every_lock_is_held_until_the_orphaned_hook_has_gone(witness_tree: Witne
     assert all(map(is_free, lock_files(witness_tree)))
 
 
+@pytest.mark.usefixtures("each_place")
 def test_the_host_holds_the_locks_until_it_has_killed_what_the_hook_started(witness_tree: WitnessTree) -> None:
     # The hook itself has closed its copies of the locks, as a program does that makes itself a daemon.
     use_hook(witness_tree, endless(witness_tree, DEAF + "os.closerange(3, 256)\n"))
@@ -247,6 +268,7 @@ def test_who_waits_for_an_orphaned_hook_is_never_told_of_a_process_that_is_gone(
     witness_tree.assert_all_succeed(waiter)
 
 
+@pytest.mark.usefixtures("each_place")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_every_process_of_a_build_ends_a_hook_that_resists(
     witness_tree: WitnessTree, number: signal.Signals
@@ -263,6 +285,7 @@ def test_a_signal_to_every_process_of_a_build_ends_a_hook_that_resists(
     assert_next_build_succeeds(witness_tree)
 
 
+@pytest.mark.usefixtures("each_place")
 @pytest.mark.parametrize("ending", ["SIGKILL", "SIGTERM", "success"])
 def test_a_daemon_that_a_hook_leaves_behind_keeps_no_lock(
     witness_tree: WitnessTree, ending: str, processes_to_kill: list[int]
@@ -344,6 +367,56 @@ def test_a_signal_while_waiting_for_the_lock(witness_tree: WitnessTree, number: 
     witness_tree.assert_all_succeed(holder)
     assert len(witness_tree.entered("build_wheel")) == 1
     assert not (witness_tree.control / "second").exists()
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGKILL])
+def test_the_host_of_a_build_that_waits_ends_with_it(witness_tree: WitnessTree, number: signal.Signals) -> None:
+    use_hook(witness_tree, "pass")
+    gate = witness_tree.make_gate()
+    holder = witness_tree.start(gate=gate.path)
+    witness_tree.wait_for_entry()
+    waiter = witness_tree.start(out_dir=witness_tree.control / "second")
+    assert waiter.stderr is not None
+    assert waiter.stderr.readline().startswith("* Waiting for the lock")
+    [host] = map(int, Path(f"/proc/{waiter.pid}/task/{waiter.pid}/children").read_text().split())
+    assert os.readlink(f"/proc/{host}/fd/{directory_descriptor(host, witness_tree.path)}") == str(witness_tree.path)
+    waiter.send_signal(number)
+    waiter.wait()
+    wait_until(lambda: not is_running(host), "the end of the host")
+    gate.open()
+    witness_tree.assert_all_succeed(holder)
+    assert_next_build_succeeds(witness_tree)
+    assert len(witness_tree.entered("build_wheel")) == 2
+
+
+def directory_descriptor(pid: int, path: Path) -> str:
+    return next(entry.name for entry in Path(f"/proc/{pid}/fd").iterdir() if os.readlink(entry) == str(path))
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_host_that_still_imports_the_backend_ends_with_its_build(
+    witness_tree: WitnessTree, number: signal.Signals
+) -> None:
+    use_hook(witness_tree, "pass")
+    variant = witness_tree.control / "site" / "variant.py"
+    # The import comes to no end, while the frontend has the lock and has sent its first request.
+    variant.write_text(
+        variant.read_text() + "if 'PLAIN' not in os.environ:\n    tell('pid', str(os.getpid()))\n    time.sleep(1000)\n"
+    )
+    first = witness_tree.start()
+    wait_until((witness_tree.control / "pid").exists, "the import")
+    host = int((witness_tree.control / "pid").read_text())
+    wait_until(lambda: not is_free(witness_tree.path), "the lock")
+    assert first.stderr is not None
+    assert first.stderr.readline().startswith("* Getting build dependencies")
+    start = time.monotonic()
+    first.send_signal(number)
+    assert first.wait() == (-number if number == signal.SIGKILL else 128 + number)
+    assert time.monotonic() - start < INTERRUPTION_SECONDS
+    wait_until(lambda: not is_running(host), "the end of the host")
+    assert_next_build_succeeds(witness_tree)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -45,11 +45,13 @@ def build_environment(
     requirements: Collection[str],
     request: BuildRequest,
     reporter: Reporter,
+    oldest: float,
     on_candidate: Callable[[BuildEnvironment], None] = lambda _: None,
 ) -> Iterator[BuildEnvironment]:
     """
     Yield an isolated environment in which these requirements are installed.
 
+    One from the store that was made before ``oldest``, in seconds since the epoch, is not used but made again.
     ``on_candidate`` may use the time in which one from the store is looked at: it is told which one that is.
 
     It comes from the store, unless the user or the requirements forbid it, or there is no place for a store; then it
@@ -66,7 +68,9 @@ def build_environment(
             reporter.warn(f"Not keeping the build environment: {error}")
         else:
             if key := environment_key(requirements, constraints, request.installer, spellings_folder(store)):
-                with kept_environment(store, key, requirements, constraints, request, reporter, on_candidate) as kept:
+                with kept_environment(
+                    store, key, requirements, constraints, request, reporter, oldest, on_candidate
+                ) as kept:
                     yield kept
                 return
     from lockbuild.build_library import forward_log
@@ -81,7 +85,11 @@ def build_environment(
 
 @contextmanager
 def extended(
-    environment: BuildEnvironment, requirements: Collection[str], request: BuildRequest, reporter: Reporter
+    environment: BuildEnvironment,
+    requirements: Collection[str],
+    request: BuildRequest,
+    reporter: Reporter,
+    oldest: float,
 ) -> Iterator[BuildEnvironment]:
     """
     Yield an environment that has more requirements than a given one.
@@ -97,7 +105,7 @@ def extended(
         environment.install(requirements)
         yield environment
     else:
-        with build_environment({*environment.requirements, *requirements}, request, reporter) as larger:
+        with build_environment({*environment.requirements, *requirements}, request, reporter, oldest) as larger:
             yield larger
 
 

@@ -97,17 +97,17 @@ def kept_environment(
     constraints: str,
     request: BuildRequest,
     reporter: Reporter,
+    oldest: float,
     on_candidate: Callable[[KeptEnvironment], None],
 ) -> Iterator[KeptEnvironment]:
     """
     Yield the environment that is kept under a key, made if it was not there, for as long as the build uses it.
 
+    One that was made before ``oldest``, in seconds since the epoch, is made again.
     ``on_candidate`` is told of one that will be it, if it turns out that it was not changed or removed. Raises what
     `build` raises when it cannot be made, `LockTimeoutError` when another process makes it for too long.
     """
     folder = os.path.join(store, key.digest)
-    started = time.time()
-    oldest = started if request.refresh else started - request.env_max_age
     found = _find(folder, oldest, reporter, on_candidate)
     if found is None:
         found = _make(folder, key, requirements, constraints, request, reporter, oldest)

@@ -45,6 +45,9 @@ import warnings
 # kernel (a disk that does not answer); as long as one lives that inherited the locks, those stay taken anyway.
 _PATIENCE = 2.0
 
+# How often the host looks, while it imports a backend, whether the frontend is still there, in seconds.
+_LOOK_SECONDS = 0.1
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn, TypedDict
@@ -70,7 +73,7 @@ def main() -> _Request | None:
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]
     for descriptor in (requests, replies, *locks):
         os.set_inheritable(descriptor, False)
-    if backend != "-" and not _import(backend):
+    if backend != "-" and not _import(backend, requests):
         for descriptor in (requests, replies, *locks):
             os.set_inheritable(descriptor, True)
         os.execv(sys.executable, [sys.executable, __file__, "-", *sys.argv[2:]])
@@ -124,14 +127,28 @@ def main() -> _Request | None:
         _reply(replies, f"ended {status}")
 
 
-def _import(backend: str) -> bool:
+def _import(backend: str, requests: int) -> bool:
     """Import the backend for all hooks; false when that has left traces that only one hook process may have."""
-    with warnings.catch_warnings(record=True) as caught:
-        try:
+    poll = select.poll()
+    poll.register(requests, 0)
+
+    def end_with_the_pipe(*_: object) -> None:
+        # Only the end of the pipe is told of without being asked for. No hook has been started yet.
+        if poll.poll(0):
+            os._exit(0)
+
+    # However long the import takes: when the frontend is killed, nobody may keep its locks for that.
+    on_alarm = signal.signal(signal.SIGALRM, end_with_the_pipe)
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
             importlib.import_module(backend)
-        except BaseException:
-            # The hook will fail at the same place, and say so to those who asked for it.
-            return False
+    except BaseException:
+        # The hook will fail at the same place, and say so to those who asked for it.
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, on_alarm)
     if any(issubclass(warning.category, UserWarning) for warning in caught):
         # pyproject-hooks' script passes these on from the hook that imports the backend.
         return False
