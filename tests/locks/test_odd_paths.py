@@ -128,6 +128,19 @@ def test_an_sdist_and_its_wheel_are_built_of_a_tree_with_an_odd_path(
     assert report.is_file()
 
 
+def test_the_command_line_of_the_holder_stays_on_one_line(witness_tree: WitnessTree) -> None:
+    gate = witness_tree.make_gate()
+    holder = witness_tree.start("-Ca=\nb\x1b[2Jc", "--wheel", gate=gate.path)
+    witness_tree.wait_for_entry()
+    waiter = witness_tree.start()
+    message = wait_until_it_waits(waiter)
+    assert f"held by {holder.pid} (" in message
+    assert "a=?b?[2Jc" in message
+    assert message.endswith("; waiting without a limit, --lock-timeout sets one"), "the message was broken"
+    gate.open()
+    witness_tree.assert_all_succeed()
+
+
 @pytest.mark.slow
 def test_a_relative_path_may_begin_with_a_hyphen(witness_tree: WitnessTree, tmp_path: Path) -> None:
     tree = odd_tree(witness_tree, tmp_path, "hyphen")

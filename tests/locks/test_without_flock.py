@@ -133,14 +133,16 @@ def test_without_flock_for_any_lock_file_the_error_names_lock_never_and_that_bui
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EBADF, errno.EINVAL], ids=["ENOSYS", "EBADF", "EINVAL"])
 def test_a_directory_without_flock_is_a_warning_and_the_lock_file_still_excludes(
-    witness_tree: WitnessTree, library: Path, number: int
+    witness_tree: WitnessTree, tmp_path: Path, library: Path, number: int
 ) -> None:
     """EBADF is what NFSv4 says of an exclusive lock on a descriptor that is not open for writing."""
     env = without_flock(library, witness_tree.path, number=number)
+    # In another TMPDIR, because uv's lock file alone would do.
+    (tmp_path / "tmp2").mkdir()
     gate = witness_tree.make_gate()
     holder = witness_tree.start(gate=gate.path, env=env)
     witness_tree.wait_for_entry()
-    waiter = witness_tree.start(env=env)
+    waiter = witness_tree.start(env=env | {"TMPDIR": str(tmp_path / "tmp2")})
     assert f"held by {holder.pid} (" in wait_until_it_waits(waiter)
     gate.open()
     for status, _, error in witness_tree.finish():
@@ -149,6 +151,27 @@ def test_a_directory_without_flock_is_a_warning_and_the_lock_file_still_excludes
         assert str(witness_tree.path) in warning
         assert "other users or cache folders" in warning
     witness_tree.assert_no_overlap()
+
+
+@pytest.mark.slow
+def test_who_waited_for_a_lock_file_that_was_removed_takes_the_new_one_of_the_name(
+    witness_tree: WitnessTree, tmp_path: Path, library: Path
+) -> None:
+    """Without flock for the directory and for uv's lock file, all depends on which file the lock is on."""
+    env = without_flock(library, witness_tree.path, tmp_path / "tmp")
+    gate = witness_tree.make_gate()
+    witness_tree.start(gate=gate.path, env=env)
+    witness_tree.wait_for_entry()
+    second = witness_tree.start(gate=gate.path, env=env)
+    wait_until_it_waits(second)
+    for file in (tmp_path / "cache" / "locks").iterdir():
+        file.unlink()
+    gate.open()
+    witness_tree.wait_for_entry(count=2)
+    third = witness_tree.start(env=env)
+    assert f"held by {second.pid} (" in wait_until_it_waits(third)
+    gate.open()
+    witness_tree.assert_all_succeed()
 
 
 @pytest.mark.slow
