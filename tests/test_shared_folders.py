@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from machine import error_line, linux_only, second_tree, wait_until_it_waits
-from witness import LOCKBUILD, Gate, WitnessTree, wait_until
+from witness import LOCKBUILD, PATIENCE, Gate, WitnessTree, wait_until
 
 pytestmark = linux_only
 
@@ -250,6 +250,20 @@ def test_two_builds_with_both_folders_the_other_way_round_do_not_wait_for_each_o
         assert status == 0 or "ERROR Build environment location is not empty" in error, error
 
 
+@pytest.mark.slow
+def test_who_waits_for_the_first_of_two_folders_does_not_hold_the_second(tree: WitnessTree, tmp_path: Path) -> None:
+    """Folders are taken in the order of their names, whatever option they came with: so nobody waits in a ring."""
+    check_all_succeed(tree, start(tree, "-n", "--sdist", out="sdist"))
+    archive = WitnessTree(tree.control / "sdist" / "witness-1.0.tar.gz", tree.control, tree.started)
+    one, two = tmp_path / "one", tmp_path / "two"
+    first, gate = stop_at_the_wheel(tree, "--wheel", ENV, str(one))
+    both = start(archive, EXTRACT, str(two), ENV, str(one), out="out2")
+    assert f"lock on {one}, held by {first.pid} (" in wait_until_it_waits(both)
+    check_all_succeed(tree, start(archive, "-n", EXTRACT, str(two), out="out3"))
+    gate.open()
+    check_all_succeed(tree, first, both)
+
+
 @pytest.mark.parametrize("where", ["sub", "sub/folder", ".", "../control/out"])
 @pytest.mark.slow
 def test_an_extract_dir_may_lie_in_the_tree_or_be_the_tree_or_the_out_dir(
@@ -296,6 +310,7 @@ def test_an_sdist_cannot_have_a_folder_removed_that_is_not_its_own(tmp_path: Pat
         capture_output=True,
         text=True,
         check=False,
+        timeout=PATIENCE,
     )
     assert all(file_.exists() for file_ in precious)
     assert "single top-level directory" in error_line((done.returncode, done.stdout, done.stderr))

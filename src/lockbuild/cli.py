@@ -77,7 +77,7 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
     parser.add_argument(
         "srcdir",
         nargs="?",
-        default=os.getcwd(),
+        default=_working_directory(),
         help="source directory, .tar.gz source distribution, or (with --metadata) a .whl "
         "(default: the current working directory)",
     )
@@ -86,6 +86,14 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
     _add_environment_options(parser.add_argument_group("build environment options"))
     _add_lock_options(parser.add_argument_group("lock options"))
     return parser
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        # It was removed. That it is no source tree will be said in one line.
+        return os.curdir
 
 
 def _add_general_options(group: argparse._ArgumentGroup) -> None:
