@@ -23,6 +23,10 @@ import pytest
 
 from witness import LOCKBUILD, WitnessTree, wait_until
 
+# Each of them takes a second or two, and there are many.
+pytestmark = pytest.mark.slow
+
+
 # The limits, for a quiet machine: 0.3 s for an interrupted frontend, 2 s for an orphaned hook.
 INTERRUPTION_SECONDS = 3.0
 ORPHAN_SECONDS = 10.0

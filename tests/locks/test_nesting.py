@@ -19,6 +19,9 @@ import pytest
 from lockbuild.locks import cache_digest
 from witness import LOCKBUILD, WitnessTree, make_witness_tree, wait_until
 
+# Each of them takes a second or two, and there are many.
+pytestmark = pytest.mark.slow
+
 VARIABLE = "LOCKBUILD_HELD_LOCKS"
 
 # HOOK_COMMANDS holds a list of shell commands. A hook runs the first and hands the rest on to what that starts.
