@@ -22,13 +22,13 @@ SETUPTOOLS_BACKEND = "setuptools.build_meta"
 # What ``build`` requires for a tree that does not say what it requires; a test compares the two.
 LEGACY_REQUIRES = ("setuptools >= 40.8.0",)
 
-# Backends that run setuptools in the tree and bring it along as their own requirement, so that the project need not
-# name it. Each was read in the metadata and source of its current release on PyPI (autumn 2026).
+# Backends that run setuptools although the project need not name it. Each was read in the metadata and source of its
+# current release on PyPI (autumn 2026).
 BRINGS_SETUPTOOLS = {
     "pbr.build": "pbr requires setuptools and calls its build_meta",
     "jupyter_packaging.build_api": "jupyter-packaging requires setuptools and wraps its build_meta",
     "scikit_build_core.setuptools.build_meta": "it wraps setuptools' build_meta",
-    "sipbuild.api": "sip requires setuptools and builds extension modules with it",
+    "sipbuild.api": "sip requires setuptools and compiles with it",
 }
 
 # Backends that write into the tree without setuptools, and break when two builds do. They stay unlocked under "auto";
