@@ -257,7 +257,8 @@ def _undated(member: tarfile.TarInfo) -> tarfile.TarInfo:
 def make_wheel(work: Path, metadata: int = 1) -> None:
     with zipfile.ZipFile(work / "parity-1.0-py3-none-any.whl", "w") as archive:
         for number in range(metadata):
-            archive.writestr(f"parity-1.{number}.dist-info/METADATA", "Metadata-Version: 2.1\nName: parity\n")
+            undated = zipfile.ZipInfo(f"parity-1.{number}.dist-info/METADATA")
+            archive.writestr(undated, "Metadata-Version: 2.1\nName: parity\n")
 
 
 def failed_without_an_artifact(outcome: Outcome) -> bool:
