@@ -240,19 +240,19 @@ def git_environ() -> dict[str, str]:
     return environ
 
 
-def build_both(sample: Sample, folder: Path, command: tuple[str, ...]) -> tuple[dict[str, Path], str]:
+def build_both(sample: Sample, folder: Path, command: tuple[str, ...], **variables: str) -> tuple[dict[str, Path], str]:
     """Build an sdist and a wheel from it in a new tree; return them by their names, and standard error."""
     tree, extracted, out_dir = folder / "tree", folder / "extracted", folder / "out"
     make_tree(sample, tree)
     finished = subprocess.run(
         # The folder of the unpacked sdist is named, because a temporary one has another path in every build.
         [*command, "-v", "--installer=uv", f"--sdist-extract-dir={extracted}", f"--outdir={out_dir}", str(tree)],
-        env=os.environ | {"SOURCE_DATE_EPOCH": _EPOCH, "COLUMNS": "1000"},
+        env=os.environ | {"SOURCE_DATE_EPOCH": _EPOCH, "COLUMNS": "1000"} | variables,
         capture_output=True,
         text=True,
     )
     assert finished.returncode == 0, finished.stderr
-    kept = folder / command[-1]
+    kept = folder / "-".join([command[-1], *variables])
     out_dir.rename(kept)
     shutil.rmtree(tree)
     shutil.rmtree(extracted)
@@ -273,13 +273,7 @@ def members_of_sdist(path: Path) -> list[tuple[str, bytes, int, str, bytes | Non
     return members
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-def test_a_build_gives_what_python_build_gives_and_locks_where_setuptools_is(name: str, tmp_path: Path) -> None:
-    sample = SAMPLES[name]
-    expected, _ = build_both(sample, tmp_path, PYTHON_BUILD)
-    built, said = build_both(sample, tmp_path, LOCKBUILD)
-
-    assert sorted(path.rpartition(".")[2] for path in expected) == ["gz", "whl"]
+def assert_same(sample: Sample, built: Mapping[str, Path], expected: Mapping[str, Path]) -> None:
     assert built.keys() == expected.keys()
     for artifact, reference in expected.items():
         if artifact.endswith(".whl"):
@@ -291,9 +285,24 @@ def test_a_build_gives_what_python_build_gives_and_locks_where_setuptools_is(nam
         if artifact.endswith(".whl") or sample.same_sdist == "file":
             assert built[artifact].read_bytes() == reference.read_bytes()
 
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_build_gives_what_python_build_gives_and_locks_where_setuptools_is(name: str, tmp_path: Path) -> None:
+    sample = SAMPLES[name]
+    expected, _ = build_both(sample, tmp_path, PYTHON_BUILD)
+    built, said = build_both(sample, tmp_path, LOCKBUILD)
+
+    assert sorted(path.rpartition(".")[2] for path in expected) == ["gz", "whl"]
+    assert_same(sample, built, expected)
+
+    # The backend imported anew for each hook.
+    plain, said_plain = build_both(sample, tmp_path, LOCKBUILD, LOCKBUILD_PREIMPORT="0")
+    assert_same(sample, plain, expected)
+
     unpacked = tmp_path / "extracted" / next(path for path in built if path.endswith(".tar.gz")).removesuffix(".tar.gz")
-    told = [line.strip() for line in said.splitlines() if "ocking " in line and ": " in line]
-    assert told == [
-        sample.says.replace("TREE", str(tmp_path / "tree")),
-        *(each.replace("TREE", str(unpacked)) for each in sample.of_the_wheel or (sample.says,)),
-    ]
+    for words in (said, said_plain):
+        told = [line.strip() for line in words.splitlines() if "ocking " in line and ": " in line]
+        assert told == [
+            sample.says.replace("TREE", str(tmp_path / "tree")),
+            *(each.replace("TREE", str(unpacked)) for each in sample.of_the_wheel or (sample.says,)),
+        ]

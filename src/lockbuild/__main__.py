@@ -1,6 +1,6 @@
 """``python -m lockbuild``."""
 
-from lockbuild.cli import main
+from lockbuild.cli import entrypoint
 
 if __name__ == "__main__":
-    main(prog="python -m lockbuild")
+    entrypoint(prog="python -m lockbuild")

@@ -8,17 +8,13 @@ final name finds it whole, and a build that fails, at any moment and for any rea
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-import secrets
 import shutil
-import tarfile
-import zipfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lockbuild.digest import digest_of_file
 from lockbuild.errors import ArtifactError
-from lockbuild.request import Artifact, Distribution
+from lockbuild.request import Artifact, Distribution, Timing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,16 +34,36 @@ def check_artifact(staging: str, returned: str, distribution: Distribution) -> s
         raise ArtifactError(f"The backend says it built {returned}, which is not in the folder that it was given")
     if not os.path.isfile(path):
         raise ArtifactError(f"The backend says it built {name}, but there is no such file")
-    try:
-        if distribution == "wheel":
-            with zipfile.ZipFile(path) as archive:
-                archive.infolist()
-        elif name.endswith(".tar.gz"):
-            with tarfile.open(path) as archive_of_sources:
-                archive_of_sources.next()
-    except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError) as error:
-        raise ArtifactError(f"The backend built {name}, but it cannot be read: {error}") from error
+    problem = None
+    if distribution == "wheel":
+        problem = _problem_with_wheel(path)
+    elif name.endswith(".tar.gz"):
+        problem = _problem_with_sdist(path)
+    if problem is not None:
+        raise ArtifactError(f"The backend built {name}, but it cannot be read: {problem}") from problem
     return name
+
+
+def _problem_with_wheel(path: str) -> Exception | None:
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            archive.infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        return error
+    return None
+
+
+def _problem_with_sdist(path: str) -> Exception | None:
+    import tarfile
+
+    try:
+        with tarfile.open(path) as archive:
+            archive.next()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        return error
+    return None
 
 
 def publish(staging: str, name: str, out_dir: str) -> str:
@@ -69,7 +85,7 @@ def _publish_entry(source: str, target: str) -> str:
         for name in sorted(os.listdir(source)):
             _publish_entry(os.path.join(source, name), os.path.join(target, name))
         return target
-    hidden = os.path.join(os.path.dirname(target), f".{os.path.basename(target)[:100]}.{secrets.token_hex(8)}.tmp")
+    hidden = os.path.join(os.path.dirname(target), f".{os.path.basename(target)[:100]}.{os.urandom(8).hex()}.tmp")
     try:
         try:
             os.link(source, hidden)
@@ -123,14 +139,14 @@ def _project_name(artifact: str) -> str | None:
 
 def describe(path: str, kind: Distribution) -> Artifact:
     """Describe a published artifact. Reads the whole file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Artifact(os.path.basename(path), path, kind, os.path.getsize(path), digest)
+    return Artifact(os.path.basename(path), path, kind, os.path.getsize(path), digest_of_file(path))
 
 
-def write_report(path: str, artifacts: Sequence[Artifact]) -> None:
-    """Write the JSON report that ``python -m build --report`` writes, whole or not at all."""
-    report = {
+def write_report(path: str, artifacts: Sequence[Artifact], timings: Sequence[Timing] = ()) -> None:
+    """Write the JSON report that ``python -m build --report`` writes, and timings in seconds, whole or not at all."""
+    import json
+
+    report: dict[str, Any] = {
         "version": "1.0",
         "artifacts": [
             {
@@ -143,8 +159,10 @@ def write_report(path: str, artifacts: Sequence[Artifact]) -> None:
             for artifact in artifacts
         ],
     }
+    if timings:
+        report["timings"] = [{"step": step, "seconds": round(seconds, 6)} for step, seconds in timings]
     folder = os.path.dirname(os.path.abspath(path))
-    hidden = os.path.join(folder, f".{os.path.basename(path)[:100]}.{secrets.token_hex(8)}.tmp")
+    hidden = os.path.join(folder, f".{os.path.basename(path)[:100]}.{os.urandom(8).hex()}.tmp")
     try:
         with open(hidden, "x", encoding="utf-8") as file:
             json.dump(report, file, indent=2)

@@ -6,14 +6,14 @@ counts up on a terminal; elsewhere a line when it begins, when the holder change
 
 from __future__ import annotations
 
+import functools
 import os
-import shutil
 import sys
-import textwrap
 from typing import TYPE_CHECKING, TextIO
 
 from lockbuild.errors import shown
 from lockbuild.events import LockWait, Reporter
+from lockbuild.request import Timing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,8 +40,6 @@ class Console(Reporter):
         self._verbosity = verbosity
         self._out = _colors(sys.stdout)
         self._err = _colors(sys.stderr)
-        columns = shutil.get_terminal_size().columns - 2
-        self._width = columns if columns > 0 else 78
         self._line_is_live = False
         self._told_wait: LockWait | None = None
         self._warned: set[str] = set()
@@ -120,6 +118,16 @@ class Console(Reporter):
         self._end_live_line()
         print(f"\n{self._out['dim']}{text}{self._out['reset']}\n", flush=True)
 
+    def timings(self, timings: Sequence[Timing]) -> None:
+        """Print where the time went, in milliseconds."""
+        if timings and self._verbosity >= -1:
+            total = Timing("total", sum(seconds for _, seconds in timings))
+            width = max(len(step) for step, _ in timings)
+            lines = [f"{step:{width}} {seconds * 1000:8.1f} ms" for step, seconds in (*timings, total)]
+            self._print_error("* Timings:", "bold")
+            for line in lines:
+                self._print_error(f"  {line}")
+
     def built(self, names: Sequence[str]) -> None:
         """Print the last line of a build that has succeeded."""
         if self._verbosity < -1:
@@ -135,7 +143,16 @@ class Console(Reporter):
         self._end_live_line()
         print(text, flush=True)
 
+    @functools.cached_property
+    def _width(self) -> int:
+        import shutil
+
+        columns = shutil.get_terminal_size().columns - 2
+        return columns if columns > 0 else 78
+
     def _fill(self, line: str, indent: str) -> str:
+        import textwrap
+
         return textwrap.fill(line, initial_indent=indent, subsequent_indent="  ", width=self._width)
 
     def _print_lines(self, message: str, indent: str, style: str | None = None) -> None:

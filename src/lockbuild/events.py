@@ -6,15 +6,13 @@ a test's list is another. The methods of this class do nothing, so that a report
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from lockbuild.locks.holders import Holder
 
 
-@dataclass(frozen=True)
-class LockWait:
+class LockWait(NamedTuple):
     """A wait for a lock that still goes on."""
 
     subject: str
@@ -45,3 +43,9 @@ class Reporter:
 
     def got_lock(self, subject: str, waited: float) -> None:
         """Hear that a lock was taken after a wait of so many seconds of which `waiting` was told."""
+
+    def began(self, step: str) -> None:
+        """Hear that a step of a build has begun; its names are those of `Timing`."""
+
+    def ended(self, step: str, seconds: float) -> None:
+        """Hear that it is over, whether or not it has succeeded, after so many seconds."""

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import tempfile
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from lockbuild import artifacts
 from lockbuild.environments import BuildEnvironment, build_environment, extended
 from lockbuild.errors import ArtifactError, EnvironmentFolderError, OutDirError, UnmetDependenciesError, shown
 from lockbuild.events import Reporter
-from lockbuild.hooks.backend import Backend
 from lockbuild.hooks.caller import HookRunner
 from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
 from lockbuild.project import SHARES_THE_TREE, LockDecision, Project, decide_lock, read_project
-from lockbuild.request import BuildRequest, BuildResult, Distribution
-from lockbuild.sdist import top_level_folder, unpacked
+from lockbuild.request import BuildRequest, BuildResult, Distribution, Timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
+    from tempfile import TemporaryDirectory
+
+    from lockbuild.hooks.backend import Backend
 
 T = TypeVar("T")
 
@@ -40,9 +37,8 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
     """
     reporter = reporter or Reporter()
     out_dir = out_dir_of(request)
-    before = artifacts.list_artifacts(out_dir) if request.clear else {}
-    with _staging_folder() as staging:
-        run = _Run(request, reporter, out_dir, staging)
+    before = _list_artifacts(out_dir) if request.clear else {}
+    with _Run(request, reporter, out_dir) as run:
         if is_sdist(request.source):
             built = _build_from_sdist(run, request.source, request.distributions or ("wheel",))
         elif request.distributions:
@@ -51,10 +47,13 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
             sdist, published = _build_distribution(run, request.source, "sdist")
             reporter.log("Building wheel from sdist", ("step",))
             built = [published, *_build_from_sdist(run, sdist, ("wheel",))]
+    from lockbuild import artifacts
+
     if request.clear:
         artifacts.clear_older(out_dir, before, map(os.path.basename, built))
     return BuildResult(
-        tuple(artifacts.describe(path, "sdist" if path.endswith(".tar.gz") else "wheel") for path in built)
+        tuple(artifacts.describe(path, "sdist" if path.endswith(".tar.gz") else "wheel") for path in built),
+        tuple(run.timings),
     )
 
 
@@ -69,10 +68,12 @@ def metadata(request: BuildRequest, reporter: Reporter | None = None) -> bytes:
         return _metadata_of_wheel(request.source)
     from lockbuild.build_library import forward_log
 
-    with forward_log(reporter, request.verbosity), _staging_folder() as staging:
-        run = _Run(request, reporter, out_dir_of(request), staging, collects_output=True)
-        with _source_tree(run, request.source) as (tree, locks):
-            return _call_hooks(run, tree, "wheel", lambda backend: _prepare_metadata(run, backend), locks)
+    with (
+        forward_log(reporter, request.verbosity),
+        _Run(request, reporter, out_dir_of(request), collects_output=True) as run,
+        _source_tree(run, request.source) as (tree, locks),
+    ):
+        return _call_hooks(run, tree, "wheel", lambda backend: _prepare_metadata(run, backend), locks)
 
 
 def is_sdist(source: str) -> bool:
@@ -89,18 +90,44 @@ def out_dir_of(request: BuildRequest) -> str:
     return os.path.join(request.source, "dist")
 
 
-@dataclass(frozen=True)
 class _Run:
-    """What all the steps of one build share."""
+    """
+    What all the steps of one build share; a context manager, at whose end its staging folder is removed.
 
-    request: BuildRequest
-    reporter: Reporter
-    out_dir: str
-    staging: str
-    """A folder for this build alone, removed at its end."""
-    collects_output: bool = False
-    """Whether hooks' output is shown only when something is wrong; with --quiet it is not shown at all."""
-    started: float = field(default_factory=time.time)
+    With ``collects_output`` hooks' output is shown only when something is wrong; with --quiet it is not shown at all.
+    """
+
+    def __init__(
+        self, request: BuildRequest, reporter: Reporter, out_dir: str, *, collects_output: bool = False
+    ) -> None:
+        self.request = request
+        self.reporter = reporter
+        self.out_dir = out_dir
+        self.collects_output = collects_output
+        self.timings: list[Timing] = []
+        self._started = time.time()
+        self._staging: TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        """Begin the build."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove what the build has left in its staging folder."""
+        if self._staging is not None:
+            self._staging.cleanup()
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Tell the reporter of a step, and note how long it took."""
+        self.reporter.began(name)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self.timings.append(Timing(name, seconds))
+            self.reporter.ended(name, seconds)
 
     @property
     def oldest_environment(self) -> float:
@@ -109,11 +136,15 @@ class _Run:
 
         The same for the whole build: a refresh for its sdist is one for its wheel.
         """
-        return self.started if self.request.refresh else self.started - self.request.env_max_age
+        return self._started if self.request.refresh else self._started - self.request.env_max_age
 
     def folder(self) -> str:
-        """Return a new, empty folder in the staging folder."""
-        return tempfile.mkdtemp(dir=self.staging)
+        """Return a new, empty folder in the staging folder, which is this build's alone."""
+        import tempfile
+
+        if self._staging is None:
+            self._staging = tempfile.TemporaryDirectory(prefix="lockbuild-", ignore_cleanup_errors=True)
+        return tempfile.mkdtemp(dir=self._staging.name)
 
     def lock_directory(self, path: str) -> DirectoryLock:
         """Return the lock on a folder that the user named and that a build fills; it is made when it is missing."""
@@ -146,6 +177,8 @@ def _source_tree(run: _Run, source: str) -> Iterator[tuple[str, list[DirectoryLo
     if not is_sdist(source):
         yield source, []
         return
+    from lockbuild.sdist import top_level_folder, unpacked
+
     folder = top_level_folder(source)
     extract_dir = run.request.sdist_extract_dir
     with contextlib.ExitStack() as stack:
@@ -166,10 +199,15 @@ def _build_distribution(
     """Build one distribution of a tree and publish it; return its paths in the staging folder and in the out-dir."""
 
     def build_and_publish(backend: Backend) -> tuple[str, str]:
+        from lockbuild import artifacts
+
         _make_out_dir(run.out_dir)
         folder = run.folder()
-        name = artifacts.check_artifact(folder, backend.build(kind, folder, run.request.config_settings), kind)
-        return os.path.join(folder, name), artifacts.publish(folder, name, run.out_dir)
+        with run.step(f"build_{kind}"):
+            returned = backend.build(kind, folder, run.request.config_settings)
+        with run.step("publish"):
+            name = artifacts.check_artifact(folder, returned, kind)
+            return os.path.join(folder, name), artifacts.publish(folder, name, run.out_dir)
 
     return _call_hooks(run, tree, kind, build_and_publish, locks)
 
@@ -200,20 +238,22 @@ def _call_hooks(
 
         def warm_up(candidate: BuildEnvironment | None) -> None:
             """Start the hook host while we still look at the environment, import what we need, and wait."""
-            if project.backend_path:
+            if project.backend_path or not run.request.preimport:
                 # An in-tree backend may be imported only under the lock.
                 return
             expected = [*locks, *(candidate.locks if candidate else ())]
             if _decide_lock(run, project, candidate, ()).locked:
                 tree_lock.open()
                 expected.append(tree_lock)
-            hooks.warm_up(Backend(project, candidate, hooks, run.reporter), expected)
+            hooks.warm_up(project, candidate, expected)
+            _import_the_rest()
 
         environment = None
         if run.request.isolation:
-            environment = stack.enter_context(
-                build_environment(project.requires, run.request, run.reporter, run.oldest_environment, warm_up)
-            )
+            with run.step("environment"):
+                environment = stack.enter_context(
+                    build_environment(project.requires, run.request, run.reporter, run.oldest_environment, warm_up)
+                )
             locks.extend(environment.locks)
         else:
             warm_up(None)
@@ -221,18 +261,33 @@ def _call_hooks(
         decision = _decide_lock(run, project, environment, ())
         with _hint_at_shared_tree(project, decision), _locked(run, project, decision, tree_lock, locks, hooks) as held:
             extra_requires = _ask_for_extra_requirements(
-                run, kind, Backend(project, environment, hooks, run.reporter), decision
+                run, kind, _backend(run, project, environment, hooks), decision
             )
             with _extended(run, environment, extra_requires, held, hooks) as full_environment:
                 late_decision = _decide_lock(run, project, full_environment, extra_requires)
                 if decision.locked or not late_decision.locked:
-                    return work(Backend(project, full_environment, hooks, run.reporter))
+                    return work(_backend(run, project, full_environment, hooks))
         # The backend itself asked for setuptools, which was nowhere until now; so nothing has run it yet.
         with (
             _locked(run, project, late_decision, tree_lock, locks, hooks) as held,
             _extended(run, environment, extra_requires, held, hooks) as full_environment,
         ):
-            return work(Backend(project, full_environment, hooks, run.reporter))
+            return work(_backend(run, project, full_environment, hooks))
+
+
+def _import_the_rest() -> None:
+    """Import what is needed from now on. The hook host imports the backend at the same time, on another core."""
+    import tempfile  # noqa: F401
+    import zipfile  # noqa: F401
+
+    import lockbuild.artifacts
+    import lockbuild.hooks.backend  # noqa: F401
+
+
+def _backend(run: _Run, project: Project, environment: BuildEnvironment | None, hooks: HookRunner) -> Backend:
+    from lockbuild.hooks.backend import Backend
+
+    return Backend(project, environment, hooks, run.reporter)
 
 
 def _decide_lock(
@@ -261,7 +316,8 @@ def _locked(
     with contextlib.ExitStack() as stack:
         held = [*locks]
         if decision.locked:
-            held.append(stack.enter_context(tree_lock))
+            with run.step("lock"):
+                held.append(stack.enter_context(tree_lock))
         stack.enter_context(hooks.under(held))
         yield held
 
@@ -287,7 +343,8 @@ def _ask_for_extra_requirements(run: _Run, kind: Distribution, backend: Backend,
     if unchecked and (decision.locked or decision.final):
         return set()
     # A backend that is not locked is asked in any case: it may be about to run setuptools.
-    extra = backend.get_requires(kind, run.request.config_settings)
+    with run.step(f"get_requires_for_build_{kind}"):
+        extra = backend.get_requires(kind, run.request.config_settings)
     if not run.request.isolation and not unchecked:
         from lockbuild.build_library import format_unmet_dependencies
 
@@ -320,7 +377,11 @@ def _extended(
     if environment is None:
         yield None
         return
-    with extended(environment, extra_requires, run.request, run.reporter, run.oldest_environment) as full:
+    with contextlib.ExitStack() as stack:
+        with run.step("environment") if extra_requires else contextlib.nullcontext():
+            full = stack.enter_context(
+                extended(environment, extra_requires, run.request, run.reporter, run.oldest_environment)
+            )
         if versions := full.required_versions():
             listed = "".join(f"\n- {name}=={version}" for name, version in versions.items())
             run.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
@@ -349,15 +410,19 @@ def _output_handler(run: _Run) -> Callable[[Sequence[str], bytes, int], None] | 
 
     def show(command: Sequence[str], output: bytes, status: int) -> None:
         if status or run.request.verbosity > 0:
-            run.reporter.log(subprocess.list2cmdline(command), ("subprocess", "cmd"))
+            from subprocess import list2cmdline
+
+            run.reporter.log(list2cmdline(command), ("subprocess", "cmd"))
             if output:
                 run.reporter.log(output.decode(errors="backslashreplace"), ("subprocess", "stdout"))
 
     return show
 
 
-def _staging_folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="lockbuild-", ignore_cleanup_errors=True)
+def _list_artifacts(out_dir: str) -> dict[str, tuple[int, int]]:
+    from lockbuild.artifacts import list_artifacts
+
+    return list_artifacts(out_dir)
 
 
 def _metadata_of_wheel(wheel: str) -> bytes:

@@ -6,8 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-import tempfile
-from pathlib import Path
+import sys
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import CacheFolderError, shown
@@ -30,6 +29,8 @@ def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
     if chosen:
         # A "~" comes here from files that no shell has read, such as tox.ini.
         return os.path.abspath(os.path.expanduser(chosen))
+    if plain := _xdg_folder("XDG_CACHE_HOME", ".cache"):
+        return os.path.join(plain, "lockbuild")
     import platformdirs
 
     # Without HOME and without an entry in the user database "~" stays as it is, or platformdirs says so.
@@ -38,6 +39,36 @@ def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
     except RuntimeError:
         return None
     return folder if os.path.isabs(folder) else None
+
+
+def configuration_folders(program: str) -> tuple[list[str], str]:
+    """Return where a program looks for its configuration: the folders for everybody, and the user's."""
+    plain = _xdg_folder("XDG_CONFIG_HOME", ".config")
+    if plain and not os.environ.get("XDG_CONFIG_DIRS"):
+        return [f"/etc/xdg/{program}"], os.path.join(plain, program)
+    import platformdirs
+
+    common = platformdirs.site_config_dir(program, appauthor=False, multipath=True).split(os.pathsep)
+    return common, platformdirs.user_config_dir(program, appauthor=False, roaming=True)
+
+
+def _xdg_folder(variable: str, below_home: str) -> str | None:
+    """
+    Return one of the user's folders as the XDG base directory specification has it, where that is plain.
+
+    Everything else is left to platformdirs, whose import would take longer than all that a build does before its hook
+    host starts. A test compares the two.
+    """
+    if sys.platform != "linux" or "ANDROID_DATA" in os.environ:
+        return None
+    if folder := os.environ.get(variable):
+        return folder if _is_plain(folder) else None
+    home = os.environ.get("HOME", "")
+    return os.path.join(home, below_home) if _is_plain(home) else None
+
+
+def _is_plain(path: str) -> bool:
+    return path.startswith("/") and path == os.path.normpath(path).strip()
 
 
 def environment_folder(requested: str | os.PathLike[str] | None) -> str:
@@ -56,8 +87,7 @@ def environment_folder(requested: str | os.PathLike[str] | None) -> str:
         folder = os.path.join(cache, name)
         try:
             os.makedirs(cache, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder, 0o700)
+            _make_private_folder(folder)
             if _is_private(os.lstat(folder)) and os.access(folder, os.W_OK | os.X_OK):
                 return folder
         except OSError as error:
@@ -73,8 +103,7 @@ def spellings_folder(store: str) -> str | None:
     """
     folder = f"{store}-spellings"
     with contextlib.suppress(OSError):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
+        _make_private_folder(folder)
         if _is_private(os.lstat(folder)):
             return folder
     return None
@@ -124,6 +153,8 @@ def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
     A folder of that name which is another user's, or which others could write, is refused: whoever can remove a
     lock file can have two builds believe that each of them holds the lock.
     """
+    import tempfile
+
     try:
         temporary = tempfile.gettempdir()
     except FileNotFoundError as error:
@@ -132,27 +163,31 @@ def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
             "name a writable folder with --cache-dir"
         ) from error
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    folder = Path(temporary, f"lockbuild-{user}")
-    locks = folder / "locks"
+    folder = os.path.join(temporary, f"lockbuild-{user}")
+    locks = os.path.join(folder, "locks")
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        if is_private := _is_private(found):
-            locks.mkdir(mode=0o700, exist_ok=True)
+        _make_private_folder(folder)
+        if is_private := _is_private(os.lstat(folder)):
+            _make_private_folder(locks)
             if not os.access(locks, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "it cannot be written")
     except OSError as error:
         raise CacheFolderError(
-            f"No place for lock files: {reason}, and {shown(str(folder))} cannot be made: {error.strerror}; "
+            f"No place for lock files: {reason}, and {shown(folder)} cannot be made: {error.strerror}; "
             "name a writable folder with --cache-dir"
         ) from error
     if not is_private:
         raise CacheFolderError(
-            f"No place for lock files: {reason}, and {shown(str(folder))} is not a folder that only you can write; "
+            f"No place for lock files: {reason}, and {shown(folder)} is not a folder that only you can write; "
             "remove it, or name a writable folder with --cache-dir"
         )
-    reporter.warn(f"{reason}; lock files are in {shown(str(folder))} instead")
-    return str(locks)
+    reporter.warn(f"{reason}; lock files are in {shown(folder)} instead")
+    return locks
+
+
+def _make_private_folder(path: str) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
 
 
 def _is_private(found: os.stat_result) -> bool:

@@ -7,9 +7,7 @@ and our own table, ``[tool.lockbuild]``.
 from __future__ import annotations
 
 import os
-import tomllib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lockbuild.errors import SettingsError
 from lockbuild.request import LOCK_POLICIES, LockPolicy
@@ -36,8 +34,7 @@ BRINGS_SETUPTOOLS = {
 SHARES_THE_TREE = {"pdm.backend": ".pdm-build/"}
 
 
-@dataclass(frozen=True)
-class Project:
+class Project(NamedTuple):
     """A source tree, its backend, and its own wishes for lockbuild."""
 
     tree: str
@@ -50,8 +47,7 @@ class Project:
     """From ``[tool.lockbuild]``; ``auto`` where that is silent."""
 
 
-@dataclass(frozen=True)
-class LockDecision:
+class LockDecision(NamedTuple):
     """Whether a tree is locked, and why, in words for a person."""
 
     locked: bool
@@ -71,6 +67,8 @@ def read_project(tree: str) -> Project:
     pyproject: dict[str, Any]
     try:
         with open(path, "rb") as file:
+            import tomllib
+
             pyproject = tomllib.load(file)
     except FileNotFoundError:
         pyproject = {}

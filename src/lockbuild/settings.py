@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lockbuild.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
+
 LOCK_TIMEOUT_VARIABLE = "LOCKBUILD_LOCK_TIMEOUT"
 ENV_MAX_AGE_VARIABLE = "LOCKBUILD_ENV_MAX_AGE"
 INSTALLER_VARIABLE = "LOCKBUILD_INSTALLER"
+PREIMPORT_VARIABLE = "LOCKBUILD_PREIMPORT"
 
 DEFAULT_ENV_MAX_AGE = 24 * 3600.0
 
@@ -36,7 +39,14 @@ seconds.__name__ = "number of seconds"
 duration.__name__ = "time"
 
 
-def from_environment(variable: str, parse: Callable[[str], float], meaning: str) -> float | None:
+def switch(text: str) -> bool:
+    """Read ``1`` or ``0``. Raises `ValueError`."""
+    if text not in ("0", "1"):
+        raise ValueError(text)
+    return text == "1"
+
+
+def from_environment(variable: str, parse: Callable[[str], T], meaning: str) -> T | None:
     """Return the value of an environment variable; ``None`` when it is unset or empty. Raises `SettingsError`."""
     text = os.environ.get(variable)
     if not text:

@@ -215,6 +215,25 @@ threading.Thread(target=lambda: (time.sleep(0.2), tell("thread", ""))).start()
     assert (witness_tree.control / "thread").exists()
 
 
+def test_a_file_that_a_hook_has_left_open_is_written_out(witness_tree: WitnessTree) -> None:
+    use_hook(
+        witness_tree,
+        f"""
+global text, binary
+text = open("{witness_tree.control}/text", "w")
+text.write("text")
+binary = open("{witness_tree.control}/binary", "wb")
+binary.write(b"binary")
+print("last words", end="")
+""",
+    )
+    [(status, out, _)] = witness_tree.finish(witness_tree.start())
+    assert status == 0
+    assert (witness_tree.control / "text").read_text() == "text"
+    assert (witness_tree.control / "binary").read_bytes() == b"binary"
+    assert "last words" in out
+
+
 @pytest.mark.parametrize(
     "body",
     [

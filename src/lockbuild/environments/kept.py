@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import time
 from contextlib import contextmanager
@@ -183,6 +182,8 @@ def _make(
             with forward_log(heard, request.verbosity), _environment_of_installer(lock):
                 manifest = _populate(generation, requirements, constraints, request)
         except BaseException as error:
+            import shutil
+
             shutil.rmtree(generation.path, ignore_errors=True)
             if older and isinstance(error, subprocess.CalledProcessError) and heard.index_was_unreachable:
                 _note_unreachable(folder)

@@ -8,15 +8,15 @@ have the project, its path, or the time: an environment that has become old is r
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
-import secrets
 import sys
-import sysconfig
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib.machinery import EXTENSION_SUFFIXES
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lockbuild.digest import digest_of_file, sha256
+from lockbuild.paths import configuration_folders
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +35,7 @@ _VARIABLES = (
     "CXX",
     "CXXFLAGS",
     "LDFLAGS",
+    "_PYTHON_HOST_PLATFORM",
     "MACOSX_DEPLOYMENT_TARGET",
     "NETRC",
 )
@@ -67,8 +68,7 @@ _WITHOUT_EFFECT = frozenset(
 _FORMAT = 1
 
 
-@dataclass(frozen=True)
-class EnvironmentKey:
+class EnvironmentKey(NamedTuple):
     """What an environment is kept under."""
 
     digest: str
@@ -113,7 +113,7 @@ def _remember(memory: str, spelling: str) -> list[str] | None:
 def _memorize(memory: str, spelling: str, normalized: list[str]) -> None:
     # What cannot be remembered is found out again.
     with contextlib.suppress(OSError):
-        hidden = os.path.join(memory, f"{spelling}.{secrets.token_hex(4)}")
+        hidden = os.path.join(memory, f"{spelling}.{os.urandom(4).hex()}")
         with open(hidden, "x", encoding="utf-8") as file:
             json.dump(normalized, file)
         os.replace(hidden, os.path.join(memory, spelling))
@@ -135,7 +135,7 @@ def _content(constraints: list[str], installer: Installer) -> dict[str, Any]:
 
 def _digest(content: Mapping[str, Any], requirements: Sequence[str]) -> str:
     text = json.dumps({**content, "requirements": requirements}, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def _normalize_all(requirements: Collection[str]) -> list[str] | None:
@@ -179,8 +179,8 @@ def _describe_files(texts: Iterable[str]) -> list[tuple[str, str]]:
             if word and os.path.exists(word):
                 digest = ""
                 if os.path.isfile(word):
-                    with contextlib.suppress(OSError), open(word, "rb") as file:
-                        digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    with contextlib.suppress(OSError):
+                        digest = digest_of_file(word)
                 # A relative path names something else in another working directory.
                 found.add((os.path.abspath(word), digest))
     return sorted(found)
@@ -196,8 +196,10 @@ def _interpreter() -> list[Any]:
         status.st_mtime_ns,
         sys.version,
         sys.implementation.name,
-        sysconfig.get_config_var("EXT_SUFFIX"),
-        sysconfig.get_platform(),
+        EXTENSION_SUFFIXES[0],
+        # What `sysconfig.get_platform` is made of, without reading the Makefile's variables for it.
+        sys.platform,
+        os.uname().machine if hasattr(os, "uname") else "",
         os.path.realpath(sys.base_prefix),
     ]
 
@@ -213,24 +215,23 @@ def _variables(installer: Installer) -> dict[str, str]:
 
 
 def _configuration_files(installer: Installer) -> Iterator[str]:
-    import platformdirs
-
+    common, users = configuration_folders(installer)
     if installer == "pip":
         # pip's own order, from its documentation: global, user (new and old place), the environment's, PIP_CONFIG_FILE.
         name = "pip.ini" if os.name == "nt" else "pip.conf"
-        for folder in platformdirs.site_config_dir("pip", appauthor=False, multipath=True).split(os.pathsep):
+        for folder in common:
             yield os.path.join(folder, name)
         yield f"/etc/{name}"
-        yield os.path.join(platformdirs.user_config_dir("pip", appauthor=False, roaming=True), name)
+        yield os.path.join(users, name)
         yield os.path.join(os.path.expanduser("~"), "pip" if os.name == "nt" else ".pip", name)
         yield os.path.join(sys.prefix, name)
         if path := os.environ.get("PIP_CONFIG_FILE"):
             yield path
     else:
-        for folder in platformdirs.site_config_dir("uv", appauthor=False, multipath=True).split(os.pathsep):
+        for folder in common:
             yield os.path.join(folder, "uv.toml")
         yield "/etc/uv/uv.toml"
-        yield os.path.join(platformdirs.user_config_dir("uv", appauthor=False, roaming=True), "uv.toml")
+        yield os.path.join(users, "uv.toml")
         yield os.path.join(os.path.expanduser("~"), ".config", "uv", "uv.toml")
         if path := os.environ.get("UV_CONFIG_FILE"):
             yield path

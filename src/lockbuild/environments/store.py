@@ -20,23 +20,19 @@ hook has ended, also when the frontend was killed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import secrets
-import shutil
 import time
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lockbuild.digest import sha256
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """What is known of a complete environment."""
 
     made: float
@@ -48,12 +44,11 @@ class Manifest:
     """Versions by normalized name."""
     contents: str
     """A digest of what the environment consisted of when it was complete: see `digest_of_contents`."""
-    required: Mapping[str, str] = field(default_factory=dict)
+    required: Mapping[str, str] = {}
     """Of the packages, those that the requirements name."""
 
 
-@dataclass(frozen=True)
-class Generation:
+class Generation(NamedTuple):
     """One environment in the folder of its key."""
 
     folder: str
@@ -86,9 +81,9 @@ class Generation:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Complete the environment."""
-        hidden = f"{self.manifest_path}.{secrets.token_hex(4)}"
+        hidden = f"{self.manifest_path}.{os.urandom(4).hex()}"
         with open(hidden, "x", encoding="utf-8") as file:
-            json.dump(asdict(manifest), file, indent=1)
+            json.dump(manifest._asdict(), file, indent=1)
         os.replace(hidden, self.manifest_path)
 
     def is_used(self) -> bool:
@@ -120,6 +115,8 @@ class Generation:
             if name.startswith(f"{self.name}.json."):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(self.folder, name))
+        import shutil
+
         shutil.rmtree(self.path, ignore_errors=True)
         shutil.rmtree(self.users_path, ignore_errors=True)
         return True
@@ -137,7 +134,7 @@ class User:
     def __init__(self, generation: Generation) -> None:
         self.epoch = 0
         self._generation = generation
-        self._path = os.path.join(generation.users_path, f"{os.getpid()}-{secrets.token_hex(4)}")
+        self._path = os.path.join(generation.users_path, f"{os.getpid()}-{os.urandom(4).hex()}")
         self._descriptor: int | None = self._open()
 
     @property
@@ -218,7 +215,7 @@ def digest_of_contents(path: str) -> str:
 
     Bytecode caches do not count, nor do the times of folders, which change with them: Python writes them.
     """
-    digest = hashlib.sha256()
+    digest = sha256()
     for line in _describe_contents(path, ""):
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -77,12 +77,6 @@ class Backend:
         python = self._environment.python_executable if self._environment else sys.executable
         return ProjectBuilder(self.project.tree, python, self._run).metadata_path(folder)
 
-    def start_arguments(self) -> tuple[str, str, dict[str, str], str]:
-        """Return what a hook host is started with: interpreter, folder, variables, the module to import."""
-        environ = {"_PYPROJECT_HOOKS_BUILD_BACKEND": self.project.backend} | self._isolation()
-        module = self.project.backend.partition(":")[0]
-        return self._caller.python_executable, self.project.tree, environ, module
-
     def _isolation(self) -> dict[str, str]:
         return dict((self._environment.make_extra_environ() if self._environment else None) or {})
 

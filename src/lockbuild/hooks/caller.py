@@ -13,9 +13,8 @@ import os
 import select
 import signal
 import subprocess
-import tempfile
+import sys
 import time
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 from lockbuild.errors import Interrupted
@@ -25,8 +24,9 @@ from lockbuild.locks import SourceTreeLock
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from lockbuild.hooks.backend import Backend
+    from lockbuild.environments import BuildEnvironment
     from lockbuild.locks import InheritableLock
+    from lockbuild.project import Project
 
 # How long a hook that was sent SIGINT may take to clean up before it is killed, in seconds. tox kills a frontend half a
 # second after its own SIGINT, and what is left of that time must do for everything else.
@@ -39,7 +39,17 @@ _HOST_SECONDS = 0.5
 # The exit status of a hook process that ended by KeyboardInterrupt, as host.py sets it.
 INTERRUPTED_STATUS = 130
 
-_HOST = Path(__file__).with_name("host.py")
+_HOST = os.path.join(os.path.dirname(__file__), "host.py")
+
+# Executes it in its compiled form, which Python does not keep for a script. The working directory is the source tree,
+# from which nothing may be imported.
+_EXECUTE = """
+import sys
+if not sys.path[0]:
+    del sys.path[0]
+from importlib.machinery import SourceFileLoader
+exec(SourceFileLoader("host", sys.argv[1]).get_code("host"))
+"""
 
 
 class HookRunner:
@@ -76,17 +86,21 @@ class HookRunner:
             self._end_host()
             self._locks = outer
 
-    def warm_up(self, backend: Backend, locks: Sequence[InheritableLock]) -> None:
+    def warm_up(self, project: Project, environment: BuildEnvironment | None, locks: Sequence[InheritableLock]) -> None:
         """
         Start the host for hooks that will run under ``locks``, which need not be taken yet, with their open files.
 
-        It imports the backend meanwhile. A hook that turns out to need another host gets another one.
+        It imports the project's backend meanwhile. A hook that turns out to need another host gets another one.
         """
         if os.name == "posix":
             self._end_host()
             # An interpreter that is not there is found out by those who look at the environment.
             with contextlib.suppress(OSError):
-                self._start_host(*backend.start_arguments(), locks)
+                python = environment.python_executable if environment else sys.executable
+                isolation = (environment.make_extra_environ() if environment else None) or {}
+                # The variable by which pyproject-hooks tells its script of the backend.
+                environ = {"_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
+                self._start_host(python, project.tree, environ, project.backend.partition(":")[0], locks)
 
     def _start_host(
         self,
@@ -155,6 +169,8 @@ class HookRunner:
 
     def _open_output(self) -> None:
         if self._on_output is not None:
+            import tempfile
+
             self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the host
             self._read_until = 0
 
@@ -202,7 +218,7 @@ class _Host:
         self._buffered = b""
         try:
             self._process = subprocess.Popen(
-                [python, str(_HOST), backend or "-", *map(str, (requests, replies, *descriptors))],
+                [python, "-c", _EXECUTE, _HOST, backend or "-", *map(str, (requests, replies, *descriptors))],
                 cwd=cwd,
                 env=os.environ | environ,
                 pass_fds=(requests, replies, *descriptors),

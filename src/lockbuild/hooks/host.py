@@ -3,8 +3,9 @@
 It is started by `lockbuild.hooks.caller`, imports nothing of lockbuild, and never returns a hook's result: that goes
 through files, as pyproject-hooks' own script writes it.
 
-Arguments: BACKEND REQUESTS REPLIES LOCK...
-    The name of a module to import before the first fork, or "-"; and numbers of inherited descriptors: the pipe to
+Arguments: HOST BACKEND REQUESTS REPLIES LOCK...
+    The path of this file, as what executes it needs it;
+    the name of a module to import before the first fork, or "-"; and numbers of inherited descriptors: the pipe to
     read requests from, the pipe to write replies to, and the open files that carry the locks under which hooks run.
 Requests: a line of JSON each, one after the other
     {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...},
@@ -30,15 +31,18 @@ copy, or a daemon like sccache's, started by a build, would hold the lock as lon
 
 from __future__ import annotations
 
+import builtins
 import gc
 import importlib
+import importlib.machinery
+import io
 import json
 import os
-import runpy
 import select
 import signal
 import sys
 import time
+import types
 import warnings
 
 # How long the host waits for the processes of a group that it has killed, in seconds. They can only be late in the
@@ -50,7 +54,7 @@ _LOOK_SECONDS = 0.1
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn, TypedDict
+    from typing import IO, Any, NoReturn, TypedDict
 
     class _Request(TypedDict):
         argv: list[str]
@@ -60,23 +64,35 @@ if TYPE_CHECKING:
         nested: list[str]
 
 
+# The files that keep to themselves what was written last.
+_BUFFERED = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+
+# The code of scripts, by their paths.
+_compiled: dict[str, types.CodeType] = {}
+
 # The lock files of nested builds, as the last request named them.
 nested: list[str] = []
 
 
-def main() -> _Request | None:
+def start() -> NoReturn:
+    """Be the host, or after a fork a hook, until the end."""
+    asked = serve()
+    if asked is None:
+        _end()
+    _run(asked)
+
+
+def serve() -> _Request | None:
     """Serve requests until the pipe ends. Returns a request in the process that is to run it, None in the host."""
-    backend = sys.argv[1]
-    requests, replies, *locks = map(int, sys.argv[2:])
-    # The script's own folder must not be importable for the hook: it is lockbuild's, not the project's.
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]
+    _, _, backend, *descriptors = sys.argv
+    requests, replies, *locks = map(int, descriptors)
     for descriptor in (requests, replies, *locks):
         os.set_inheritable(descriptor, False)
+    del sys.argv[1:]
     if backend != "-" and not _import(backend, requests):
         for descriptor in (requests, replies, *locks):
             os.set_inheritable(descriptor, True)
-        os.execv(sys.executable, [sys.executable, __file__, "-", *sys.argv[2:]])
+        os.execv(sys.executable, [*sys.orig_argv[:4], "-", *descriptors])
 
     # The host ends with the pipe and not before: who signals every process of a job (systemd, Slurm, Jenkins) would
     # else leave a hook that resists without its host.
@@ -101,6 +117,7 @@ def main() -> _Request | None:
         line, _, buffered = buffered.partition(b"\n")
         request: _Request = json.loads(line)
         nested[:] = request["nested"]
+        _compile(request["argv"][0])
         hook = os.fork()
         if hook == 0:
             os.setpgid(0, 0)
@@ -140,6 +157,8 @@ def _import(backend: str, requests: int) -> bool:
     # However long the import takes: when the frontend is killed, nobody may keep its locks for that.
     on_alarm = signal.signal(signal.SIGALRM, end_with_the_pipe)
     signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)
+    # Of what is imported nothing is garbage.
+    gc.disable()
     try:
         with warnings.catch_warnings(record=True) as caught:
             importlib.import_module(backend)
@@ -147,6 +166,7 @@ def _import(backend: str, requests: int) -> bool:
         # The hook will fail at the same place, and say so to those who asked for it.
         return False
     finally:
+        gc.enable()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, on_alarm)
     if any(issubclass(warning.category, UserWarning) for warning in caught):
@@ -264,34 +284,96 @@ def _end() -> NoReturn:
     os._exit(0)
 
 
-def _run(request: _Request) -> None:
-    """Run pyproject-hooks' script in this process as if the interpreter had been started with it."""
-    os.environ.update(request["environ"])
-    os.chdir(request["cwd"])
-    here = os.stat(".")
-    if request["tree"] not in (None, [here.st_dev, here.st_ino]):
-        # The path now leads to a tree that another build may hold. From here on it cannot: we are in.
-        sys.exit(f"{request['cwd']!r} was moved or replaced while it was built")
-    script = request["argv"][0]
-    sys.argv[:] = request["argv"]
+def _run(request: _Request) -> NoReturn:
+    """Run pyproject-hooks' script in this process as if the interpreter had been started with it, and end."""
+    status = 0
     try:
-        runpy.run_path(script, run_name="__main__")
+        os.environ.update(request["environ"])
+        os.chdir(request["cwd"])
+        here = os.stat(".")
+        if request["tree"] not in (None, [here.st_dev, here.st_ino]):
+            # The path now leads to a tree that another build may hold. From here on it cannot: we are in.
+            sys.exit(f"{request['cwd']!r} was moved or replaced while it was built")
+        _execute(request["argv"])
+    except SystemExit as end:
+        status = _status_of(end)
     except KeyboardInterrupt:
         # The frontend asked for the end, after its user did. What the backend cleans up it has cleaned up; a
         # traceback would only tell where it was.
-        sys.exit(130)
-    except Exception as error:
+        status = 130
+    except BaseException as error:
         # The traceback a person sees begins with the script, as it does when that runs by itself.
         traceback = error.__traceback__
-        while traceback and traceback.tb_frame.f_code.co_filename != script:
+        while traceback and traceback.tb_frame.f_code.co_filename != request["argv"][0]:
             traceback = traceback.tb_next
         error.__traceback__ = traceback or error.__traceback__
         sys.excepthook(type(error), error, error.__traceback__)
-        sys.exit(1)
+        status = 1
+    _exit(status)
+
+
+def _execute(argv: list[str]) -> None:
+    """Execute a script as ``__main__``."""
+    sys.argv[:] = argv
+    script = types.ModuleType("__main__")
+    script.__dict__.update(__file__=argv[0], __builtins__=builtins)
+    sys.modules["__main__"] = script
+    exec(_compile(argv[0]), script.__dict__)
+
+
+def _compile(path: str) -> types.CodeType:
+    """Return the code of a script, once for all hooks; as Python keeps it compiled, where it does."""
+    if path not in _compiled:
+        # The script may lie in a folder for temporary files. Nothing is left there.
+        writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+        try:
+            code = importlib.machinery.SourceFileLoader("__main__", path).get_code("__main__")
+        finally:
+            sys.dont_write_bytecode = writes
+        assert code is not None
+        _compiled[path] = code
+    return _compiled[path]
+
+
+def _status_of(end: SystemExit) -> int:
+    if end.code is None or isinstance(end.code, int):
+        return (end.code or 0) & 0xFF
+    sys.stderr.write(f"{end.code}\n")
+    return 1
+
+
+def _exit(status: int) -> NoReturn:
+    """
+    End a hook process as Python ends a program, but for the last step, as `multiprocessing` ends those that it forks.
+
+    That step would take apart, module by module, what the host has imported: as much work as a short hook's own.
+    Threads are waited for and exit functions run. A file that was left open is written out, as that step would do it.
+    """
+    try:
+        # What was never imported has nothing to do now.
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
+        if "atexit" in sys.modules:
+            sys.modules["atexit"]._run_exitfuncs()
+        for file in [found for found in gc.get_objects() if type(found) in _BUFFERED]:
+            _flush(file)
+        flushed = [_flush(sys.stdout), _flush(sys.stderr)]
+        if not all(flushed):
+            # The exit status that Python has for it.
+            status = status or 120
+    finally:
+        os._exit(status)
+
+
+def _flush(file: IO[Any] | None) -> bool:
+    try:
+        if file is not None and not file.closed:
+            file.flush()
+    except (AttributeError, OSError, ValueError):
+        # The end of a program is too late to tell anybody.
+        return False
+    return True
 
 
 if __name__ == "__main__":
-    asked = main()
-    if asked is None:
-        _end()
-    _run(asked)
+    start()

@@ -21,9 +21,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from lockbuild.errors import (
@@ -367,14 +365,14 @@ class DirectoryLock:
         succeed.
         """
         wanted = os.fstat(descriptor)
-        folder = Path("/proc/self/fd")
-        for name in os.listdir(folder) if folder.is_dir() else ():
+        folder = "/proc/self/fd"
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
             with contextlib.suppress(OSError):
                 # What was inherited by an exec is inheritable. What is not, another thread here has opened.
                 if (
                     os.get_inheritable(int(name))
                     and os.path.samestat(os.fstat(int(name)), wanted)
-                    and holds_flock(Path("/proc/self/fdinfo", name))
+                    and holds_flock(f"/proc/self/fdinfo/{name}")
                 ):
                     self._reporter.detail(f"{shown(self.path)} is locked already by the command that runs this one")
                     self._inherited.append(int(name))
@@ -431,7 +429,12 @@ class SourceTreeLock(DirectoryLock):
 
 def _uv_lock_file(digest: str) -> str:
     # Rust's std::env::temp_dir() looks at TMPDIR alone; Python's tempfile would also look at TEMP and TMP.
-    folder = tempfile.gettempdir() if sys.platform == "win32" else os.environ.get("TMPDIR") or "/tmp"
+    if sys.platform == "win32":
+        import tempfile
+
+        folder = tempfile.gettempdir()
+    else:
+        folder = os.environ.get("TMPDIR") or "/tmp"
     return os.path.join(folder, f"uv-setuptools-{digest}.lock")
 
 

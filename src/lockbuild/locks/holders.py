@@ -13,9 +13,7 @@ import os
 import stat
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lockbuild.locks.processes import (
     ProcessIdentity,
@@ -28,8 +26,7 @@ from lockbuild.locks.processes import (
 )
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """The process that holds a lock."""
 
     pid: int
@@ -132,7 +129,8 @@ def _holder_by_kernel(locked: os.stat_result) -> int | None:
     """Look for the holder of a flock in ``/proc/locks`` (proc(5)), which lists those that this process may see."""
     identity = f"{os.major(locked.st_dev):02x}:{os.minor(locked.st_dev):02x}:{locked.st_ino}"
     try:
-        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        with open("/proc/locks", encoding="ascii") as file:
+            lines = file.read().splitlines()
     except OSError:
         return None
     for line in lines:
@@ -150,9 +148,9 @@ def _may_have_open(pid: str, locked: os.stat_result) -> bool:
     Who called flock may have ended, and another process may have its number, while a child holds the lock on.
     """
     try:
-        for descriptor in Path("/proc", pid, "fd").iterdir():
+        for number in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(descriptor.stat(), locked):
+                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), locked):
                     return True
     except PermissionError:
         return True
@@ -168,26 +166,25 @@ def _holder_by_descriptors(locked: os.stat_result) -> int | None:
     ``/proc/locks`` names who called flock. When that frontend was killed, the hook process that inherited its
     descriptor holds the lock on, and only ``/proc/PID/fdinfo`` still shows it.
     """
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit() or int(process.name) == os.getpid():
+    for pid in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        if not pid.isdigit() or int(pid) == os.getpid():
             continue
         try:
-            for descriptor in (process / "fd").iterdir():
-                found = descriptor.stat()
-                if (found.st_dev, found.st_ino) == (locked.st_dev, locked.st_ino) and holds_flock(
-                    process / "fdinfo" / descriptor.name
-                ):
-                    return int(process.name)
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                found = os.stat(f"/proc/{pid}/fd/{number}")
+                if os.path.samestat(found, locked) and holds_flock(f"/proc/{pid}/fdinfo/{number}"):
+                    return int(pid)
         except OSError:
             # The process has ended meanwhile, or is another user's.
             continue
     return None
 
 
-def holds_flock(fdinfo: Path) -> bool:
+def holds_flock(fdinfo: str) -> bool:
     """Tell whether the open file that an ``fdinfo`` file of ``/proc`` describes holds an exclusive flock."""
     try:
-        lines = fdinfo.read_text(encoding="ascii", errors="replace").splitlines()
+        with open(fdinfo, encoding="ascii", errors="replace") as file:
+            lines = file.read().splitlines()
     except OSError:
         return False
     return any(line.startswith("lock:") and "FLOCK" in line and "WRITE" in line for line in lines)

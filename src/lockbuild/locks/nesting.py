@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.locks.holders import record_beside, recorded_pid
 from lockbuild.locks.kernel import LockFile
@@ -31,8 +30,7 @@ VARIABLE = "LOCKBUILD_HELD_LOCKS"
 _ATTEMPTS = 20
 
 
-@dataclass(frozen=True)
-class HeldLock:
+class HeldLock(NamedTuple):
     """A lock on a directory, as the process that holds it tells its descendants."""
 
     device: int

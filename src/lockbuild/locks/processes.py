@@ -7,10 +7,7 @@ lock is contended or a build is nested in another. What cannot be learned is ``N
 from __future__ import annotations
 
 import os
-import shlex
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,11 +15,10 @@ if TYPE_CHECKING:
 # The longest command line that is worth a place in a message, in characters.
 _COMMAND_LENGTH = 120
 
-_PROC = Path("/proc")
+_PROC = "/proc"
 
 
-@dataclass(frozen=True)
-class ProcessIdentity:
+class ProcessIdentity(NamedTuple):
     """A process that cannot be taken for a later one which was given the same number."""
 
     pid: int
@@ -40,7 +36,7 @@ def is_running(process: ProcessIdentity) -> bool:
     if os.name != "posix":
         return False
     started = _start_time(process.pid)
-    if started is not None or (_PROC / "self" / "stat").exists():
+    if started is not None or os.path.exists(f"{_PROC}/self/stat"):
         return started is not None and process.started in (None, started)
     try:
         os.kill(process.pid, 0)
@@ -54,7 +50,8 @@ def is_running(process: ProcessIdentity) -> bool:
 def command_line(pid: int) -> str | None:
     """Return the command line of a process on one line, shortened for a message."""
     try:
-        words = (_PROC / str(pid) / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        with open(f"{_PROC}/{pid}/cmdline", "rb") as file:
+            words = file.read().rstrip(b"\0").split(b"\0")
     except OSError:
         return None
     return shorten(words_of_command(os.fsdecode(word) for word in words)) or None
@@ -62,6 +59,8 @@ def command_line(pid: int) -> str | None:
 
 def words_of_command(words: Iterator[str]) -> str:
     """Join a command's words as a shell would read them; control characters cannot break the line."""
+    import shlex
+
     return printable(shlex.join(words))
 
 
@@ -89,9 +88,9 @@ def ancestors() -> Iterator[int]:
 def descendants() -> list[ProcessIdentity]:
     """Return the processes below this one, parents first. Empty where ``/proc`` does not tell."""
     children: dict[int, list[int]] = {}
-    for process in _PROC.iterdir() if _PROC.is_dir() else ():
-        if process.name.isdigit() and (fields := _stat_fields(int(process.name))):
-            children.setdefault(int(fields[1]), []).append(int(process.name))
+    for name in os.listdir(_PROC) if os.path.isdir(_PROC) else ():
+        if name.isdigit() and (fields := _stat_fields(int(name))):
+            children.setdefault(int(fields[1]), []).append(int(name))
     found = [os.getpid()]
     for pid in found:
         found += children.get(pid, ())
@@ -106,7 +105,8 @@ def can_tell_ancestors() -> bool:
 def _stat_fields(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/PID/stat`` that follow the command, which may itself hold blanks and brackets."""
     try:
-        stat = (_PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
+        with open(f"{_PROC}/{pid}/stat", encoding="ascii", errors="replace") as file:
+            stat = file.read()
     except OSError:
         return None
     fields = stat.rpartition(")")[2].split()
@@ -124,7 +124,7 @@ def _parent(pid: int) -> int | None:
     fields = _stat_fields(pid)
     if fields:
         return int(fields[1])
-    if os.name != "posix" or (_PROC / "self" / "stat").exists():
+    if os.name != "posix" or os.path.exists(f"{_PROC}/self/stat"):
         return None
     import subprocess
 

@@ -1,0 +1,64 @@
+"""Once a day a build starts the removal of what no build has used for long."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+
+from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
+from lockbuild.paths import cache_folder
+
+# How often, in seconds.
+_PRUNE_SECONDS = 86400.0
+
+
+def prune_once_a_day(cache_dir: str | None) -> None:
+    """
+    Start `lockbuild.cache.prune` in a process of its own, unless one was started within the last day.
+
+    It costs a build the start of a process once a day, and the build does not wait for it.
+    """
+    cache = cache_folder(cache_dir)
+    if cache is None:
+        return
+    stamp = os.path.join(cache, "pruned")
+    try:
+        if time.time() - os.stat(stamp).st_mtime < _PRUNE_SECONDS:
+            return
+        if not _touch_first(stamp):
+            return
+    except FileNotFoundError:
+        # A new cache. There is nothing to remove yet.
+        with contextlib.suppress(OSError), open(stamp, "w", encoding="utf-8"):
+            return
+        return
+    except OSError:
+        return
+    import subprocess
+
+    with contextlib.suppress(OSError):
+        subprocess.Popen(
+            # With -P: the working directory is a project, and its modules are not ours.
+            [sys.executable, "-P", "-m", "lockbuild.cache", "--cache-dir", cache, "prune"],
+            cwd=cache,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def _touch_first(stamp: str) -> bool:
+    """Touch the stamp, unless one of the builds that have found it too old with us was first."""
+    descriptor = os.open(stamp, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+    try:
+        if not try_to_lock(descriptor) or time.time() - os.fstat(descriptor).st_mtime < _PRUNE_SECONDS:
+            return False
+        os.utime(stamp)
+        return True
+    except LocksUnsupportedError:
+        return False
+    finally:
+        os.close(descriptor)
