@@ -35,7 +35,8 @@ entrypoint()
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> ProbeTree:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProbeTree:
+    monkeypatch.delenv("LOCKBUILD_PREIMPORT", raising=False)
     return make_probe_tree(tmp_path / "probe")
 
 

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import gc
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -54,11 +55,14 @@ def entrypoint(prog: str = "lockbuild") -> NoReturn:
         main(prog=prog)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
+        # Before the build had begun: it handles its signals itself.
+        status = 128 + signal.SIGINT
     # Of those who measure us, for example.
     atexit._run_exitfuncs()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     os._exit(status)
 
 

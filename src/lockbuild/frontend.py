@@ -17,6 +17,7 @@ from lockbuild.errors import ArtifactError, EnvironmentFolderError, OutDirError,
 from lockbuild.events import Reporter
 from lockbuild.hooks.caller import HookRunner
 from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
+from lockbuild.locks.starting import AllPlacesTakenError
 from lockbuild.project import SHARES_THE_TREE, LockDecision, Project, decide_lock, read_project
 from lockbuild.request import BuildRequest, BuildResult, Distribution, Timing
 
@@ -236,17 +237,28 @@ def _call_hooks(
         stack.callback(tree_lock.close)
         hooks = stack.enter_context(HookRunner(_output_handler(run)))
 
-        def warm_up(candidate: BuildEnvironment | None) -> None:
-            """Start the hook host while we still look at the environment, import what we need, and wait."""
+        outer = tuple(locks)
+
+        def warm_up(candidate: BuildEnvironment | None, *, at_once: bool = False) -> bool:
+            """
+            Start the hook host while we still look at the environment, import what we need, and wait; tell whether it
+            was started. Of the builds that wait for one tree, only some are unless it has to be ``at_once``.
+            """
             if project.backend_path or not run.request.preimport:
                 # An in-tree backend may be imported only under the lock.
-                return
-            expected = [*locks, *(candidate.locks if candidate else ())]
+                return True
+            expected = [*outer, *(candidate.locks if candidate else ())]
             if _decide_lock(run, project, candidate, ()).locked:
-                tree_lock.open()
+                if tree_lock.lock_file is None:
+                    tree_lock.open()
                 expected.append(tree_lock)
-            hooks.warm_up(project, candidate, expected)
-            _import_the_rest()
+            try:
+                hooks.warm_up(project, candidate, expected, None if at_once else tree_lock.lock_file)
+            except AllPlacesTakenError:
+                return False
+            finally:
+                _import_the_rest()
+            return True
 
         environment = None
         if run.request.isolation:
@@ -257,9 +269,11 @@ def _call_hooks(
             locks.extend(environment.locks)
         else:
             warm_up(None)
+        tree_lock.is_ready = lambda: warm_up(environment)
 
         decision = _decide_lock(run, project, environment, ())
         with _hint_at_shared_tree(project, decision), _locked(run, project, decision, tree_lock, locks, hooks) as held:
+            warm_up(environment, at_once=True)
             extra_requires = _ask_for_extra_requirements(
                 run, kind, _backend(run, project, environment, hooks), decision
             )

@@ -46,7 +46,7 @@ def build_environment(
     request: BuildRequest,
     reporter: Reporter,
     oldest: float,
-    on_candidate: Callable[[BuildEnvironment], None] = lambda _: None,
+    on_candidate: Callable[[BuildEnvironment], object] = lambda _: None,
 ) -> Iterator[BuildEnvironment]:
     """
     Yield an isolated environment in which these requirements are installed.

@@ -97,7 +97,7 @@ def kept_environment(
     request: BuildRequest,
     reporter: Reporter,
     oldest: float,
-    on_candidate: Callable[[KeptEnvironment], None],
+    on_candidate: Callable[[KeptEnvironment], object],
 ) -> Iterator[KeptEnvironment]:
     """
     Yield the environment that is kept under a key, made if it was not there, for as long as the build uses it.
@@ -123,7 +123,7 @@ def _find(
     folder: str,
     oldest: float,
     reporter: Reporter,
-    on_candidate: Callable[[KeptEnvironment], None] = lambda _: None,
+    on_candidate: Callable[[KeptEnvironment], object] = lambda _: None,
 ) -> tuple[Manifest, User] | None:
     """Find the newest complete and unchanged environment that was not made before ``oldest``, and begin to use it."""
     for generation in generations(folder):

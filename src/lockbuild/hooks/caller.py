@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Self
 from lockbuild.errors import Interrupted
 from lockbuild.hooks.terminal import Terminal
 from lockbuild.locks import SourceTreeLock
+from lockbuild.locks.starting import take_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,21 +87,32 @@ class HookRunner:
             self._end_host()
             self._locks = outer
 
-    def warm_up(self, project: Project, environment: BuildEnvironment | None, locks: Sequence[InheritableLock]) -> None:
+    def warm_up(
+        self,
+        project: Project,
+        environment: BuildEnvironment | None,
+        locks: Sequence[InheritableLock],
+        place: str | None = None,
+    ) -> None:
         """
         Start the host for hooks that will run under ``locks``, which need not be taken yet, with their open files.
 
-        It imports the project's backend meanwhile. A hook that turns out to need another host gets another one.
+        It imports the project's backend meanwhile. A hook that turns out to need another host gets another one. With
+        the lock file of a tree as ``place`` it takes a place beside that; raises `AllPlacesTakenError` if there is
+        none now.
         """
-        if os.name == "posix":
-            self._end_host()
-            # An interpreter that is not there is found out by those who look at the environment.
-            with contextlib.suppress(OSError):
-                python = environment.python_executable if environment else sys.executable
-                isolation = (environment.make_extra_environ() if environment else None) or {}
-                # The variable by which pyproject-hooks tells its script of the backend.
-                environ = {"_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
-                self._start_host(python, project.tree, environ, project.backend.partition(":")[0], locks)
+        python = environment.python_executable if environment else sys.executable
+        if os.name != "posix" or self._host_would_suit(python, locks):
+            return
+        self._end_host()
+        isolation = (environment.make_extra_environ() if environment else None) or {}
+        # The variable by which pyproject-hooks tells its script of the backend.
+        environ = {"_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
+        backend = project.backend.partition(":")[0]
+        descriptor = take_place(place) if place is not None else None
+        # An interpreter that is not there is found out by those who look at the environment.
+        with contextlib.suppress(OSError):
+            self._start_host(python, project.tree, environ, backend, locks, descriptor)
 
     def _start_host(
         self,
@@ -109,11 +121,19 @@ class HookRunner:
         environ: Mapping[str, str],
         backend: str | None,
         locks: Sequence[InheritableLock],
+        place: int | None = None,
     ) -> None:
         self._open_output()
         descriptors = [descriptor for lock in locks for descriptor in lock.descriptors]
-        self._host = _Host(python, cwd, environ, backend, descriptors, self._output)
+        try:
+            self._host = _Host(python, cwd, environ, backend, descriptors, self._output, place)
+        finally:
+            if place is not None:
+                os.close(place)
         self._host_suits = (python, {id(lock): lock.epoch for lock in locks})
+
+    def _host_would_suit(self, python: str, locks: Sequence[InheritableLock]) -> bool:
+        return self._host is not None and self._host_suits == (python, {id(lock): lock.epoch for lock in locks})
 
     def _end_host(self) -> None:
         host, self._host = self._host, None
@@ -140,7 +160,7 @@ class HookRunner:
         """
         environ = dict(extra_environ or {}) | self._environment_of_locks()
         if os.name == "posix":
-            if self._host is not None and self._host_suits != (cmd[0], {id(lock): lock.epoch for lock in self._locks}):
+            if not self._host_would_suit(cmd[0], self._locks):
                 self._end_host()
             if self._host is None:
                 self._start_host(cmd[0], cwd, environ, None, self._locks)
@@ -210,18 +230,20 @@ class _Host:
         backend: str | None,
         descriptors: Sequence[int],
         output: IO[bytes] | None,
+        place: int | None,
     ) -> None:
         requests, self._requests = os.pipe()
         self._replies, replies = os.pipe()
         self._hook: int | None = None
         self._was_asked = False
         self._buffered = b""
+        inherited = (place or 0, requests, replies, *descriptors)
         try:
             self._process = subprocess.Popen(
-                [python, "-c", _EXECUTE, _HOST, backend or "-", *map(str, (requests, replies, *descriptors))],
+                [python, "-c", _EXECUTE, _HOST, backend or "-", *map(str, inherited)],
                 cwd=cwd,
                 env=os.environ | environ,
-                pass_fds=(requests, replies, *descriptors),
+                pass_fds=inherited[0 if place else 1 :],
                 stdout=output,
                 stderr=output,
                 # A Ctrl-C at the terminal is for the frontend, which then asks the hook's group to end.

@@ -3,10 +3,10 @@
 It is started by `lockbuild.hooks.caller`, imports nothing of lockbuild, and never returns a hook's result: that goes
 through files, as pyproject-hooks' own script writes it.
 
-Arguments: HOST BACKEND REQUESTS REPLIES LOCK...
-    The path of this file, as what executes it needs it;
-    the name of a module to import before the first fork, or "-"; and numbers of inherited descriptors: the pipe to
-    read requests from, the pipe to write replies to, and the open files that carry the locks under which hooks run.
+Arguments: HOST BACKEND PLACE REQUESTS REPLIES LOCK...
+    The path of this file, as what executes it needs it; the name of a module to import before the first fork, or "-";
+    and numbers of inherited descriptors: a file to close when that is imported, or 0; the pipe to read requests from;
+    the pipe to write replies to; and the open files that carry the locks under which hooks run.
 Requests: a line of JSON each, one after the other
     {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...},
      "tree": [DEVICE, INODE] of the source tree that is locked, or null,
@@ -85,14 +85,17 @@ def start() -> NoReturn:
 def serve() -> _Request | None:
     """Serve requests until the pipe ends. Returns a request in the process that is to run it, None in the host."""
     _, _, backend, *descriptors = sys.argv
-    requests, replies, *locks = map(int, descriptors)
-    for descriptor in (requests, replies, *locks):
+    place, requests, replies, *locks = map(int, descriptors)
+    inherited = [descriptor for descriptor in (place, requests, replies, *locks) if descriptor]
+    for descriptor in inherited:
         os.set_inheritable(descriptor, False)
     del sys.argv[1:]
     if backend != "-" and not _import(backend, requests):
-        for descriptor in (requests, replies, *locks):
+        for descriptor in inherited:
             os.set_inheritable(descriptor, True)
         os.execv(sys.executable, [*sys.orig_argv[:4], "-", *descriptors])
+    if place:
+        os.close(place)
 
     # The host ends with the pipe and not before: who signals every process of a job (systemd, Slurm, Jenkins) would
     # else leave a hook that resists without its host.

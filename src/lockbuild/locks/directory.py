@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 # one of them finds it free sooner than that.
 POLL_SECONDS = 0.01
 
+# How often by one that is not ready to use it, while others are.
+_UNREADY_SECONDS = 0.2
+
 # After how many seconds, and how often from then on, the reporter hears of a wait.
 _REPORT_SECONDS = 0.5
 
@@ -99,6 +102,12 @@ class DirectoryLock:
         """The directory whose inode is locked."""
         self._has_heirs = False
         self._opened: dict[LockFile | Directory, int] = {}
+        self.lock_file: str | None = None
+        """The path of the lock file, once `open` has found where it is."""
+        self._awaited: int | None = None
+        """What was opened and is being waited for."""
+        self.is_ready: Callable[[], bool] = lambda: True
+        """Asked again and again during a wait; as long as it says no, others have the lock first."""
         self.epoch = 0
         """Changes whenever `descriptors` will be others than those that `open` has announced."""
         self._started = self._next_report = 0.0
@@ -106,7 +115,8 @@ class DirectoryLock:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """The open files that carry the lock. A process that inherits them keeps it when this one is killed."""
-        return (*self._own, *self._inherited, *self._opened.values())
+        awaited = () if self._awaited is None else (self._awaited,)
+        return (*self._own, *self._inherited, *awaited, *self._opened.values())
 
     def open(self) -> None:
         """
@@ -117,7 +127,9 @@ class DirectoryLock:
         acquisition to complain of.
         """
         with contextlib.suppress(OSError, CacheFolderError):
-            for target in self._targets(os.path.realpath(self.path)):
+            targets = self._targets(os.path.realpath(self.path))
+            self.lock_file = targets[0].path
+            for target in targets:
                 with contextlib.suppress(OSError, NotALockFileError):
                     self._opened[target] = target.open()
 
@@ -339,6 +351,14 @@ class DirectoryLock:
                 raise SourceTreeMovedError(self.path)
 
     def _wait_for(self, descriptor: int, lock_file: str) -> Iterator[float]:
+        self._awaited = descriptor
+        try:
+            yield from self._wait_until_locked(descriptor, lock_file)
+        finally:
+            self._awaited = None
+
+    def _wait_until_locked(self, descriptor: int, lock_file: str) -> Iterator[float]:
+        next_attempt = 0.0
         while True:
             waited = time.monotonic() - self._started
             if self.timeout is not None and waited >= self.timeout:
@@ -353,8 +373,12 @@ class DirectoryLock:
                     # A terminal that has gone, say. It is no reason to take uv's lock for one that cannot be had.
                     raise _ReporterFailedError(error) from error
             yield POLL_SECONDS if self.timeout is None else min(POLL_SECONDS, self.timeout - waited)
-            if try_to_lock(descriptor):
-                return
+            waited = time.monotonic() - self._started
+            if self.is_ready() or waited >= next_attempt:
+                # Those that are ready may have been stopped, and the lock be free.
+                next_attempt = waited + _UNREADY_SECONDS
+                if try_to_lock(descriptor):
+                    return
 
     def _find_inherited_lock(self, descriptor: int) -> bool:
         """

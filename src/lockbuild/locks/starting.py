@@ -1,0 +1,44 @@
+"""
+Places at the starting line: who of the builds that wait for one tree may import its backend now.
+
+All of them need a hook host that has imported the backend, and nothing forbids to start ten at once. But then the one
+that has the lock shares the machine with nine that only get ready; and once these are ready, they wait for each other
+with all but one processor idle. So `PLACES` at a time get ready, and that is in time: one build's hooks take as long.
+
+A place is a lock on a file beside the tree's lock file. The host inherits it, and lets it go when it has imported. It
+guards nothing: where it cannot be had for another reason than that it is taken, one starts without.
+"""
+
+from __future__ import annotations
+
+import os
+
+from lockbuild.locks.kernel import LockFile, LocksUnsupportedError, NotALockFileError, try_to_lock
+
+# One that gets ready for each that runs its hooks would do if both took the same time; to import takes longer.
+PLACES = 2
+
+
+class AllPlacesTakenError(Exception):
+    """Enough builds of this tree are getting ready. Try again soon."""
+
+
+def take_place(lock_file: str) -> int | None:
+    """
+    Return an open file that holds a place until its last copy is closed; ``None`` where there are no places.
+
+    Raises `AllPlacesTakenError`.
+    """
+    for number in range(PLACES):
+        try:
+            descriptor = LockFile(f"{lock_file}.starting.{number}").open()
+        except (OSError, NotALockFileError):
+            return None
+        try:
+            if try_to_lock(descriptor):
+                return descriptor
+        except (OSError, LocksUnsupportedError):
+            os.close(descriptor)
+            return None
+        os.close(descriptor)
+    raise AllPlacesTakenError
