@@ -25,6 +25,7 @@ LEGACY_REQUIRES = ("setuptools >= 40.8.0",)
 BRINGS_SETUPTOOLS = {
     "pbr.build": "pbr requires setuptools and calls its build_meta",
     "jupyter_packaging.build_api": "jupyter-packaging requires setuptools and wraps its build_meta",
+    "lockbuild.backend": "it runs setuptools' hooks",
     "scikit_build_core.setuptools.build_meta": "it wraps setuptools' build_meta",
     "sipbuild.api": "sip requires setuptools and compiles with it",
 }

@@ -42,12 +42,13 @@ from lockbuild.locks.kernel import (
     try_to_lock,
     unlock,
 )
-from lockbuild.locks.nesting import HeldLock, held_by_ancestor
+from lockbuild.locks.nesting import HeldLock, held_by_ancestor, lent
 from lockbuild.locks.processes import ancestors, own_identity
 from lockbuild.paths import fallback_lock_folder, lock_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
 # How often a lock that is not free is tried again, in seconds. Two system calls an attempt; with several waiting,
@@ -167,6 +168,16 @@ class DirectoryLock:
         """Release the lock."""
         self.__exit__(kind, error, traceback)
 
+    def lent(self) -> AbstractContextManager[dict[str, str]]:
+        """
+        Let builds that are started in here go on under this lock, which is held: they would wait for it for ever.
+
+        Yields the environment variable that they have to be started with. Leaving waits for those that still run.
+        """
+        if self.held is None:
+            raise RuntimeError(f"this lock on {self.path} is not held; only a lock that is can be lent")
+        return lent(self.held)
+
     def leave_to_heirs(self) -> None:
         """
         Have the lock outlive its release, for processes that have inherited its descriptors and may still run.
@@ -282,7 +293,7 @@ class DirectoryLock:
             # Windows opens no directories, and has neither bind mounts nor a way to remove an open lock file.
             return
         try:
-            yield from self._take(Directory(canonical), lock_file, covered=self._find_inherited_lock)
+            yield from self._take(Directory(canonical), lock_file, covered=self._is_locked_around)
         except (LocksUnsupportedError, PermissionError) as error:
             problem = str(error) if isinstance(error, LocksUnsupportedError) else "you may not read it"
             self._reporter.warn(
@@ -380,6 +391,22 @@ class DirectoryLock:
                 if try_to_lock(descriptor):
                     return
 
+    def _is_locked_around(self, descriptor: int) -> bool:
+        """
+        Tell whether ``flock DIR COMMAND`` runs this process, directly or with others between.
+
+        pip and uv hand no descriptors on to their hooks. But that ``flock`` is an ancestor, which holds the directory
+        for what runs below it. A build that holds it for its own hooks is none: it has the lock file, too, and who
+        gets here has that.
+        """
+        if self._find_inherited_lock(descriptor):
+            return True
+        if not _is_held_by_ancestor(descriptor):
+            return False
+        self._reporter.detail(f"{shown(self.path)} is locked already by a process that this one runs in")
+        self._locked = os.fstat(descriptor)
+        return True
+
     def _find_inherited_lock(self, descriptor: int) -> bool:
         """
         Look for a descriptor of the directory that this process was started with and that carries its lock.
@@ -463,6 +490,6 @@ def _uv_lock_file(digest: str) -> str:
 
 
 def _is_held_by_ancestor(descriptor: int) -> bool:
-    """Tell whether a ``uv build`` that runs this process in one of its hooks holds its lock."""
+    """Tell whether an ancestor of this process holds a lock: ``uv build`` that of the tree, ``flock`` the directory."""
     holder = find_holder(descriptor, None)
     return holder is not None and holder.pid in ancestors()

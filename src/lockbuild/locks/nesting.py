@@ -13,6 +13,7 @@ finds no file and waits like any stranger.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +23,7 @@ from lockbuild.locks.kernel import LockFile
 from lockbuild.locks.processes import ProcessIdentity, ancestors, can_tell_ancestors, is_running
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 VARIABLE = "LOCKBUILD_HELD_LOCKS"
 
@@ -63,6 +64,36 @@ def lend_to_nested_builds(held: Sequence[HeldLock]) -> list[str]:
                 if not attempts_left:
                     raise
     return [lock.nested_lock_file for lock in held]
+
+
+@contextlib.contextmanager
+def lent(held: HeldLock) -> Iterator[dict[str, str]]:
+    """
+    Let the builds that this process starts in here go on under a lock of its own, where no hook host sees to that.
+
+    Yields the environment variable that tells them of it. Ends when none of them runs any more.
+    """
+    [path] = lend_to_nested_builds([held])
+    try:
+        yield environment_for_hooks([held])
+    finally:
+        _take_back(path)
+
+
+def _take_back(path: str) -> None:
+    """Wait for a nested build that still runs, and have no further one begin."""
+    from filelock import lock_descriptor
+
+    # Somebody may have removed it: no nested build can have begun since.
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = LockFile(path, create=False).open()
+        try:
+            lock_descriptor(descriptor, blocking=True)
+            # A nested build that has opened the file and gets its lock from now on finds that it is not current.
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:
