@@ -1,5 +1,84 @@
-"""A PEP 517 build frontend that is safe to run any number of times at once."""
+"""A PEP 517 build frontend that is safe to run any number of times at once.
+
+The names of the Python API are imported from their modules when they are first used: `import lockbuild` costs nothing.
+"""
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lockbuild.api import BuildOptions, async_build, build, project_wheel_metadata
+    from lockbuild.errors import (
+        ArtifactError,
+        CacheFolderError,
+        CircularRequirementsError,
+        EnvironmentFolderError,
+        LockbuildError,
+        LockTimeoutError,
+        LockUnavailableError,
+        OutDirError,
+        SdistError,
+        SettingsError,
+        SourceTreeMovedError,
+        UnmetDependenciesError,
+        WorkerError,
+    )
+    from lockbuild.events import LockWait, Reporter
+    from lockbuild.locks import Holder, SourceTreeLock
+    from lockbuild.request import Artifact, BuildRequest, BuildResult
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "BuildOptions",
+    "BuildRequest",
+    "BuildResult",
+    "CacheFolderError",
+    "CircularRequirementsError",
+    "EnvironmentFolderError",
+    "Holder",
+    "LockTimeoutError",
+    "LockUnavailableError",
+    "LockWait",
+    "LockbuildError",
+    "OutDirError",
+    "Reporter",
+    "SdistError",
+    "SettingsError",
+    "SourceTreeLock",
+    "SourceTreeMovedError",
+    "UnmetDependenciesError",
+    "WorkerError",
+    "async_build",
+    "build",
+    "project_wheel_metadata",
+]
+
+# Where the names are that are not errors.
+_MODULES = {
+    "Artifact": "request",
+    "BuildOptions": "api",
+    "BuildRequest": "request",
+    "BuildResult": "request",
+    "Holder": "locks",
+    "LockWait": "events",
+    "Reporter": "events",
+    "SourceTreeLock": "locks",
+    "async_build": "api",
+    "build": "api",
+    "project_wheel_metadata": "api",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,17 @@ class LockbuildError(Exception):
     """Something that lockbuild cannot go on from; ``str()`` of it is one line for a person."""
 
     exit_status = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the constructor, whose arguments are not those that `Exception` keeps."""
+        return restored_exception, (type(self), self.args, self.__dict__)
+
+
+def restored_exception(kind: type[Exception], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
+    """Return an exception as it was when it was taken apart for another process."""
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error
 
 
 class LockTimeoutError(LockbuildError):
@@ -101,6 +112,14 @@ class CircularRequirementsError(LockbuildError):
             f"The build requirements form a circle: {shown(subject)} is needed to build a requirement of itself, "
             f"for process {maker}, which is making it"
         )
+
+
+class WorkerError(LockbuildError):
+    """The worker process of an `async_build` has ended without a word: it was killed, or could not start."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        super().__init__(f"The process of the build ended unexpectedly, with status {status}; start it again")
 
 
 class Interrupted(KeyboardInterrupt):
