@@ -8,7 +8,6 @@ worker process, which can be ended at any moment.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from importlib.metadata import Distribution as InstalledDistribution
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
@@ -40,6 +39,7 @@ class BuildOptions(TypedDict, total=False):
     use_cache: bool
     env_max_age: float
     refresh: bool
+    preimport: bool
     clear: bool
     verbosity: int
 
@@ -121,19 +121,21 @@ def _request(
     if isinstance(distributions, str):
         raise TypeError(f"distributions is a sequence of names, such as [{distributions!r}]")
     if chosen := tuple(distributions):
-        request = replace(request, distributions=chosen)
+        request = request._replace(distributions=chosen)
     if unknown := set(request.distributions).difference(get_args(Distribution)):
         raise ValueError(f"distributions are {' and '.join(get_args(Distribution))}, not {', '.join(sorted(unknown))}")
     if out_dir is not None:
-        request = replace(request, out_dir=os.fspath(out_dir))
+        request = request._replace(out_dir=os.fspath(out_dir))
     return _with_options(request, options)
 
 
 def _with_options(request: BuildRequest, options: BuildOptions) -> BuildRequest:
+    if unknown := options.keys() - BuildOptions.__annotations__.keys():
+        raise TypeError(f"a build has no option {', '.join(sorted(unknown))}")
     fields: dict[str, Any] = {
         name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()
     }
-    return replace(request, **fields)
+    return request._replace(**fields)
 
 
 class _Metadata(InstalledDistribution):

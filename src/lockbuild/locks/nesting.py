@@ -16,10 +16,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.locks.holders import record_beside, recorded_pid
-from lockbuild.locks.kernel import LockFile
+from lockbuild.locks.kernel import LockFile, try_to_lock
 from lockbuild.locks.processes import ProcessIdentity, ancestors, can_tell_ancestors, is_running
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ VARIABLE = "LOCKBUILD_HELD_LOCKS"
 
 # How often the folder for lock files is made when it vanishes again at once.
 _ATTEMPTS = 20
+
+# How often to look whether a nested build has ended, in seconds.
+_POLL_SECONDS = 0.01
 
 
 class HeldLock(NamedTuple):
@@ -82,13 +86,12 @@ def lent(held: HeldLock) -> Iterator[dict[str, str]]:
 
 def _take_back(path: str) -> None:
     """Wait for a nested build that still runs, and have no further one begin."""
-    from filelock import lock_descriptor
-
     # Somebody may have removed it: no nested build can have begun since.
     with contextlib.suppress(FileNotFoundError):
         descriptor = LockFile(path, create=False).open()
         try:
-            lock_descriptor(descriptor, blocking=True)
+            while not try_to_lock(descriptor):
+                time.sleep(_POLL_SECONDS)
             # A nested build that has opened the file and gets its lock from now on finds that it is not current.
             with contextlib.suppress(OSError):
                 os.unlink(path)
