@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ import lockbuild
 from lockbuild import BuildRequest, Reporter, SourceTreeLock
 from lockbuild.locks import Holder
 from machine import second_tree, wait_until_it_waits
-from wheelhouse import processes_naming
+from wheelhouse import Wheelhouse, processes_naming
 from witness import LOCKBUILD, PATIENCE, Gate, WitnessTree, wait_until
 
 
@@ -373,3 +374,27 @@ def test_a_program_of_the_api_passes_the_type_checker(tmp_path: Path) -> None:
     assert [(each["severity"], each["line"]) for each in messages] == [("note", 5), ("error", 7), ("error", 8)], (
         messages
     )
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_documentation_run(tmp_path: Path) -> None:
+    page = Path(__file__).parent.parent / "docs" / "python.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 5
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+    )
+    (project / "setup.py").write_text("from setuptools import setup\nsetup(name='demo', version='1.0', packages=[])\n")
+    script = "\n".join(blocks)
+    house = tmp_path / "wheelhouse"
+    house.mkdir()
+    Wheelhouse(house).add_installed("setuptools")
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(house), "PIP_CONFIG_FILE": os.devnull}
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=project, env=os.environ | pip, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "wheel demo-1.0-py3-none-any.whl" in finished.stdout
+    assert "demo 1.0 None" in finished.stdout
