@@ -92,6 +92,7 @@ def test_it_has_the_hooks_that_setuptools_has() -> None:
     from lockbuild import backend
 
     assert [name for name in HOOKS if hasattr(backend, name)] == [n for n in HOOKS if hasattr(build_meta, n)]
+    assert sorted(backend.__all__) == sorted(name for name in HOOKS if hasattr(backend, name))
     assert not [name for name in build_meta.__all__ if "_for_" in name and name not in HOOKS]
 
 

@@ -46,6 +46,15 @@ if TYPE_CHECKING:
 
     _ConfigSettings: TypeAlias = Mapping[str, Any] | None
 
+# For in-tree backends that take all hooks from here and replace some.
+__all__ = [
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_wheel",
+]
+
 
 def get_requires_for_build_sdist(config_settings: _ConfigSettings = None) -> list[str]:
     """Return what else is required to build an sdist. It writes ``*.egg-info`` into the tree, and so needs the lock."""
@@ -83,6 +92,7 @@ def build_wheel(
 
 # setuptools has these since version 64.
 if hasattr(_setuptools, "build_editable"):
+    __all__ += ["build_editable", "get_requires_for_build_editable", "prepare_metadata_for_build_editable"]
 
     def get_requires_for_build_editable(config_settings: _ConfigSettings = None) -> list[str]:
         """Return what else is required to build an editable wheel."""
