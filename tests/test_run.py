@@ -26,12 +26,12 @@ RUN = (sys.executable, "-m", "lockbuild.run")
 LISTENER = """
 import os, signal, sys
 def hear(number, _):
-    print("got", signal.Signals(number).name, flush=True)
+    print("got", signal.Signals(number).name, file=sys.stderr)
     if number == signal.SIGTERM:
         sys.exit(9)
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, hear)
-print("ready", os.getpid(), flush=True)
+print("ready", os.getpid(), file=sys.stderr)
 while True:
     signal.pause()
 """
@@ -160,13 +160,13 @@ def test_a_build_that_the_command_leaves_running_keeps_the_lock(witness_tree: Wi
 
 def test_signals_are_passed_on_once_and_the_command_decides_what_comes_of_them(witness_tree: WitnessTree) -> None:
     with started(witness_tree, "--", sys.executable, "-c", LISTENER) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("ready")
+        read_message(process, "ready")
         for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGTERM"):
             process.send_signal(signal.Signals[name])
-            assert process.stdout.readline() == f"got {name}\n"
+            assert read_message(process, "") == f"got {name}"
         assert process.wait(PATIENCE) == 9
-        assert process.stdout.read() == ""
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
     assert not is_locked(witness_tree)
 
 
@@ -188,19 +188,20 @@ def test_a_terminals_ctrl_c_reaches_the_command_once(witness_tree: WitnessTree) 
             cwd=witness_tree.path,
             env=witness_tree.environ(),
             stdin=terminal,
-            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("ready")
+        read_message(process, "ready")
+        # Stopped, so that what it may want to pass on comes when the command has heard of the first one.
+        process.send_signal(signal.SIGSTOP)
         os.write(master, b"\x03")
-        assert process.stdout.readline() == "got SIGINT\n"
+        assert read_message(process, "") == "got SIGINT"
+        process.send_signal(signal.SIGCONT)
         process.terminate()
-        # A second SIGINT would be here by now: a signal with a lower number is delivered first.
-        assert process.stdout.readline() == "got SIGTERM\n"
+        assert read_message(process, "") == "got SIGTERM"
         assert process.wait(PATIENCE) == 9
     finally:
         process.kill()
@@ -210,8 +211,7 @@ def test_a_terminals_ctrl_c_reaches_the_command_once(witness_tree: WitnessTree) 
 
 def test_the_command_of_a_killed_lockbuild_run_keeps_the_lock_until_it_ends(witness_tree: WitnessTree) -> None:
     with started(witness_tree, "--", sys.executable, "-c", LISTENER) as process:
-        assert process.stdout is not None
-        command = int(process.stdout.readline().removeprefix("ready "))
+        command = int(read_message(process, "ready").removeprefix("ready "))
         process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
         build = witness_tree.start()
