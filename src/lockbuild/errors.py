@@ -47,7 +47,7 @@ class LockTimeoutError(LockbuildError):
         held_by = f"is held by {holder}" if holder else "is held by a process that cannot be seen from here"
         super().__init__(
             f"Gave up after {timeout:g} s: the lock on {shown(subject)} ({shown(lock_file)}) {held_by}; "
-            "wait for it, or allow more with --lock-timeout"
+            "wait for it, or allow more with --lock-timeout or LOCKBUILD_LOCK_TIMEOUT"
         )
 
 
