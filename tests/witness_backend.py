@@ -5,16 +5,23 @@ It needs nothing but the standard library and imports no setuptools, so that a h
 WITNESS_LOG    a file that every hook appends lines to: "enter PID HOOK", "leave PID HOOK", "overlap PID OTHER"
 WITNESS_GATE   a FIFO: build hooks wait inside until somebody opens it for writing and closes it (optional)
 WITNESS_WORK   seconds for which every hook stays inside (default 0.02): the width of the window for an overlap
+WITNESS_VERSION   the version of what is built (default 1.0), and the value in the module witness
+WITNESS_METADATA  more lines for METADATA (optional)
+
+Settings that a hook is given are in WITNESS_LOG, too: "settings PID JSON".
 """
 
 import base64
 import contextlib
 import hashlib
 import io
+import json
 import os
 import tarfile
 import time
 import zipfile
+
+VERSION = os.environ.get("WITNESS_VERSION", "1.0")
 
 
 def _write(line):
@@ -45,7 +52,9 @@ def _others_inside():
 
 
 @contextlib.contextmanager
-def _witness(hook):
+def _witness(hook, config_settings):
+    if config_settings:
+        _write(f"settings {os.getpid()} {json.dumps(config_settings, separators=(',', ':'))}")
     _write(f"enter {os.getpid()} {hook}")
     for other in _others_inside():
         _write(f"overlap {os.getpid()} {other}")
@@ -66,19 +75,19 @@ def _wait_at_gate():
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    with _witness("get_requires_for_build_wheel"):
+    with _witness("get_requires_for_build_wheel", config_settings):
         return []
 
 
 def get_requires_for_build_sdist(config_settings=None):
-    with _witness("get_requires_for_build_sdist"):
+    with _witness("get_requires_for_build_sdist", config_settings):
         return []
 
 
 def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
-    with _witness("prepare_metadata_for_build_wheel"):
+    with _witness("prepare_metadata_for_build_wheel", config_settings):
         _wait_at_gate()
-        folder = os.path.join(metadata_directory, "witness-1.0.dist-info")
+        folder = os.path.join(metadata_directory, f"witness-{VERSION}.dist-info")
         os.mkdir(folder)
         for name, content in _dist_info().items():
             with open(os.path.join(folder, name), "w") as file:
@@ -87,28 +96,37 @@ def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    with _witness("build_wheel"):
+    with _witness("build_wheel", config_settings):
         _wait_at_gate()
-        name = "witness-1.0-py3-none-any.whl"
-        files = {"witness.py": "value = 1\n"}
-        files |= {f"witness-1.0.dist-info/{key}": content for key, content in _dist_info().items()}
+        name = f"witness-{VERSION}-py3-none-any.whl"
+        files = {"witness.py": f"VERSION = {VERSION!r}\n"}
+        files |= {f"witness-{VERSION}.dist-info/{key}": content for key, content in _dist_info().items()}
         record = "".join(f"{path},{_hash(content)},{len(content)}\n" for path, content in files.items())
-        files["witness-1.0.dist-info/RECORD"] = record + "witness-1.0.dist-info/RECORD,,\n"
+        files[f"witness-{VERSION}.dist-info/RECORD"] = record + f"witness-{VERSION}.dist-info/RECORD,,\n"
         with zipfile.ZipFile(os.path.join(wheel_directory, name), "w") as archive:
             for path, content in files.items():
                 archive.writestr(path, content)
         return name
 
 
+def get_requires_for_build_editable(config_settings=None):
+    with _witness("get_requires_for_build_editable", config_settings):
+        return []
+
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    return build_wheel(wheel_directory, config_settings)
+
+
 def build_sdist(sdist_directory, config_settings=None):
-    with _witness("build_sdist"):
+    with _witness("build_sdist", config_settings):
         _wait_at_gate()
-        name = "witness-1.0.tar.gz"
+        name = f"witness-{VERSION}.tar.gz"
         with tarfile.open(os.path.join(sdist_directory, name), "w:gz") as archive:
             for path in ("pyproject.toml", "witness_backend.py"):
-                archive.add(path, f"witness-1.0/{path}")
+                archive.add(path, f"witness-{VERSION}/{path}")
             metadata = _dist_info()["METADATA"].encode()
-            info = tarfile.TarInfo("witness-1.0/PKG-INFO")
+            info = tarfile.TarInfo(f"witness-{VERSION}/PKG-INFO")
             info.size = len(metadata)
             archive.addfile(info, io.BytesIO(metadata))
         return name
@@ -116,7 +134,8 @@ def build_sdist(sdist_directory, config_settings=None):
 
 def _dist_info():
     return {
-        "METADATA": "Metadata-Version: 2.1\nName: witness\nVersion: 1.0\n",
+        "METADATA": f"Metadata-Version: 2.1\nName: witness\nVersion: {VERSION}\n"
+        + os.environ.get("WITNESS_METADATA", ""),
         "WHEEL": "Wheel-Version: 1.0\nGenerator: witness\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from packaging.metadata import RawMetadata
     from tox.config.main import Config
     from tox.config.sets import ConfigSet, EnvConfigSet
-    from tox.execute.api import ExecuteStatus, Outcome
+    from tox.execute.api import Outcome
     from tox.session.state import State
     from tox.tox_env.api import ToxEnvCreateArgs
     from tox.tox_env.package import Package
@@ -69,6 +69,9 @@ _LOOK_SECONDS = 0.5
 
 # What that is, by the words of the console.
 _WORDS_OF_WAITS = ("Waiting for the lock on ", "Got the lock on ")
+
+# What tox calls on its way to the interruption of a packaging environment. None of it touches what a build works with.
+_METHODS_OF_INTERRUPTION = frozenset({"interrupt", "child_pkg_envs", "display_context", "_log_context"})
 
 _log = logging.getLogger(__name__)
 
@@ -117,10 +120,10 @@ class LockbuildPackager(Pep517VenvPackager):
         """
         Let an interruption in while a package is built.
 
-        tox has one thread at a time call methods of a packaging environment, `interrupt` too: after a SIGINT for tox
-        alone its main thread would wait for the end of the very build that it is to end.
+        tox has one thread at a time call methods of a packaging environment, also those by which it interrupts one:
+        after a SIGINT for tox alone its main thread would wait for the end of the very build that it is to end.
         """
-        if name == "interrupt":
+        if name in _METHODS_OF_INTERRUPTION:
             return object.__getattribute__(self, name)
         return super().__getattribute__(name)
 
@@ -266,7 +269,10 @@ class LockbuildPackager(Pep517VenvPackager):
         # -P: a folder of the project that is named like a module of ours must not be taken for it.
         command = [python, "-P", "-m", "lockbuild", *options, *words]
         with self.execute_async(command, stdin=stdin, run_id=run_id) as status:
-            _tell_of_waits(status)
+            read = 0
+            while status.wait(_LOOK_SECONDS) is None:
+                read = _tell_of_waits(status.err, read)
+        _tell_of_waits(status.err, read)
         assert status.outcome is not None
         status.outcome.assert_success()
         return status.outcome
@@ -354,16 +360,14 @@ class _Announcer(Reporter):
         _log.warning("Got the lock on %s after %.0f s", shown(subject), waited)
 
 
-def _tell_of_waits(status: ExecuteStatus) -> None:
-    """Wait for the end of lockbuild, and log the lines about locks that it waits for as they come."""
-    read = 0
-    while status.wait(_LOOK_SECONDS) is None:
-        complete = status.err.rfind(b"\n") + 1
-        for line in bytes(status.err[read:complete]).decode(errors="replace").splitlines():
-            for words in _WORDS_OF_WAITS:
-                if words in line:
-                    _log.warning("%s", line[line.index(words) :])
-        read = max(read, complete)
+def _tell_of_waits(output: bytearray, read: int) -> int:
+    """Log what an output says about locks that are waited for, from a position on; return where its lines end."""
+    end = output.rfind(b"\n") + 1
+    for line in bytes(output[read:end]).decode(errors="replace").splitlines():
+        for words in _WORDS_OF_WAITS:
+            if words in line:
+                _log.warning("%s", line[line.index(words) :])
+    return end
 
 
 def _metadata_of_wheel(wheel: Path) -> RawMetadata:

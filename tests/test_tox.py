@@ -1,0 +1,243 @@
+"""The plugin for tox, with real tox processes. The project in these tests is one whose hooks notice each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lockbuild.locks import SourceTreeLock
+from wheelhouse import Wheelhouse, processes_naming
+from witness import PATIENCE, WitnessTree, wait_until
+
+pytestmark = pytest.mark.slow
+
+WAITING = "Waiting for the lock on "
+
+_PYPROJECT = """
+[build-system]
+requires = []
+build-backend = "witness_backend"
+backend-path = ["."]
+
+[tool.lockbuild]
+lock = "always"
+"""
+
+_TOX = """
+[tox]
+requires = {requires}
+env_list = a, b
+
+[testenv]
+package = wheel
+pass_env = WITNESS_*
+commands = python -c "import witness; print('version', witness.VERSION)"
+
+[testenv:sdist]
+package = sdist
+
+[testenv:editable]
+package = editable
+
+[testenv:extras]
+extras = more
+
+[testenv:.pkg]
+pass_env = WITNESS_*
+"""
+
+# Tells that an environment is about to install the package, and waits for leave to do so.
+_GATE_BEFORE_INSTALLATION = """
+import os
+from tox.plugin import impl
+
+@impl
+def tox_on_install(of_type):
+    if of_type == "package" and "INSTALLATION_GATE" in os.environ:
+        open(os.environ["INSTALLATION_GATE"] + ".reached", "w").close()
+        with open(os.environ["INSTALLATION_GATE"]) as gate:
+            gate.read()
+"""
+
+
+@pytest.fixture
+def project(witness_tree: WitnessTree) -> WitnessTree:
+    """A witness tree with a tox.ini that asks for lockbuild."""
+    (witness_tree.path / "pyproject.toml").write_text(_PYPROJECT)
+    (witness_tree.path / "tox.ini").write_text(_TOX.format(requires="lockbuild[tox]"))
+    return witness_tree
+
+
+def start_tox(
+    project: WitnessTree, *words: str, env: dict[str, str | None] | None = None, gate: Path | None = None
+) -> subprocess.Popen[str]:
+    # These tests may themselves run under tox, whose variables would be taken for options.
+    without: dict[str, str | None] = {name: None for name in os.environ if name.startswith("TOX")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tox", *words],
+        cwd=project.path,
+        env=project.environ(without | (env or {}), gate),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    project.started.append(process)
+    return process
+
+
+def run_tox(project: WitnessTree, *words: str, env: dict[str, str | None] | None = None, status: int = 0) -> str:
+    return finish(start_tox(project, *words, env=env), status)
+
+
+def finish(process: subprocess.Popen[str], status: int = 0, read: str = "") -> str:
+    out = read + process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == status, out
+    return out
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    read = ""
+    while text not in read:
+        line = process.stdout.readline()
+        assert line, f"ended without {text!r}:\n{read}"
+        read += line
+    return read
+
+
+def uses_lockbuild(out: str) -> bool:
+    return " -m lockbuild " in out
+
+
+def folders_of_sessions(project: WitnessTree) -> list[Path]:
+    return list((project.path / ".tox" / ".tmp").glob("lockbuild-*"))
+
+
+def test_a_project_that_requires_lockbuild_has_its_packages_built_by_it(project: WitnessTree) -> None:
+    out = run_tox(project, "run", "-e", "a,sdist,b")
+    # One wheel for both environments that install it, and no environment of tox to build it in.
+    assert out.count(" -m lockbuild --wheel ") == 1
+    assert out.count(" -m lockbuild --sdist ") == 1
+    assert not (project.path / ".tox" / ".pkg" / "bin").exists()
+    dist = project.path / ".tox" / ".pkg" / "dist"
+    assert {path.name for path in dist.iterdir()} == {"witness-1.0-py3-none-any.whl", "witness-1.0.tar.gz"}
+    assert folders_of_sessions(project) == []
+
+
+@pytest.mark.parametrize(
+    ("requires", "words"),
+    [("tox", ()), ("lockbuild[tox]", ("-x", "tox.lockbuild=false"))],
+    ids=["not asked for", "switched off"],
+)
+def test_any_other_project_is_left_to_tox(project: WitnessTree, requires: str, words: tuple[str, ...]) -> None:
+    (project.path / "tox.ini").write_text(_TOX.format(requires=requires))
+    out = run_tox(project, "run", "-e", "a", *words)
+    assert "version 1.0" in out
+    assert not uses_lockbuild(out)
+    assert (project.path / ".tox" / ".pkg" / "bin").exists()
+
+
+def test_two_work_directories_over_one_tree_are_built_in_turns_and_tox_tells_of_the_wait(
+    project: WitnessTree,
+) -> None:
+    gate = project.make_gate()
+    first = start_tox(project, "run", "-e", "a", "--workdir", str(project.control / "first"), gate=gate.path)
+    project.wait_for_entry("build_wheel")
+    second = start_tox(project, "run", "-e", "a", "--workdir", str(project.control / "second"))
+    read = read_until(second, WAITING)
+    assert project.entered("build_wheel") == [project.wait_for_entry("build_wheel")]
+    gate.open()
+    finish(first)
+    out = finish(second, read=read)
+    assert f"{WAITING}{project.path}, held by " in out
+    assert "Got the lock on " in out
+    project.assert_no_overlap()
+    assert len(project.entered("build_wheel")) == 2
+
+
+def test_an_editable_wheel_is_built_by_tox_under_the_lock(project: WitnessTree) -> None:
+    with SourceTreeLock(project.path):
+        tox = start_tox(project, "run", "-e", "editable")
+        read = read_until(tox, WAITING)
+        assert project.log() == []
+    out = finish(tox, read=read)
+    assert "version 1.0" in out
+    assert not uses_lockbuild(out)
+    assert project.entered("build_wheel")
+
+
+def test_what_was_built_is_installed_even_if_another_tox_builds_in_between(project: WitnessTree) -> None:
+    (project.path / "toxfile.py").write_text(_GATE_BEFORE_INSTALLATION)
+    gate = project.make_gate("installation")
+    reached = Path(f"{gate.path}.reached")
+    first = start_tox(project, "run", "-e", "a", env={"INSTALLATION_GATE": str(gate.path), "WITNESS_VERSION": "1.1"})
+    wait_until(reached.exists, "the end of the first build")
+    # Also with -r, which empties the folder of the packaging environment.
+    assert "version 1.2" in run_tox(project, "run", "-r", "-e", "b", env={"WITNESS_VERSION": "1.2"})
+    gate.open()
+    assert "version 1.1" in finish(first)
+
+
+@pytest.mark.parametrize("only_tox", [False, True], ids=["as a terminal does", "to tox alone"])
+def test_an_interrupted_tox_leaves_neither_a_backend_nor_a_lock(project: WitnessTree, only_tox: bool) -> None:
+    gate = project.make_gate()
+    tox = start_tox(project, "run", "-e", "a", gate=gate.path)
+    project.wait_for_entry("build_wheel")
+    (os.kill if only_tox else os.killpg)(tox.pid, signal.SIGINT)
+    out = tox.communicate(timeout=PATIENCE)[0]
+    assert tox.returncode not in (0, None), out
+    assert processes_naming(project.path) == []
+    with SourceTreeLock(project.path, timeout=0):
+        pass
+    assert folders_of_sessions(project) == []
+
+
+def test_settings_and_variables_of_the_packaging_environment_reach_the_backend(project: WitnessTree) -> None:
+    with (project.path / "tox.ini").open("a") as file:
+        file.write("set_env = WITNESS_VERSION = 7.0\n")
+        file.write("config_settings_build_wheel = --quick = yes\n")
+        file.write("config_settings_get_requires_for_build_wheel = other = 1\n")
+    assert "version 7.0" in run_tox(project, "run", "-e", "a")
+    settings = [json.loads(text) for word, _, text in project.log() if word == "settings"]
+    assert settings == [{"other": "1", "--quick": "yes"}] * 2
+
+
+def test_dependencies_of_the_package_and_of_its_extras_are_installed(project: WitnessTree, tmp_path: Path) -> None:
+    wheelhouse = Wheelhouse(tmp_path / "wheelhouse")
+    wheelhouse.folder.mkdir()
+    for name in ("needed", "needed-more", "not-needed"):
+        wheelhouse.add_wheel(name)
+    metadata = (
+        "Requires-Dist: needed\nProvides-Extra: more\nProvides-Extra: other\n"
+        "Requires-Dist: needed-more; extra == 'more'\nRequires-Dist: not-needed; extra == 'other'\n"
+    )
+    with (project.path / "tox.ini").open("a") as file:
+        file.write("[testenv:sdist-extras]\npackage = sdist\nextras = more\n")
+    offline: dict[str, str | None] = {
+        "WITNESS_METADATA": metadata,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheelhouse.folder),
+    }
+    out = run_tox(project, "run", "-e", "sdist-extras,extras", env=offline)
+    installations = [line for line in out.splitlines() if "install_package_deps>" in line]
+    assert len(installations) == 2
+    for line in installations:
+        assert line.split()[-2:] == ["needed", "needed-more"]
+    # lockbuild has asked the backend for the metadata once. pip has, too, for the sdist.
+    assert out.count(" -m lockbuild --metadata ") == 1
+    assert len(project.entered("prepare_metadata_for_build_wheel")) == 2
+
+
+def test_a_failed_build_shows_what_the_backend_said(project: WitnessTree) -> None:
+    with (project.path / "witness_backend.py").open("a") as file:
+        file.write("\ndef build_wheel(*_):\n    raise SystemExit('this backend is broken')\n")
+    out = run_tox(project, "run", "-e", "a", status=1)
+    assert "this backend is broken" in out
+    assert "ERROR" in out
