@@ -32,6 +32,13 @@ as_root = pytest.mark.skipif(
 # How a wait for a lock is told in the first message about it.
 WAITING = "* Waiting for the lock on "
 
+# Prints the version if the interpreter can do what the example needs: make virtual environments and compile extensions.
+_PROBE = """
+import ensurepip, pathlib, sys, sysconfig, venv
+if sys.implementation.name == "cpython" and pathlib.Path(sysconfig.get_path("include"), "Python.h").exists():
+    print(*sys.version_info[:2])
+"""
+
 
 def read_message(process: subprocess.Popen[str], text: str) -> str:
     """
@@ -198,3 +205,19 @@ def error_line(result: tuple[int, str, str]) -> str:
 def warnings_in(message: str) -> list[str]:
     """Return the warnings among what a build has written to standard error."""
     return [line for line in message.splitlines() if line.startswith("WARNING ")]
+
+
+def interpreters() -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield interpreters that can build the example, one for each version from 3.11 on, ours first."""
+    candidates = [sys.executable, *filter(None, (shutil.which(f"python3.{minor}") for minor in range(11, 20)))]
+    if root := os.environ.get("PYENV_ROOT"):
+        candidates += map(str, sorted(Path(root).glob("versions/*/bin/python3")))
+    seen = set()
+    for candidate in candidates:
+        probed = subprocess.run([candidate, "-c", _PROBE], capture_output=True, text=True, cwd="/")
+        # A shim of a version manager may name a version that is not there, and fail.
+        if probed.returncode == 0 and probed.stdout:
+            major, minor = map(int, probed.stdout.split())
+            if (major, minor) >= (3, 11) and (major, minor) not in seen:
+                seen.add((major, minor))
+                yield candidate, (major, minor)

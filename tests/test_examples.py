@@ -6,24 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lockbuild.locks import SourceTreeLock
+from machine import interpreters
 from witness import LOCKBUILD
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# Prints the version if the interpreter can do what the example needs: make virtual environments and compile extensions.
-_PROBE = """
-import ensurepip, pathlib, sys, sysconfig, venv
-if sys.implementation.name == "cpython" and pathlib.Path(sysconfig.get_path("include"), "Python.h").exists():
-    print(*sys.version_info[:2])
-"""
 
 _USE_OF_TALLY = """
 import tally, tally._fast
@@ -135,22 +128,6 @@ def test_two_tox_processes_at_once_over_one_tree_both_pass(examples: Path, lockb
         assert [path.name for path in (folder / ".tox" / "dist").iterdir()] == [
             f"lockbuild_example_greet-{version}-py3-none-any.whl"
         ]
-
-
-def interpreters() -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield interpreters that can build the example, one for each version from 3.11 on, ours first."""
-    candidates = [sys.executable, *filter(None, (shutil.which(f"python3.{minor}") for minor in range(11, 20)))]
-    if root := os.environ.get("PYENV_ROOT"):
-        candidates += map(str, sorted(Path(root).glob("versions/*/bin/python3")))
-    seen = set()
-    for candidate in candidates:
-        probed = subprocess.run([candidate, "-c", _PROBE], capture_output=True, text=True, cwd="/")
-        # A shim of a version manager may name a version that is not there, and fail.
-        if probed.returncode == 0 and probed.stdout:
-            major, minor = map(int, probed.stdout.split())
-            if (major, minor) >= (3, 11) and (major, minor) not in seen:
-                seen.add((major, minor))
-                yield candidate, (major, minor)
 
 
 def test_the_make_example_builds_three_wheels_of_one_tree_at_once(

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 from lockbuild.locks import SourceTreeLock
+from machine import interpreters
 from wheelhouse import Wheelhouse, processes_naming
 from witness import PATIENCE, WitnessTree, wait_until
 
@@ -48,7 +50,7 @@ package = editable
 [testenv:extras]
 extras = more
 
-[testenv:.pkg]
+[pkgenv]
 pass_env = WITNESS_*
 """
 
@@ -75,12 +77,16 @@ def project(witness_tree: WitnessTree) -> WitnessTree:
 
 
 def start_tox(
-    project: WitnessTree, *words: str, env: dict[str, str | None] | None = None, gate: Path | None = None
+    project: WitnessTree,
+    *words: str,
+    env: dict[str, str | None] | None = None,
+    gate: Path | None = None,
+    python: str = sys.executable,
 ) -> subprocess.Popen[str]:
     # These tests may themselves run under tox, whose variables would be taken for options.
     without: dict[str, str | None] = {name: None for name in os.environ if name.startswith("TOX")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tox", *words],
+        [python, "-m", "tox", *words],
         cwd=project.path,
         env=project.environ(without | (env or {}), gate),
         stdout=subprocess.PIPE,
@@ -241,3 +247,31 @@ def test_a_failed_build_shows_what_the_backend_said(project: WitnessTree) -> Non
     out = run_tox(project, "run", "-e", "a", status=1)
     assert "this backend is broken" in out
     assert "ERROR" in out
+
+
+def test_a_wheel_for_another_python_is_built_by_lockbuild_under_that_python(project: WitnessTree) -> None:
+    others = [(python, version) for python, version in interpreters() if version != sys.version_info[:2]]
+    if not others:
+        pytest.skip("there is no second version of Python on this machine")
+    python, (major, minor) = others[0]
+    name = f"py{major}{minor}"
+    out = run_tox(project, "run", "-e", f"a,{name}", "--discover", python)
+    assert f".pkg-cpython{major}{minor}/bin/python -P -m lockbuild --wheel " in out
+    assert out.count("version 1.0") == 2
+    project.assert_no_overlap()
+
+
+def test_it_builds_with_uv_where_tox_uv_is_installed(project: WitnessTree, tmp_path: Path) -> None:
+    venv, python = tmp_path / "venv", str(tmp_path / "venv" / "bin" / "python")
+    for words in (
+        [sys.executable, "-m", "venv", "--without-pip", str(venv)],
+        ["uv", "pip", "install", "--quiet", "--python", python, "--no-deps", "tox-uv-bare"],
+    ):
+        subprocess.run(words, check=True)
+    # Everything else is taken from where these tests run.
+    [packages] = venv.glob("lib/python*/site-packages")
+    (packages / "tests.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    out = finish(start_tox(project, "run", "-e", "a,editable", python=python))
+    assert f"{python} -P -m lockbuild --installer uv --wheel " in out
+    assert "editable: OK" in out
+    assert "uv pip install" in out
