@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import sysconfig
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,11 +73,14 @@ def tox_on_install(of_type):
 
 
 @pytest.fixture
-def project(witness_tree: WitnessTree) -> WitnessTree:
-    """A witness tree with a tox.ini that asks for lockbuild."""
+def project(witness_tree: WitnessTree) -> Iterator[WitnessTree]:
+    """A witness tree with a tox.ini that asks for lockbuild. What tox has started and left is killed, too."""
     (witness_tree.path / "pyproject.toml").write_text(_PYPROJECT)
     (witness_tree.path / "tox.ini").write_text(_TOX.format(requires="lockbuild[tox]"))
-    return witness_tree
+    yield witness_tree
+    for process in witness_tree.started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def start_tox(
@@ -109,13 +116,16 @@ def finish(process: subprocess.Popen[str], status: int = 0, read: str = "") -> s
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Read a process's output until a text comes; what comes after it may be part of what is returned."""
     assert process.stdout is not None
-    read = ""
-    while text not in read:
-        line = process.stdout.readline()
-        assert line, f"ended without {text!r}:\n{read}"
-        read += line
-    return read
+    descriptor, read = process.stdout.fileno(), b""
+    deadline = time.monotonic() + PATIENCE
+    while text.encode() not in read:
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        more = os.read(descriptor, 65536) if ready else b""
+        assert more, f"{text!r} did not come, but:\n{read.decode()}"
+        read += more
+    return read.decode()
 
 
 def uses_lockbuild(out: str) -> bool:
@@ -186,7 +196,9 @@ def test_what_was_built_is_installed_even_if_another_tox_builds_in_between(proje
     first = start_tox(project, "run", "-e", "a", env={"INSTALLATION_GATE": str(gate.path), "WITNESS_VERSION": "1.1"})
     wait_until(reached.exists, "the end of the first build")
     # Also with -r, which empties the folder of the packaging environment.
-    assert "version 1.2" in run_tox(project, "run", "-r", "-e", "b", env={"WITNESS_VERSION": "1.2"})
+    out = run_tox(project, "run", "-r", "-e", "b", env={"WITNESS_VERSION": "1.2"})
+    assert "version 1.2" in out
+    assert " -m lockbuild --refresh " in out
     gate.open()
     assert "version 1.1" in finish(first)
 
