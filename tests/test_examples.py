@@ -64,11 +64,11 @@ def test_the_setuptools_example_gives_a_wheel_whose_extension_works(examples: Pa
     use_tally(tmp_path / "venv" / "bin" / "python", wheel)
 
 
-def start_tox(folder: Path, lockbuild_wheel: Path, environments: str) -> subprocess.Popen[str]:
+def start_tox(folder: Path, configuration: str, lockbuild_wheel: Path, environments: str) -> subprocess.Popen[str]:
     # These tests may themselves run under tox, whose variables would be taken for options.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TOX")}
     return subprocess.Popen(
-        [sys.executable, "-m", "tox", "run", "-e", environments],
+        [sys.executable, "-m", "tox", "run", "-c", configuration, "-e", environments],
         cwd=folder,
         env=environ | {"LOCKBUILD_REQUIREMENT": str(lockbuild_wheel)},
         stdout=subprocess.PIPE,
@@ -88,11 +88,12 @@ def wait_for_waiters(process: subprocess.Popen[str], count: int) -> str:
     return read
 
 
+@pytest.mark.parametrize(("configuration", "dist"), [("tox.ini", ".pkg/dist"), ("external.ini", "dist")])
 def test_the_tox_example_runs_all_its_environments_and_builds_under_the_lock(
-    examples: Path, lockbuild_wheel: Path
+    examples: Path, lockbuild_wheel: Path, configuration: str, dist: str
 ) -> None:
     with SourceTreeLock(examples / "tox"):
-        tox = start_tox(examples / "tox", lockbuild_wheel, "a,b")
+        tox = start_tox(examples / "tox", configuration, lockbuild_wheel, "a,b")
         try:
             out = wait_for_waiters(tox, 1)
         except BaseException:
@@ -102,7 +103,7 @@ def test_the_tox_example_runs_all_its_environments_and_builds_under_the_lock(
     assert tox.returncode == 0, out
     assert "a: OK" in out
     assert "b: OK" in out
-    assert [path.name for path in (examples / "tox" / ".tox" / "dist").iterdir()] == [
+    assert [path.name for path in (examples / "tox" / ".tox" / dist).iterdir()] == [
         "lockbuild_example_greet-1.0-py3-none-any.whl"
     ]
 
@@ -116,7 +117,7 @@ def test_two_tox_processes_at_once_over_one_tree_both_pass(examples: Path, lockb
         # Each round builds another version: both processes have to clear the wheel of the round before away.
         version = f"1.{number}"
         (folder / "pyproject.toml").write_text(pyproject.replace('version = "1.0"', f'version = "{version}"'))
-        processes = {name: start_tox(folder, lockbuild_wheel, name) for name in ("a", "b")}
+        processes = {name: start_tox(folder, "external.ini", lockbuild_wheel, name) for name in ("a", "b")}
         output = {name: process.communicate()[0] for name, process in processes.items()}
         for name, process in processes.items():
             assert process.returncode == 0, f"round {number}, {name}:\n{output[name]}"

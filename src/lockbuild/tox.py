@@ -10,8 +10,8 @@ environments of tox and of tox-uv. They keep their names and settings. What chan
   packaging environment, while this process holds lockbuild's lock on the source tree.
 - Other kinds of packages (external, skip, those of plugins) are none of our business.
 
-It follows tox's own ``Pep517VenvPackager``, which is no public interface; a test runs it with the oldest version of
-tox that the extra ``lockbuild[tox]`` allows.
+It follows tox's own ``Pep517VenvPackager``, which is no public interface; CI runs its tests also with the oldest
+version of tox that the extra ``lockbuild[tox]`` allows.
 """
 
 from __future__ import annotations
