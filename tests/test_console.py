@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +14,7 @@ from lockbuild.console import Console
 from lockbuild.errors import LockTimeoutError, shown
 from lockbuild.events import LockWait
 from lockbuild.locks import Holder
+from screen import on_screen, terminal
 from witness import LOCKBUILD, PATIENCE, WitnessTree, wait_until
 
 Captured = pytest.CaptureFixture[str]
@@ -189,50 +186,6 @@ def test_a_build_of_a_tree_with_an_odd_name_works_and_its_messages_stay_lines(
     assert status == 1
     assert "No module named 'no_such_module'" in out
     assert error.splitlines()[-1] == "ERROR Backend 'witness_backend' is not available."
-
-
-@contextmanager
-def terminal() -> Iterator[tuple[int, list[bytes]]]:
-    """Yield a terminal's descriptor for a program's standard error, and what is written to it, as it comes."""
-    ours, theirs = pty.openpty()
-    received: list[bytes] = []
-
-    def collect() -> None:
-        while True:
-            try:
-                chunk = os.read(ours, 4096)
-            except OSError:
-                # EIO: nobody has the other end open any more.
-                return
-            if not chunk:
-                return
-            received.append(chunk)
-
-    reader = threading.Thread(target=collect)
-    reader.start()
-    try:
-        yield theirs, received
-    finally:
-        os.close(theirs)
-        reader.join()
-        os.close(ours)
-
-
-def on_screen(written: bytes) -> list[str]:
-    """Return what a terminal shows after this: carriage return and "erase to the end of the line" are all we use."""
-    lines, column = [""], 0
-    text = re.sub(r"\x1b\[\d*m", "", written.decode())
-    for token in re.findall(r"\x1b\[K|\r|\n|[^\x1b\r\n]", text):
-        if token == "\r":
-            column = 0
-        elif token == "\n":
-            lines.append("")
-        elif token == "\33[K":
-            lines[-1] = lines[-1][:column]
-        else:
-            lines[-1] = lines[-1][:column] + token + lines[-1][column + 1 :]
-            column += 1
-    return lines
 
 
 def test_on_a_terminal_a_wait_is_one_line_that_counts_up_and_is_erased(witness_tree: WitnessTree) -> None:

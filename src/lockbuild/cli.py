@@ -327,7 +327,8 @@ def _run(parsed: argparse.Namespace) -> int:
     from lockbuild.interruption import interruptible
 
     _prepare_windows_console()
-    console = Console(parsed.verbosity)
+    # With --quiet their output is dropped, with --metadata it is kept back.
+    console = Console(parsed.verbosity, hooks_write=parsed.verbosity >= 0 and not parsed.metadata)
     try:
         with interruptible():
             _build(parsed, console)

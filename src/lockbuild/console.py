@@ -1,11 +1,13 @@
 """Everything that a person sees: steps and errors on standard error, results on standard output.
 
 The words and colours of steps are those of ``python -m build``. What is ours is the wait for a lock: one line that
-counts up on a terminal; elsewhere a line when it begins, when the holder changes, and every quarter of a minute.
+counts up on a terminal; elsewhere a line when it begins, when the holder changes, and every quarter of a minute. And
+on a terminal other steps that take their time have such a line as well (`live`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -17,6 +19,8 @@ from lockbuild.request import Timing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from lockbuild.live import LiveLine
 
 _COLORS = {
     "red": "\33[91m",
@@ -32,15 +36,22 @@ _NO_COLORS = dict.fromkeys(_COLORS, "")
 # How often a wait is told of again where lines stay, in seconds.
 _REPEAT_SECONDS = 15.0
 
+# The steps in which no hook runs, in words; not the wait for a lock, of which `Console.waiting` hears.
+_STEPS = {"environment": "Making the build environment", "publish": "Publishing"}
+
 
 class Console(Reporter):
-    """A reporter that prints. ``verbosity`` counts -v and -q as ``build`` does: below -1 only errors are printed."""
+    """
+    A reporter that prints. ``verbosity`` counts -v and -q as ``build`` does: below -1 only errors are printed.
 
-    def __init__(self, verbosity: int) -> None:
+    ``hooks_write`` says whether hooks write where we write; then nothing comes and goes there while one runs.
+    """
+
+    def __init__(self, verbosity: int, *, hooks_write: bool = True) -> None:
         self._verbosity = verbosity
+        self._hooks_write = hooks_write
         self._out = _colors(sys.stdout)
         self._err = _colors(sys.stderr)
-        self._line_is_live = False
         self._told_wait: LockWait | None = None
         self._warned: set[str] = set()
         if "NO_COLOR" in os.environ and "FORCE_COLOR" in os.environ:
@@ -79,13 +90,11 @@ class Console(Reporter):
             return
         held_by = str(wait.holder) if wait.holder else "a process that cannot be seen from here"
         text = f"Waiting for the lock on {shown(wait.subject)}, held by {held_by}"
-        if sys.stderr.isatty():
+        if self._live_line is not None:
             # The end of the line is what counts up; a long command line before it is cut.
             end = f", {wait.waited:.0f} s so far"
             line = f"* {text}"[: max(0, self._width - len(end))] + end
-            self._line_is_live = True
-            sys.stderr.write(f"\r{line[: self._width]}\33[K")
-            sys.stderr.flush()
+            self._live_line.show(line[: self._width])
             return
         told = self._told_wait
         pid = wait.holder.pid if wait.holder else None
@@ -107,6 +116,24 @@ class Console(Reporter):
         if self._verbosity >= -1:
             self._print_error(f"* Got the lock on {shown(subject)} after {waited:.0f} s", "bold")
 
+    def began(self, step: str) -> None:
+        """Tell of a step that lasts, on a terminal."""
+        words = _STEPS.get(step)
+        if words is None and step != "lock" and not self._hooks_write:
+            words = f"Running {step}"
+        if words is not None and self._verbosity >= -1 and self._live_line is not None:
+            self._live_line.began(words)
+
+    def progress(self, done: int, total: int) -> None:
+        """Show how much of the step is done, on a terminal."""
+        if self._live_line is not None:
+            self._live_line.progress(done, total)
+
+    def ended(self, step: str, seconds: float) -> None:  # noqa: ARG002
+        """Tell of it no more."""
+        if self._live_line is not None:
+            self._live_line.ended()
+
     def error(self, message: str, tips: Sequence[str] = ()) -> None:
         """Print what went wrong, in one line, after what might help."""
         for tip in tips:
@@ -115,8 +142,7 @@ class Console(Reporter):
 
     def traceback(self, text: str) -> None:
         """Print the traceback of a backend, on standard output as ``build`` does it."""
-        self._end_live_line()
-        print(f"\n{self._out['dim']}{text}{self._out['reset']}\n", flush=True)
+        self._print(f"\n{self._out['dim']}{text}{self._out['reset']}\n", sys.stdout)
 
     def timings(self, timings: Sequence[Timing]) -> None:
         """Print where the time went, in milliseconds."""
@@ -135,13 +161,11 @@ class Console(Reporter):
         out = self._out
         styled = [f"{out['underline']}{name}{out['reset']}{out['bold']}{out['green']}" for name in names]
         listed = styled[0] if len(styled) == 1 else f"{', '.join(styled[:-1])} and {styled[-1]}"
-        self._end_live_line()
-        print(f"{out['bold']}{out['green']}Successfully built {listed}{out['reset']}", flush=True)
+        self._print(f"{out['bold']}{out['green']}Successfully built {listed}{out['reset']}", sys.stdout)
 
     def result(self, text: str) -> None:
         """Print on standard output what was asked for."""
-        self._end_live_line()
-        print(text, flush=True)
+        self._print(text, sys.stdout)
 
     @functools.cached_property
     def _width(self) -> int:
@@ -160,16 +184,21 @@ class Console(Reporter):
             self._print_error(self._fill(line, indent), style)
 
     def _print_error(self, text: str, style: str | None = None) -> None:
-        self._end_live_line()
         if style is not None:
             text = f"{self._err[style]}{text}{self._err['reset']}"
-        print(text, file=sys.stderr, flush=True)
+        self._print(text, sys.stderr)
 
-    def _end_live_line(self) -> None:
-        if self._line_is_live:
-            self._line_is_live = False
-            sys.stderr.write("\r\33[K")
-            sys.stderr.flush()
+    def _print(self, text: str, stream: TextIO) -> None:
+        with self._live_line.hidden() if self._live_line is not None else contextlib.nullcontext():
+            print(text, file=stream, flush=True)
+
+    @functools.cached_property
+    def _live_line(self) -> LiveLine | None:
+        if not sys.stderr.isatty():
+            return None
+        from lockbuild.live import LiveLine, can_be_live
+
+        return LiveLine(sys.stderr, self._err) if can_be_live(sys.stderr) else None
 
 
 def _colors(stream: TextIO) -> dict[str, str]:

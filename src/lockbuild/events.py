@@ -47,5 +47,8 @@ class Reporter:
     def began(self, step: str) -> None:
         """Hear that a step of a build has begun; its names are those of `Timing`."""
 
+    def progress(self, done: int, total: int) -> None:
+        """Hear how much of the step that has begun is done: so many wheels of so many are in an environment."""
+
     def ended(self, step: str, seconds: float) -> None:
         """Hear that it is over, whether or not it has succeeded, after so many seconds."""

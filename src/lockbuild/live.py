@@ -1,0 +1,133 @@
+"""The line at the bottom of a terminal that tells what goes on and for how long, and is gone when that is over.
+
+A step that is over soon is never told of. A thread draws the line, because the one that builds is waiting for somebody:
+a lock, an installer, a hook. Whatever else is written to the terminal goes through `hidden`, which removes the line
+first. That leaves out what hooks write themselves; so while a hook has the terminal, there is no line.
+
+One line is a carriage return and "erase to the end of the line". A library for it would be installed into the build
+environment of every project that has `lockbuild.backend`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+# How long a step has to last before it is told of, and how often the line is drawn again, in seconds.
+_DELAY_SECONDS = 0.4
+_REDRAW_SECONDS = 0.1
+
+_BAR_WIDTH = 24
+
+_ERASE = "\r\33[K"
+
+
+def can_be_live(stream: TextIO) -> bool:
+    """Tell whether lines may come and go on a stream: at a terminal that can erase, with a person before it."""
+    in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+    return stream.isatty() and not in_ci and os.environ.get("TERM") != "dumb"
+
+
+class LiveLine:
+    """One such line on a stream that `can_be_live`. ``colors`` are escape sequences by name, or empty strings."""
+
+    def __init__(self, stream: TextIO, colors: Mapping[str, str]) -> None:
+        self._stream = stream
+        self._colors = colors
+        self._lock = threading.RLock()
+        """Held by whoever writes to the terminal."""
+        self._has_step = threading.Event()
+        self._step: tuple[str, float] | None = None
+        self._progress: tuple[int, int] | None = None
+        self._is_shown = False
+        self._is_given = False
+        """Whether the line is what `show` was given, which stays until something else is written."""
+        self._thread: threading.Thread | None = None
+
+    def began(self, words: str) -> None:
+        """Tell of a step, in these words, if it is not over soon."""
+        self._step, self._progress = (words, time.monotonic()), None
+        self._has_step.set()
+        if self._thread is None:
+            # A daemon: it writes only while there is a step, and no process ends within one.
+            self._thread = threading.Thread(target=self._draw, name="live line", daemon=True)
+            self._thread.start()
+
+    def progress(self, done: int, total: int) -> None:
+        """Show how much of the step is done."""
+        self._progress = (done, total)
+
+    def ended(self) -> None:
+        """Tell of it no more."""
+        self._step = None
+        self._has_step.clear()
+        with self.hidden():
+            pass
+
+    def show(self, text: str) -> None:
+        """Show this text now, and until something is written."""
+        with self._lock:
+            self._is_given = True
+            self._write(text)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Remove the line, and keep it away while something is written."""
+        with self._lock:
+            if self._is_shown:
+                self._is_shown = self._is_given = False
+                self._stream.write(_ERASE)
+                self._stream.flush()
+            yield
+
+    def _draw(self) -> None:
+        while True:
+            self._has_step.wait()
+            time.sleep(_REDRAW_SECONDS)
+            with self._lock:
+                # It may have ended since we looked, and its line may be gone already.
+                step, progress = self._step, self._progress
+                if step is None or self._is_given or not self._is_in_foreground():
+                    continue
+                words, began = step
+                seconds = time.monotonic() - began
+                if seconds >= _DELAY_SECONDS:
+                    self._write(*self._describe(words, progress, seconds))
+
+    def _describe(self, words: str, progress: tuple[int, int] | None, seconds: float) -> tuple[str, str, str]:
+        """Return the line, before, in and after the part that is colored."""
+        if progress is None or not progress[1]:
+            return f"* {words}, {seconds:.0f} s", "", ""
+        done, total = progress
+        filled = _BAR_WIDTH * done // total
+        return f"* {words} ", "#" * filled, f"{'-' * (_BAR_WIDTH - filled)} {done}/{total}, {seconds:.0f} s"
+
+    def _write(self, before: str, colored: str = "", after: str = "") -> None:
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns or 80
+        except OSError:
+            columns = 80
+        # The last column is left free: some terminals go to the next line when something is written there.
+        room = columns - 1
+        before = before[:room]
+        colored = colored[: room - len(before)]
+        after = after[: room - len(before) - len(colored)]
+        if colored:
+            colored = f"{self._colors['green']}{colored}{self._colors['reset']}"
+        self._is_shown = True
+        self._stream.write(f"\r{before}{colored}{after}\33[K")
+        self._stream.flush()
+
+    def _is_in_foreground(self) -> bool:
+        """Tell whether the terminal is ours to write to unasked; a shell's background job leaves it alone."""
+        try:
+            return os.tcgetpgrp(self._stream.fileno()) == os.getpgrp()
+        except (OSError, AttributeError):
+            # It is not the terminal that we were started from; or Windows.
+            return True
