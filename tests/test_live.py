@@ -51,6 +51,8 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def test_a_step_that_lasts_has_a_line_that_counts_and_is_gone_when_it_is_over() -> None:
     code = "console.began('environment'); pause(); console.ended('environment', 1); console.log('next', ('step',))"
+    # Nor is it drawn once more by a thread that has not heard yet.
+    code += "; time.sleep(0.3)"
     with terminal() as (error, received):
         process = start(code, error)
         wait_until(lambda: b"* Making the build environment, 1 s" in b"".join(received), "the line")
@@ -128,7 +130,10 @@ def test_there_is_a_line_only_where_nobody_else_writes_and_a_person_looks(
 
 
 def test_a_step_that_is_soon_over_is_not_told_of() -> None:
-    code = "console.began('environment'); time.sleep(0.1); console.ended('environment', 0.1); time.sleep(0.6)"
+    code = (
+        "import lockbuild.live; lockbuild.live._DELAY_SECONDS = 3600\n"
+        "console.began('environment'); time.sleep(0.5); console.ended('environment', 0.5)"
+    )
     with terminal() as (error, received):
         finish(start(code, error))
     assert b"".join(received) == b""
