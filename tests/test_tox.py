@@ -38,7 +38,7 @@ lock = "always"
 _TOX = """
 [tox]
 requires = {requires}
-env_list = a, b
+env_list = a, b, c
 
 [testenv]
 package = wheel
@@ -176,6 +176,15 @@ def test_two_work_directories_over_one_tree_are_built_in_turns_and_tox_tells_of_
     assert "Got the lock on " in out
     project.assert_no_overlap()
     assert len(project.entered("build_wheel")) == 2
+
+
+def test_two_tox_processes_at_once_over_one_work_directory_both_pass(project: WitnessTree) -> None:
+    several = start_tox(project, "p", "-e", "a,b,editable")
+    one = start_tox(project, "run", "-e", "c")
+    assert "version 1.0" in finish(one)
+    out = finish(several)
+    assert all(f"{name}: OK" in out for name in ("a", "b", "editable"))
+    project.assert_no_overlap()
 
 
 def test_an_editable_wheel_is_built_by_tox_under_the_lock(project: WitnessTree) -> None:
