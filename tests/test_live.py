@@ -139,6 +139,7 @@ def test_a_step_that_is_soon_over_is_not_told_of() -> None:
     assert b"".join(received) == b""
 
 
+@pytest.mark.slow
 def test_a_build_tells_of_an_environment_that_takes_long(tmp_path: Path) -> None:
     tree = make_probe_tree(tmp_path / "probe")
     tree.wheelhouse.add_sdist("slow")
