@@ -58,6 +58,18 @@ extras = more
 pass_env = WITNESS_*
 """
 
+_LOCKING_BACKEND = f"""
+import os, sys
+sys.path[1:1] = {sys.path!r}
+from lockbuild.locks import SourceTreeLock
+import witness_backend
+from witness_backend import *
+
+def build_editable(**arguments):
+    with SourceTreeLock(os.getcwd(), timeout=2):
+        return witness_backend.build_editable(**arguments)
+"""
+
 # Tells that an environment is about to install the package, and waits for leave to do so.
 _GATE_BEFORE_INSTALLATION = """
 import os
@@ -197,6 +209,13 @@ def test_an_editable_wheel_is_built_by_tox_under_the_lock(project: WitnessTree) 
     assert "version 1.0" in out
     assert not uses_lockbuild(out)
     assert project.entered("build_wheel")
+
+
+def test_an_editable_wheel_whose_backend_takes_the_lock_itself_does_not_wait_for_tox(project: WitnessTree) -> None:
+    (project.path / "locking_backend.py").write_text(_LOCKING_BACKEND)
+    pyproject = project.path / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace('"witness_backend"', '"locking_backend"'))
+    assert "version 1.0" in run_tox(project, "run", "-e", "editable")
 
 
 def test_what_was_built_is_installed_even_if_another_tox_builds_in_between(project: WitnessTree) -> None:

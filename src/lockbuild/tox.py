@@ -115,6 +115,8 @@ class LockbuildPackager(Pep517VenvPackager):
         self._tox_builds = False
         """Whether tox itself builds in here. Then this is an environment with the build requirements installed."""
         self._tree_lock: SourceTreeLock | None = None
+        self._variables_of_lock: dict[str, str] = {}
+        """What hooks have to know of it. It stays: without the lock it means nothing to anybody."""
 
     def __getattribute__(self, name: str) -> Any:
         """
@@ -174,6 +176,11 @@ class LockbuildPackager(Pep517VenvPackager):
         if self._leaves_metadata_to_tox(for_env):
             return super().get_package_extras(for_env)
         return set(self._package_metadata(for_env).get("provides_extra", ()))
+
+    @property
+    def environment_variables(self) -> dict[str, str]:
+        """Return the variables of what runs in this environment."""
+        return {**super().environment_variables, **self._variables_of_lock}
 
     def _default_pass_env(self) -> list[str]:
         # lockbuild's settings, and where its cache is: locks and environments are those of builds without tox.
@@ -312,9 +319,12 @@ class LockbuildPackager(Pep517VenvPackager):
                         stack.enter_context(lock)
                 except LockbuildError as error:
                     raise Fail(str(error)) from error
-                # The hooks that a hook's caller asks on the way are under the same lock.
+                # What is done in here and needs the lock, too, is done under the same one.
                 self._tree_lock = lock
                 stack.callback(setattr, self, "_tree_lock", None)
+                if lock is not None:
+                    # A hook may take the lock itself (`lockbuild.backend`), or run a build of its own tree.
+                    self._variables_of_lock = stack.enter_context(lock.lent())
             yield
 
     def _make_tree_lock(self) -> SourceTreeLock | None:
