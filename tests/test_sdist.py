@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import tarfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lockbuild.errors import SdistError
-from lockbuild.sdist import top_level_folder, unpacked
+from lockbuild.sdist import Sdist, read_sdist, unpacked
 from witness import WitnessTree
 
 PKG_INFO = "Metadata-Version: 2.1\nName: witness\nVersion: 1.0\n"
@@ -38,6 +39,12 @@ def good_members() -> dict[str, str]:
         "witness-1.0/pyproject.toml": pyproject,
         "witness-1.0/witness_backend.py": backend,
     }
+
+
+def read(archive: Path) -> Sdist:
+    folder = archive.parent / "copies"
+    folder.mkdir()
+    return read_sdist(str(archive), str(folder))
 
 
 def a_link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
@@ -110,29 +117,29 @@ LEAVING: list[tuple[str, dict[str, str], list[tarfile.TarInfo]]] = [
 
 
 def test_a_good_one_is_unpacked_and_removed_afterwards(tmp_path: Path) -> None:
-    archive = str(write_sdist(tmp_path / NAME, good_members()))
-    folder = top_level_folder(archive)
-    assert folder == "witness-1.0"
-    with unpacked(archive, folder, None) as tree:
+    sdist = read(write_sdist(tmp_path / NAME, good_members()))
+    assert (sdist.folder, sdist.name) == ("witness-1.0", NAME)
+    assert sdist.sha256 == hashlib.sha256((tmp_path / NAME).read_bytes()).hexdigest()
+    with unpacked(sdist, None) as tree:
         assert sorted(os.listdir(tree)) == ["PKG-INFO", "pyproject.toml", "witness_backend.py"]
     assert not os.path.exists(tree)
     assert os.listdir(tmp_path / "tmp") == []
 
 
 def test_it_is_removed_also_when_the_build_fails(tmp_path: Path) -> None:
-    archive = str(write_sdist(tmp_path / NAME, good_members()))
-    with pytest.raises(KeyError), unpacked(archive, "witness-1.0", None):
+    sdist = read(write_sdist(tmp_path / NAME, good_members()))
+    with pytest.raises(KeyError), unpacked(sdist, None):
         raise KeyError
     assert os.listdir(tmp_path / "tmp") == []
 
 
 def test_in_a_named_folder_it_replaces_what_an_earlier_build_unpacked_and_is_kept(tmp_path: Path) -> None:
-    archive = str(write_sdist(tmp_path / NAME, good_members()))
+    sdist = read(write_sdist(tmp_path / NAME, good_members()))
     extract_dir = tmp_path / "there"
     (extract_dir / "witness-1.0").mkdir(parents=True)
     (extract_dir / "witness-1.0" / "stale.py").touch()
     (extract_dir / "beside").touch()
-    with unpacked(archive, "witness-1.0", str(extract_dir)) as tree:
+    with unpacked(sdist, str(extract_dir)) as tree:
         assert tree == str(extract_dir / "witness-1.0")
     assert sorted(os.listdir(tree)) == ["PKG-INFO", "pyproject.toml", "witness_backend.py"]
     assert (extract_dir / "beside").exists()
@@ -141,16 +148,16 @@ def test_in_a_named_folder_it_replaces_what_an_earlier_build_unpacked_and_is_kep
 @pytest.mark.parametrize(("make", "message"), [case[1:] for case in BAD_ARCHIVES], ids=[c[0] for c in BAD_ARCHIVES])
 def test_what_is_no_sdist_is_refused(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(SdistError) as caught:
-        top_level_folder(str(make(tmp_path / NAME)))
-    # What Python's tarfile has to say may follow on more lines; build prints those, too.
-    assert message in str(caught.value).splitlines()[0]
+        read(make(tmp_path / NAME))
+    [line] = str(caught.value).splitlines()
+    assert message in line
 
 
 @pytest.mark.parametrize("name", ["witness.tar.gz", "witness-one.tar.gz", "-1.0.tar.gz", ".tar.gz", "1.0.tar.gz"])
 def test_a_name_that_no_sdist_has_is_refused(tmp_path: Path, name: str) -> None:
     archive = write_sdist(tmp_path / name, good_members())
     with pytest.raises(SdistError, match="does not look like a source distribution"):
-        top_level_folder(str(archive))
+        read(archive)
 
 
 @pytest.mark.parametrize(("members", "more"), [case[1:] for case in LEAVING], ids=[case[0] for case in LEAVING])
@@ -158,12 +165,12 @@ def test_a_name_that_no_sdist_has_is_refused(tmp_path: Path, name: str) -> None:
 def test_a_member_that_would_leave_its_folder_is_refused(
     tmp_path: Path, members: dict[str, str], more: list[tarfile.TarInfo], is_named: bool
 ) -> None:
-    archive = str(write_sdist(tmp_path / NAME, good_members() | members, *more))
+    sdist = read(write_sdist(tmp_path / NAME, good_members() | members, *more))
     (tmp_path / "outside").write_text("as it was")
     extract_dir = str(tmp_path / "there") if is_named else None
     with (
         pytest.raises(SdistError, match="failed to unpack source distribution"),
-        unpacked(archive, top_level_folder(archive), extract_dir),
+        unpacked(sdist, extract_dir),
     ):
         pytest.fail("the hooks would run now")
     assert (tmp_path / "outside").read_text() == "as it was"

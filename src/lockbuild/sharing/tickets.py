@@ -1,0 +1,181 @@
+"""Tickets of processes that want a build's outcome, and outcomes: what a build has come to, as files.
+
+In the folder of a key:
+
+    tickets/<name>    a file that its process has locked for as long as it wants an outcome
+    mailbox/<name>/   the outcome that was delivered to that ticket
+    kept/<number>/    the outcome of the last build that succeeded
+    .<name>/          an outcome that is not complete yet
+
+An outcome is a folder:
+
+    artifacts/        what the backend has left
+    output            what it has written
+    outcome.json      `Outcome`; written last, so that an outcome without it is not there
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from lockbuild.artifacts import publish
+from lockbuild.environments.store import Generation, is_locked
+from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+OUTCOME = "outcome.json"
+ARTIFACTS = "artifacts"
+OUTPUT = "output"
+
+
+class Outcome(NamedTuple):
+    """What a build has come to: an artifact, or an error."""
+
+    builder: int
+    """The process that has built."""
+    made: float
+    """When, in seconds since the epoch."""
+    artifact: str | None
+    """The artifact's name; ``None`` after a failure."""
+    sha256: str
+    """The artifact's, in hexadecimal digits; empty after a failure."""
+    environments: tuple[Generation, ...]
+    """The build environments that it was built in."""
+    error: str = ""
+    notes: tuple[str, ...] = ()
+    """What might help against the error."""
+
+    def write(self, folder: str) -> None:
+        """Complete an outcome whose other files are in a folder that nobody looks into yet."""
+        content = self._asdict() | {"environments": [[each.folder, each.name] for each in self.environments]}
+        with open(os.path.join(folder, OUTCOME), "x", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump(content, file)
+
+
+def read_outcome(folder: str) -> Outcome | None:
+    """Return the outcome in a folder, or ``None`` while there is none (or one of another version of lockbuild)."""
+    try:
+        with open(os.path.join(folder, OUTCOME), encoding="utf-8", errors="surrogateescape") as file:
+            content = json.load(file)
+        content["environments"] = tuple(Generation(*each) for each in content["environments"])
+        content["notes"] = tuple(content["notes"])
+        return Outcome(**content)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+class Ticket:
+    """The wish for an outcome of the build under a key; a context manager that ends the wish."""
+
+    def __init__(self, folder: str) -> None:
+        name = f"{os.getpid()}-{os.urandom(4).hex()}"
+        self._path = os.path.join(folder, "tickets", name)
+        self.mailbox = os.path.join(folder, "mailbox", name)
+        self._descriptor: int | None = self._lock()
+
+    def __enter__(self) -> Ticket:
+        """The ticket is there already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the ticket back. A builder that has just seen it may still deliver; the next one removes that."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+            os.close(self._descriptor)
+            self._descriptor = None
+            self.empty_mailbox()
+
+    def empty_mailbox(self) -> None:
+        """Remove what was delivered."""
+        shutil.rmtree(self.mailbox, ignore_errors=True)
+
+    def _lock(self) -> int:
+        while True:
+            try:
+                os.makedirs(os.path.dirname(self._path), exist_ok=True)
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+            except (FileNotFoundError, FileExistsError):
+                # Somebody who cleans up removes the folder between two of our steps.
+                continue
+            # A file system without locks: nobody can tell that we live, and nobody removes the ticket.
+            locked = True
+            with contextlib.suppress(LocksUnsupportedError):
+                locked = try_to_lock(descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                if locked and os.path.samestat(os.stat(self._path), os.fstat(descriptor)):
+                    return descriptor
+            # Between our open and our lock a builder took it for the ticket of a process that has ended.
+            os.close(descriptor)
+
+
+def mailboxes(folder: str) -> list[str]:
+    """Return the mailboxes of those who wait for the build of a key; tickets of processes that ended are removed."""
+    return [os.path.join(folder, "mailbox", name) for name in _names(folder, "tickets") if _waits(folder, name)]
+
+
+def deliver(prepared: str, addresses: Iterable[str]) -> None:
+    """Deliver an outcome to mailboxes: each gets links to its files, or copies, and ``outcome.json`` last."""
+    for mailbox in addresses:
+        # One who gives up waiting empties his mailbox, perhaps at this moment. Another may get nothing because the disk
+        # is full: he will build himself.
+        with contextlib.suppress(OSError):
+            os.makedirs(mailbox, exist_ok=True)
+            publish(prepared, OUTCOME, mailbox)
+
+
+def keep(folder: str, prepared: str) -> None:
+    """Keep an outcome in place of that which was kept. Only under the key's lock; as is what follows."""
+    older = _names(folder, "kept")
+    number = max([time.time_ns() // 1_000_000, *(int(name) + 1 for name in older if name.isdigit())])
+    os.makedirs(os.path.join(folder, "kept"), exist_ok=True)
+    os.rename(prepared, os.path.join(folder, "kept", str(number)))
+    for name in older:
+        shutil.rmtree(os.path.join(folder, "kept", name), ignore_errors=True)
+
+
+def kept_outcome(folder: str) -> str | None:
+    """Return the folder of the outcome that is kept under a key, if there is one."""
+    for name in sorted(filter(str.isdigit, _names(folder, "kept")), key=int, reverse=True):
+        path = os.path.join(folder, "kept", name)
+        if read_outcome(path) is not None:
+            return path
+    return None
+
+
+def last_used(kept: str) -> float:
+    """Return when a kept outcome was made or last taken, in seconds since the epoch."""
+    return os.stat(os.path.join(kept, OUTCOME)).st_mtime
+
+
+def note_use(kept: str) -> None:
+    """Note that a kept outcome is taken now."""
+    os.utime(os.path.join(kept, OUTCOME))
+
+
+def clear_up(folder: str) -> None:
+    """Remove what processes have left that were killed: builders, and waiters who do not come for their delivery."""
+    for name in _names(folder, ""):
+        if name.startswith("."):
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+    for name in _names(folder, "mailbox"):
+        if not _waits(folder, name):
+            shutil.rmtree(os.path.join(folder, "mailbox", name), ignore_errors=True)
+
+
+def _waits(folder: str, name: str) -> bool:
+    return is_locked(os.path.join(folder, "tickets", name))
+
+
+def _names(folder: str, of: str) -> list[str]:
+    try:
+        return sorted(os.listdir(os.path.join(folder, of)))
+    except FileNotFoundError:
+        return []
