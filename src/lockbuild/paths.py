@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from lockbuild.errors import CacheFolderError, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from lockbuild.events import Reporter
 
 CACHE_DIR_VARIABLE = "LOCKBUILD_CACHE_DIR"
@@ -106,6 +108,17 @@ def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str) -
         except OSError as error:
             raise CacheFolderError(f"{folder} cannot be made: {error.strerror}") from error
     raise CacheFolderError(f"{folder} is not a folder that only you can write")
+
+
+def key_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) -> Iterator[str]:
+    """Yield the folders of the keys in a store, which ``find_store`` finds; none while there is no cache folder."""
+    cache = cache_folder(cache_dir)
+    if cache is None or not os.path.isdir(cache):
+        return
+    store = find_store(cache_dir)
+    for name in sorted(os.listdir(store)):
+        if os.path.isdir(os.path.join(store, name)):
+            yield os.path.join(store, name)
 
 
 def spellings_folder(store: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import time
 import traceback
 from typing import IO, TYPE_CHECKING, NamedTuple, Self
 
+from lockbuild.digest import digest_of_file
 from lockbuild.environments.kept import would_be_used
 from lockbuild.environments.store import age_in_words
 from lockbuild.errors import (
@@ -28,6 +28,7 @@ from lockbuild.events import Reporter
 from lockbuild.locks import DirectoryLock
 from lockbuild.locks.nesting import VARIABLE, environment_for_hooks, held_by_ancestor
 from lockbuild.paths import builds_folder
+from lockbuild.sharing.key import SharingKey, not_shared_because, sharing_key
 from lockbuild.sharing.tickets import (
     ARTIFACTS,
     OUTPUT,
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 
     from lockbuild.environments import BuildEnvironment
     from lockbuild.environments.store import Generation
-    from lockbuild.request import BuildRequest
-    from lockbuild.sharing.key import SharingKey
+    from lockbuild.request import BuildRequest, Distribution
+    from lockbuild.sdist import Sdist
 
 # Errors that are the builder's own. Another one may have a better out-dir, more patience, or nobody who interrupts it.
 _NOT_OF_THE_BUILD = (
@@ -71,18 +72,32 @@ class Delivery(NamedTuple):
 
 
 def shared_build(
-    key: SharingKey, request: BuildRequest, reporter: Reporter, staging: str, oldest_environment: float
+    source: Sdist | str,
+    kind: Distribution,
+    request: BuildRequest,
+    reporter: Reporter,
+    staging: str,
+    oldest_environment: float,
 ) -> SharedBuild | None:
     """
-    Return the build that is shared under a key; ``None`` where nothing is shared.
+    Return the build of an sdist or of a source tree that is shared; ``None`` where nothing is, which is told.
 
     ``staging`` is a folder of ours for what is delivered. A build environment that was made before
     ``oldest_environment``, in seconds since the epoch, is not one that we would build in.
     """
+    # With --coalesce, people do expect something. Without, they get what they know.
+    tell = reporter.warn if request.coalesce else reporter.detail
+    if reason := not_shared_because(request):
+        tell(f"Not sharing this build with others: {reason}")
+        return None
+    key = sharing_key(source, kind, request)
+    if key is None:
+        tell("Not sharing this build with others: a constraint names a local file, which may change at any time")
+        return None
     try:
         folder = os.path.join(builds_folder(request.cache_dir), key.digest)
     except CacheFolderError as error:
-        reporter.detail(f"Not sharing the build: {error}")
+        tell(f"Not sharing this build with others: {error}")
         return None
     with contextlib.suppress(FileNotFoundError):
         if around := held_by_ancestor(os.stat(folder)):
@@ -173,8 +188,7 @@ class SharedBuild:
         """Deliver the artifact, with what lies beside it, and keep it. Its path is one in a folder of ours."""
         folder, name = os.path.split(artifact)
         if environments := self._known_environments():
-            with open(artifact, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = digest_of_file(artifact)
             # A copy, although a link would do: a file in an out-dir is its user's, who may change it.
             self._share(Outcome(os.getpid(), time.time(), name, sha256, environments), folder)
 
@@ -207,7 +221,10 @@ class SharedBuild:
     def _share(self, outcome: Outcome, artifacts: str | None) -> None:
         """Deliver an outcome, and keep a success. A full disk, say, is no failure of ours: then the next one builds."""
         with contextlib.suppress(OSError):
-            addresses = mailboxes(self.lock.path) if self._addresses is None else self._addresses
+            addresses = mailboxes(self.lock.path)
+            if self._addresses is not None:
+                # Those who came later are left out, and so are those who have gone since.
+                addresses = [mailbox for mailbox in addresses if mailbox in self._addresses]
             is_kept = outcome.artifact is not None and not self.key.is_of_tree
             if not addresses and not is_kept:
                 return
@@ -240,10 +257,9 @@ class SharedBuild:
             raise error
         folder = tempfile.mkdtemp(dir=self._staging)
         shutil.copytree(os.path.join(ticket.mailbox, ARTIFACTS), folder, dirs_exist_ok=True)
-        with open(os.path.join(folder, outcome.artifact), "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != outcome.sha256:
-                ticket.empty_mailbox()
-                return False
+        if digest_of_file(os.path.join(folder, outcome.artifact)) != outcome.sha256:
+            ticket.empty_mailbox()
+            return False
         self.delivery = Delivery(folder, outcome.artifact)
         words = whose.format(builder=outcome.builder, age=age_in_words(outcome.made))
         self.reporter.log(f"Using {outcome.artifact}, {words}", ("step",))

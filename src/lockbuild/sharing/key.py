@@ -6,11 +6,11 @@ compared by whoever takes that.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from lockbuild.digest import digest_of_file, sha256
 from lockbuild.environments import read_constraints
 from lockbuild.environments.key import WITHOUT_EFFECT as WITHOUT_EFFECT_FOR_INSTALLERS
 from lockbuild.environments.key import describe_files, environment_key
@@ -66,15 +66,23 @@ class SharingKey(NamedTuple):
     """Whether its source may change from one moment to the next, as that of an sdist cannot."""
 
 
+def not_shared_because(request: BuildRequest) -> str | None:
+    """Return what in a request forbids to share its builds, in words for a person."""
+    if not request.use_cache:
+        return "--no-cache"
+    if not request.isolation:
+        return "with --no-isolation nobody knows whether two builds had the same things installed"
+    if request.env_dir or request.sdist_extract_dir:
+        return "--env-dir and --sdist-extract-dir are there to look at a build of one's own"
+    return None
+
+
 def sharing_key(source: Sdist | str, kind: Distribution, request: BuildRequest) -> SharingKey | None:
     """
     Return the key of a build of an sdist or of a source tree; ``None`` when no key covers all that may change it.
 
     That of a tree does not have the tree's content.
     """
-    if not request.use_cache or not request.isolation or request.env_dir or request.sdist_extract_dir:
-        # These ask for a build of their own; and what is installed where lockbuild runs, nobody watches.
-        return None
     if isinstance(source, str):
         return _key_of_tree(source, kind, request)
     return _key(["sdist", source.sha256], source.name, kind, request)
@@ -112,7 +120,7 @@ def _key(source: list[object], subject: str, kind: Distribution, request: BuildR
         "umask": _umask(),
     }
     text = json.dumps(content, sort_keys=True)
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    digest = sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return SharingKey(digest, subject, is_of_tree=source[0] == "tree")
 
 
@@ -135,8 +143,7 @@ def _texts(settings: object) -> Iterator[str]:
 
 def _digest(path: str) -> str | None:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of_file(path)
     except OSError:
         return None
 

@@ -24,7 +24,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.artifacts import publish
-from lockbuild.environments.store import Generation, is_locked
+from lockbuild.environments.store import Generation, generations, is_locked
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 
 if TYPE_CHECKING:
@@ -170,8 +170,34 @@ def clear_up(folder: str) -> None:
             shutil.rmtree(os.path.join(folder, "mailbox", name), ignore_errors=True)
 
 
+def remove_kept(folder: str, oldest: float) -> int:
+    """
+    Remove what is kept under a key, unless it was used after ``oldest`` (seconds since the epoch) and still may be.
+
+    It may not once an environment that it was built in has a successor. Returns how many were removed.
+    """
+    clear_up(folder)
+    path = kept_outcome(folder)
+    if path is None or (last_used(path) > oldest and _is_current(read_outcome(path))):
+        return 0
+    shutil.rmtree(path, ignore_errors=True)
+    return 1
+
+
+def remove_if_empty(folder: str) -> None:
+    """Remove the folder of a key under which nothing is kept and for which nobody waits."""
+    if not mailboxes(folder) and not _names(folder, "kept"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _waits(folder: str, name: str) -> bool:
     return is_locked(os.path.join(folder, "tickets", name))
+
+
+def _is_current(outcome: Outcome | None) -> bool:
+    return outcome is not None and all(
+        any(each == found for found in generations(each.folder)[:1]) for each in outcome.environments
+    )
 
 
 def _names(folder: str, of: str) -> list[str]:
