@@ -14,6 +14,7 @@ import pytest
 
 from lockbuild.errors import SdistError
 from lockbuild.sdist import Sdist, read_sdist, unpacked
+from machine import error_line, linux_only
 from witness import WitnessTree
 
 PKG_INFO = "Metadata-Version: 2.1\nName: witness\nVersion: 1.0\n"
@@ -51,6 +52,12 @@ def a_link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.Tar
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info
+
+
+def written_as_gzip(path: Path, content: bytes) -> Path:
+    with gzip.open(path, "wb", compresslevel=1) as archive:
+        archive.write(content)
+    return path
 
 
 def truncated(path: Path) -> Path:
@@ -203,3 +210,73 @@ def test_a_build_from_a_bad_one_is_one_error_line_and_runs_no_hook(
     assert message in line
     assert witness_tree.log() == []
     assert not witness_tree.out_dir.exists()
+
+
+def test_one_that_unpacks_to_more_than_the_limit_is_refused_by_what_its_header_says(tmp_path: Path) -> None:
+    huge = tarfile.TarInfo("witness-1.0/zeros")
+    huge.size = 1 << 36
+    # The content itself is not there: whoever looked for it would say so.
+    archive = written_as_gzip(tmp_path / NAME, huge.tobuf())
+    with pytest.raises(SdistError, match=r"unpacks to more than 10 MiB; if it may, allow it with --max-sdist-size"):
+        read_sdist(str(archive), str(tmp_path / "tmp"), 10 << 20)
+
+
+def test_zeros_behind_the_end_are_not_read_for_ever(tmp_path: Path) -> None:
+    archive = write_sdist(tmp_path / NAME, good_members())
+    written_as_gzip(archive, gzip.decompress(archive.read_bytes()) + bytes(16 << 20))
+    with pytest.raises(SdistError, match="unpacks to more than 8 MiB"):
+        read_sdist(str(archive), str(tmp_path / "tmp"), 8 << 20)
+
+
+def test_very_many_empty_members_count_and_a_header_is_never_read_into_memory_whole(tmp_path: Path) -> None:
+    many = write_sdist(tmp_path / NAME, {f"witness-1.0/{number}": "" for number in range(1000)})
+    with pytest.raises(SdistError, match="unpacks to more than"):
+        read_sdist(str(many), str(tmp_path / "tmp"), 1 << 20)
+    huge = tarfile.TarInfo("././@PaxHeader")
+    huge.type, huge.size = tarfile.XHDTYPE, 1 << 32
+    (tmp_path / "copies").mkdir()
+    written_as_gzip(tmp_path / NAME, huge.tobuf())
+    with pytest.raises(SdistError, match="a header of 4294967296 bytes"):
+        read_sdist(str(tmp_path / NAME), str(tmp_path / "copies"))
+
+
+def test_the_limit_can_be_lifted(witness_tree: WitnessTree) -> None:
+    archive = str(write_sdist(witness_tree.control / NAME, good_members()))
+    refused, built, unlimited = (
+        witness_tree.start("--wheel", "--max-sdist-size", size, source=archive) for size in ("8K", "1M", "none")
+    )
+    [(status, _, error)] = witness_tree.finish(refused)
+    assert (status, error.count("\n")) == (1, 1)
+    assert error.startswith(f"ERROR source distribution {archive} unpacks to more than")
+    assert [status for status, _, _ in witness_tree.finish(built, unlimited)] == [0, 0]
+    [(status, _, error)] = witness_tree.finish(witness_tree.start("--max-sdist-size", "much", source=archive))
+    assert status == 2
+    assert "invalid size value: 'much'" in error
+
+
+def test_one_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = write_sdist(tmp_path / NAME, good_members())
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-1])
+    fstat, seen = os.fstat, list[os.stat_result]()
+
+    def write_on(descriptor: int) -> os.stat_result:
+        # Another process that writes the rest as soon as this one has begun to read.
+        status = fstat(descriptor)
+        if not seen:
+            seen.append(status)
+            archive.write_bytes(whole)
+        return status
+
+    monkeypatch.setattr(os, "fstat", write_on)
+    with pytest.raises(SdistError, match="was changed while it was read; wait until it is complete"):
+        read(archive)
+
+
+@linux_only
+def test_one_that_cannot_be_read_is_one_error_line(witness_tree: WitnessTree) -> None:
+    archive = witness_tree.control / NAME
+    # A regular file that the kernel lets nobody read at its beginning, not even root.
+    archive.symlink_to("/proc/self/mem")
+    line = error_line(witness_tree.finish(witness_tree.start("--wheel", source=archive))[0])
+    assert line.startswith(f"ERROR failed to read source distribution {archive}: [Errno 5]")
