@@ -2,9 +2,10 @@
 
 What is locked. A source tree, around setuptools' hooks (`SourceTreeLock`), because setuptools writes ``build/``,
 ``*.egg-info`` and temporary files into the tree and cannot stand a second build there. A folder that the user named
-for a build environment or for an unpacked sdist (`DirectoryLock`), because a build empties and fills it.
+for a build environment or for an unpacked sdist (`DirectoryLock`), because a build empties and fills it. The folder of a
+shared build, because only one process may do it.
 
-The order, for everybody: the folder of an unpacked sdist, the folder of a build environment, the source tree; and
+The order, for everybody: the folder of a shared build, the folder of an unpacked sdist, the folder of a build environment, the source tree; and
 within each of them the lock file, the directory's inode, uv's lock file. Who holds one may wait for a later one and
 never for an earlier one.
 
