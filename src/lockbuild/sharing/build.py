@@ -34,8 +34,10 @@ from lockbuild.sharing.tickets import (
     OUTPUT,
     Outcome,
     Ticket,
+    Wish,
     clear_up,
     deliver,
+    is_circle,
     keep,
     kept_outcome,
     mailboxes,
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
     from lockbuild.environments.store import Generation
     from lockbuild.request import BuildRequest, Distribution
     from lockbuild.sdist import Sdist
+
+# How often a build that others wait for looks whether it waits for them, in seconds.
+_CIRCLE_SECONDS = 0.25
 
 # Errors that are the builder's own. Another one may have a better out-dir, more patience, or nobody who interrupts it.
 _NOT_OF_THE_BUILD = (
@@ -142,6 +147,10 @@ class SharedBuild:
         self._request = request
         self._staging = staging
         self._oldest_environment = oldest_environment
+        # The last one is that which is built here, if it is an sdist.
+        *others, own = request.building or ("",)
+        self._wish = Wish(own, tuple(others)) if others else None
+        self._look_for_circle = 0.0
         self._environments: set[Generation | None] = set()
         self._addresses: list[str] | None = None
         self._prepared = ""
@@ -152,8 +161,8 @@ class SharedBuild:
     def __enter__(self) -> Self:
         """Wait until another process has built, or until it is our turn."""
         with contextlib.ExitStack() as stack:
-            with Ticket(self.lock.path) as ticket:
-                if not self.lock.take_unless(lambda: self._accept(ticket)):
+            with Ticket(self.lock.path, self._wish) as ticket:
+                if not self.lock.take_unless(lambda: self._accept_or_give_up(ticket)):
                     return self
                 stack.push(self.lock)
                 if self._accept(ticket) or (self._request.reuse and self._accept_kept(ticket)):
@@ -236,6 +245,13 @@ class SharedBuild:
             deliver(self._prepared, addresses)
             if is_kept:
                 keep(self.lock.path, self._prepared)
+
+    def _accept_or_give_up(self, ticket: Ticket) -> bool:
+        if self._wish is not None and time.monotonic() >= self._look_for_circle:
+            self._look_for_circle = time.monotonic() + _CIRCLE_SECONDS
+            if is_circle(os.path.dirname(self.lock.path), self._wish):
+                raise CircularRequirementsError(self.key.subject, os.getpid())
+        return self._accept(ticket)
 
     def _accept(self, ticket: Ticket, whose: str = "which process {builder} has built") -> bool:
         """Take what was delivered to us, if it is what we would have built ourselves."""

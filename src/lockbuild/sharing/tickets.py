@@ -2,7 +2,7 @@
 
 In the folder of a key:
 
-    tickets/<name>    a file that its process has locked for as long as it wants an outcome
+    tickets/<name>    a file that its process has locked for as long as it wants an outcome; in it `Wish`, if it has one
     mailbox/<name>/   the outcome that was delivered to that ticket
     kept/<number>/    the outcome of the last build that succeeded
     .<name>/          an outcome that is not complete yet
@@ -71,14 +71,43 @@ def read_outcome(folder: str) -> Outcome | None:
         return None
 
 
+class Wish(NamedTuple):
+    """An sdist that is wanted for the build environment of others; all by their SHA-256."""
+
+    wanted: str
+    by: tuple[str, ...]
+    """What is being built and cannot go on without it, the outermost first."""
+
+
+def is_circle(store: str, wish: Wish) -> bool:
+    """
+    Tell whether what we wish for waits for what we are building, by the wishes of other processes on their tickets.
+
+    One process that builds A and needs B for it sees that itself when B needs A. Two processes, of which one builds A
+    and one B, would wait for each other for ever.
+    """
+    needs: dict[str, set[str]] = {}
+    for key in _names(store, ""):
+        for name in _names(os.path.join(store, key), "tickets"):
+            if other := _read_wish(os.path.join(store, key), name):
+                for sdist in other.by:
+                    needs.setdefault(sdist, set()).add(other.wanted)
+    reached = [wish.wanted]
+    for sdist in reached:
+        reached += needs.get(sdist, set()).difference(reached)
+    return not set(reached).isdisjoint(wish.by)
+
+
 class Ticket:
     """The wish for an outcome of the build under a key; a context manager that ends the wish."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, wish: Wish | None = None) -> None:
         name = f"{os.getpid()}-{os.urandom(4).hex()}"
         self._path = os.path.join(folder, "tickets", name)
         self.mailbox = os.path.join(folder, "mailbox", name)
         self._descriptor: int | None = self._lock()
+        if wish is not None:
+            os.write(self._descriptor, json.dumps(wish).encode())
 
     def __enter__(self) -> Ticket:
         """The ticket is there already."""
@@ -188,6 +217,16 @@ def remove_if_empty(folder: str) -> None:
     """Remove the folder of a key under which nothing is kept and for which nobody waits."""
     if not mailboxes(folder) and not _names(folder, "kept"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_wish(folder: str, name: str) -> Wish | None:
+    try:
+        with open(os.path.join(folder, "tickets", name), encoding="utf-8") as file:
+            wanted, by = json.load(file)
+    except (OSError, ValueError):
+        # It has none, or has not written it yet.
+        return None
+    return Wish(wanted, tuple(by)) if _waits(folder, name) else None
 
 
 def _waits(folder: str, name: str) -> bool:

@@ -368,3 +368,45 @@ def test_an_sdist_that_is_needed_to_build_itself_is_an_error(project: SharingPro
     request = BuildRequest("unused", building=("0" * 64, digest))
     with pytest.raises(CircularRequirementsError, match=r"form a circle: shared-1.0.tar.gz is needed"):
         build_shared_wheel(str(project.sdist), str(project.folder / "wheels"), request, Reporter())
+
+
+def test_two_processes_whose_sdists_need_each_other_do_not_wait_for_ever(
+    project: SharingProject, tmp_path: Path
+) -> None:
+    other = SharingProject(tmp_path / "other", project.started)
+    other.write()
+    # What making a build environment comes to: while the first sdist is being built, the second one is asked for.
+    script = """
+import sys
+from pathlib import Path
+from lockbuild.errors import CircularRequirementsError
+from lockbuild.events import Reporter
+from lockbuild.frontend import build_shared_wheel
+from lockbuild.request import BuildRequest
+from lockbuild.sdist import read_sdist
+from lockbuild.sharing.build import shared_build
+from witness import wait_until
+ours, theirs, folder, mine, other = sys.argv[1:]
+Path(folder).mkdir()
+sdist = read_sdist(ours, folder)
+request = BuildRequest("unused", building=(sdist.sha256,))
+with shared_build(sdist, "wheel", request, Reporter(), folder, 0.0) as shared:
+    assert shared.delivery is None
+    Path(mine).touch()
+    wait_until(Path(other).exists, "the other one")
+    build_shared_wheel(theirs, folder, request, Reporter())
+"""
+    processes = []
+    for number, (ours, theirs) in enumerate(((project, other), (other, project))):
+        words = [str(ours.sdist), str(theirs.sdist), *(str(tmp_path / name) for name in (f"work{number}", f"{number}"))]
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, *words, str(tmp_path / str(1 - number))],
+            # The same for both, as everything in their keys has to be.
+            env=project.environ() | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+    project.started += processes
+    errors = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    assert any("CircularRequirementsError: The build requirements form a circle: shared-1.0" in each for each in errors)
