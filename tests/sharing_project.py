@@ -64,13 +64,14 @@ class SharingProject:
         source: Path | None = None,
         gated: bool = False,
         env: Mapping[str, str] | None = None,
+        command: tuple[str, ...] = LOCKBUILD,
         **popen: object,
     ) -> subprocess.Popen[str]:
         """Start ``lockbuild --wheel`` of the sdist, or of another source, with an out-dir of its own."""
         environ = self.environ(gated) | dict(env or {})
         out_dir = self.folder / f"out{len(self.started)}"
         process: subprocess.Popen[str] = subprocess.Popen(
-            [*LOCKBUILD, "--wheel", *options, "-o", str(out_dir), str(source or self.sdist)],
+            [*command, "--wheel", *options, "-o", str(out_dir), str(source or self.sdist)],
             env=environ,
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **popen},  # type: ignore[call-overload]
         )
@@ -90,8 +91,8 @@ class SharingProject:
         lines = log.read_text().splitlines() if log.exists() else []
         return [int(line.split()[1]) for line in lines if line.startswith(word)]
 
-    def wait_for_run(self, count: int = 1) -> None:
-        wait_until(lambda: len(self.runs()) >= count, f"run {count} of the backend")
+    def wait_for_run(self, count: int = 1, word: str = "enter") -> None:
+        wait_until(lambda: len(self.runs(word)) >= count, f"run {count} of the backend")
 
     def finish(self, *processes: subprocess.Popen[str], status: int = 0) -> list[str]:
         """Wait for processes (default: all); return the standard error of each."""

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from lockbuild.errors import CircularRequirementsError
 from lockbuild.events import Reporter
 from lockbuild.frontend import build_shared_wheel
 from lockbuild.request import BuildRequest
-from machine import read_message
+from machine import ADOPTER, linux_only, read_message
 from sharing_project import WHEEL, SharingProject, wait_until_all_wait
 from wheelhouse import CACHE_COMMAND
-from witness import LOCKBUILD, PATIENCE
+from witness import LOCKBUILD, PATIENCE, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,54 @@ def test_a_builder_that_is_killed_hands_over_to_one_waiter(project: SharingProje
     assert len(project.runs()) == 2
     assert len({project.wheel(process).read_bytes() for process in waiters}) == 1
     assert not project.wheel(builder).exists()
+
+
+@linux_only
+def test_nobody_takes_over_before_the_hook_of_a_killed_builder_has_ended(project: SharingProject) -> None:
+    pid_file = project.folder / "builder"
+    env = {"PID_FILE": str(pid_file)}
+    start_builder(project, env=env, command=(sys.executable, "-c", ADOPTER, *LOCKBUILD))
+    builder = int(pid_file.read_text())
+    waiter = project.start(gated=True, env=env)
+    wait_until_all_wait([waiter], builder)
+    [hook] = project.runs()
+    host = int(Path(f"/proc/{hook}/stat").read_text().rpartition(")")[2].split()[1])
+    # The host would end the hook at once. Stopped, it cannot; it and the hook have inherited the lock.
+    os.kill(host, signal.SIGSTOP)
+    try:
+        os.kill(builder, signal.SIGKILL)
+        line = read_message(waiter, "Waiting for ")
+        assert line in [f"* Waiting for {pid}, which is building shared-1.0.tar.gz" for pid in (host, hook)]
+        assert project.runs() == [hook]
+    finally:
+        os.kill(host, signal.SIGCONT)
+    project.wait_for_run(2)
+    project.gate.touch()
+    project.finish(waiter)
+
+
+@pytest.mark.slow
+def test_a_builder_that_is_killed_at_any_moment_of_its_end_leaves_whole_wheels_or_none(project: SharingProject) -> None:
+    for number in range(8):
+        builder = start_builder(project)
+        waiters = [project.start(gated=True) for _ in range(2)]
+        wait_until(lambda: len(project.tickets()) == 2, "their tickets")
+        before = len(project.runs())
+        project.gate.touch()
+        project.wait_for_run(before, "leave")
+        # What follows takes a few milliseconds. Where it is cut off is chance.
+        time.sleep(number / 200)
+        builder.kill()
+        project.finish(*waiters)
+        assert len({project.wheel(process).read_bytes() for process in waiters}) == 1
+        assert project.content(waiters[0], "shared.txt") == "first"
+        assert len(project.runs()) - before in (0, 1)
+        # The next builder clears up what the killed one has left.
+        project.gate.unlink()
+        project.started.clear()
+        shutil.rmtree(project.folder / "out0")
+    project.build()
+    assert project.left_behind() == []
 
 
 def test_a_builder_that_is_interrupted_hands_over_and_shares_no_failure(project: SharingProject) -> None:

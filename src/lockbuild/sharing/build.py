@@ -160,12 +160,13 @@ class SharedBuild:
 
     def __enter__(self) -> Self:
         """Wait until another process has built, or until it is our turn."""
+        kept_before = kept_outcome(self.lock.path)
         with contextlib.ExitStack() as stack:
             with Ticket(self.lock.path, self._wish) as ticket:
                 if not self.lock.take_unless(lambda: self._accept_or_give_up(ticket)):
                     return self
                 stack.push(self.lock)
-                if self._accept(ticket) or (self._request.reuse and self._accept_kept(ticket)):
+                if self._accept(ticket) or self._accept_kept(ticket, kept_before):
                     return self
             self._become_builder(stack)
             self._resources = stack.pop_all()
@@ -242,9 +243,7 @@ class SharedBuild:
             if artifacts is not None:
                 shutil.copytree(artifacts, os.path.join(self._prepared, ARTIFACTS))
             outcome.write(self._prepared)
-            deliver(self._prepared, addresses)
-            if is_kept:
-                keep(self.lock.path, self._prepared)
+            deliver(keep(self.lock.path, self._prepared) if is_kept else self._prepared, addresses)
 
     def _accept_or_give_up(self, ticket: Ticket) -> bool:
         if self._wish is not None and time.monotonic() >= self._look_for_circle:
@@ -281,9 +280,14 @@ class SharedBuild:
         self.reporter.log(f"Using {outcome.artifact}, {words}", ("step",))
         return True
 
-    def _accept_kept(self, ticket: Ticket) -> bool:
+    def _accept_kept(self, ticket: Ticket, kept_before: str | None) -> bool:
+        """
+        Take what is kept, with --reuse or if it was not there when we came.
+
+        Then its builder, whom we have waited for, was killed before he could deliver.
+        """
         kept = kept_outcome(self.lock.path)
-        if kept is None:
+        if kept is None or (kept == kept_before and not self._request.reuse):
             return False
         deliver(kept, [ticket.mailbox])
         if not self._accept(ticket, "which was built {age} ago"):

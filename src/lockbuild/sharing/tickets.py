@@ -160,14 +160,20 @@ def deliver(prepared: str, addresses: Iterable[str]) -> None:
             publish(prepared, OUTCOME, mailbox)
 
 
-def keep(folder: str, prepared: str) -> None:
-    """Keep an outcome in place of that which was kept. Only under the key's lock; as is what follows."""
+def keep(folder: str, prepared: str) -> str:
+    """
+    Keep an outcome in place of that which was kept; return where. Only under the key's lock; as is what follows.
+
+    This is the end of the build. Whoever finds another outcome than when he came has come before that.
+    """
     older = _names(folder, "kept")
     number = max([time.time_ns() // 1_000_000, *(int(name) + 1 for name in older if name.isdigit())])
     os.makedirs(os.path.join(folder, "kept"), exist_ok=True)
-    os.rename(prepared, os.path.join(folder, "kept", str(number)))
+    kept = os.path.join(folder, "kept", str(number))
+    os.rename(prepared, kept)
     for name in older:
         shutil.rmtree(os.path.join(folder, "kept", name), ignore_errors=True)
+    return kept
 
 
 def kept_outcome(folder: str) -> str | None:
