@@ -37,7 +37,6 @@ def common_cache() -> Iterator[str]:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common_cache: str) -> Iterator[SharingProject]:
     monkeypatch.setenv("LOCKBUILD_CACHE_DIR", common_cache)
-    monkeypatch.delenv("LOCKBUILD_REUSE", raising=False)
     # What an earlier test has left is not what this one looks at.
     shutil.rmtree(Path(common_cache, "builds"), ignore_errors=True)
     project = SharingProject(tmp_path / "project")
@@ -451,7 +450,7 @@ with shared_build(sdist, "wheel", request, Reporter(), folder, 0.0) as shared:
         process = subprocess.Popen(
             [sys.executable, "-c", script, *words, str(tmp_path / str(1 - number))],
             # The same for both, as everything in their keys has to be.
-            env=project.environ() | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            env=project.environ() | {"PYTHONPATH": os.pathsep.join(sys.path)},
             stderr=subprocess.PIPE,
             text=True,
         )

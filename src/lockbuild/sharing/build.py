@@ -212,6 +212,8 @@ class SharedBuild:
         )
 
     def _become_builder(self, stack: contextlib.ExitStack) -> None:
+        # Somebody who cleans up may have removed it, which frees no lock.
+        os.makedirs(self.lock.path, exist_ok=True)
         clear_up(self.lock.path)
         self._prepared = tempfile.mkdtemp(prefix=".", dir=self.lock.path)
         stack.callback(shutil.rmtree, self._prepared, ignore_errors=True)
