@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,11 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from build import BuildException
 
 from lockbuild.errors import CircularRequirementsError
 from lockbuild.events import Reporter
 from lockbuild.frontend import build_shared_wheel
 from lockbuild.request import BuildRequest
+from lockbuild.sharing.build import SharedBuild, shared_build
+from lockbuild.sharing.tickets import Ticket, read_outcome
 from machine import ADOPTER, linux_only, read_message
 from sharing_project import WHEEL, SharingProject, wait_until_all_wait
 from wheelhouse import CACHE_COMMAND
@@ -372,6 +376,27 @@ def test_an_edit_made_just_before_a_build_was_started_is_in_its_wheel(project: S
         assert int(project.content(process, "shared.txt")) >= number
 
 
+def test_of_a_tree_an_error_before_the_first_hook_is_nobody_s_who_came_after_the_build_began(
+    project: SharingProject, tmp_path: Path
+) -> None:
+    request = BuildRequest(str(project.tree), coalesce=True)
+
+    def shared() -> SharedBuild:
+        made = shared_build(str(project.tree), "wheel", request, Reporter(), str(tmp_path), 0.0)
+        assert made is not None
+        return made
+
+    folder = shared().lock.path
+    with Ticket(folder) as earlier, contextlib.ExitStack() as stack:
+        with pytest.raises(BuildException), shared():  # noqa: PT012 - the context is what is tested
+            later = stack.enter_context(Ticket(folder))
+            raise BuildException("no environment")
+        told = read_outcome(earlier.mailbox)
+        assert told is not None
+        assert told.error == "no environment"
+        assert read_outcome(later.mailbox) is None
+
+
 def test_builds_of_one_tree_that_do_not_ask_for_it_are_not_shared(project: SharingProject) -> None:
     builder = start_builder(project, "--coalesce", source=project.tree)
     other = project.start(source=project.tree, gated=True)
@@ -431,6 +456,8 @@ from lockbuild.errors import CircularRequirementsError
 from lockbuild.events import Reporter
 from lockbuild.frontend import build_shared_wheel
 from lockbuild.request import BuildRequest
+from lockbuild.sharing.build import SharedBuild, shared_build
+from lockbuild.sharing.tickets import Ticket, read_outcome
 from lockbuild.sdist import read_sdist
 from lockbuild.sharing.build import shared_build
 from witness import wait_until

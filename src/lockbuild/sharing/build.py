@@ -152,7 +152,9 @@ class SharedBuild:
         self._wish = Wish(own, tuple(others)) if others else None
         self._look_for_circle = 0.0
         self._environments: set[Generation | None] = set()
+        self._has_begun = False
         self._addresses: list[str] | None = None
+        """Who may share it, of a tree; ``None`` is whoever waits at its end."""
         self._prepared = ""
         """A folder for the outcome of our build, and ``output`` the file in it that has the backend's output."""
         self.output: IO[bytes] | None = None
@@ -187,7 +189,8 @@ class SharedBuild:
         What a hook finds in the tree, it finds after this moment; whoever has a ticket now was started before it, and
         edited what he edited before that.
         """
-        if self.key.is_of_tree and self._addresses is None:
+        if self.key.is_of_tree and not self._has_begun:
+            self._has_begun = True
             self._addresses = mailboxes(self.lock.path)
 
     def uses(self, environment: BuildEnvironment | None) -> None:
@@ -197,7 +200,10 @@ class SharedBuild:
     def succeeded(self, artifact: str) -> None:
         """Deliver the artifact, with what lies beside it, and keep it. Its path is one in a folder of ours."""
         folder, name = os.path.split(artifact)
-        if environments := self._known_environments():
+        environments = self._known_environments()
+        if environments is None:
+            self.reporter.detail("Not sharing this build with others: its build environment is not kept")
+        else:
             sha256 = digest_of_file(artifact)
             # A copy, although a link would do: a file in an out-dir is its user's, who may change it.
             self._share(Outcome(os.getpid(), time.time(), name, sha256, environments), folder)
@@ -217,6 +223,9 @@ class SharedBuild:
         clear_up(self.lock.path)
         self._prepared = tempfile.mkdtemp(prefix=".", dir=self.lock.path)
         stack.callback(shutil.rmtree, self._prepared, ignore_errors=True)
+        if self.key.is_of_tree:
+            # For an error before the first hook.
+            self._addresses = mailboxes(self.lock.path)
         self.output = open(os.path.join(self._prepared, OUTPUT), "xb", buffering=0)  # noqa: SIM115 - closed by the stack
         stack.push(self.output)
         self.reporter = _Listener(self.reporter, self.output)

@@ -14,6 +14,7 @@ from lockbuild.digest import digest_of_file, sha256
 from lockbuild.environments import read_constraints
 from lockbuild.environments.key import WITHOUT_EFFECT as WITHOUT_EFFECT_FOR_INSTALLERS
 from lockbuild.environments.key import describe_files, environment_key
+from lockbuild.errors import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -85,7 +86,7 @@ def sharing_key(source: Sdist | str, kind: Distribution, request: BuildRequest) 
     """
     if isinstance(source, str):
         return _key_of_tree(source, kind, request)
-    return _key(["sdist", source.sha256], source.name, kind, request)
+    return _key(["sdist", source.sha256], shown(source.name), kind, request)
 
 
 def _key_of_tree(tree: str, kind: Distribution, request: BuildRequest) -> SharingKey | None:
@@ -94,7 +95,7 @@ def _key_of_tree(tree: str, kind: Distribution, request: BuildRequest) -> Sharin
     # A build reads the pyproject.toml before it begins. Another one would be another build.
     return _key(
         ["tree", path, folder.st_dev, folder.st_ino, _digest(os.path.join(path, "pyproject.toml"))],
-        f"the {kind} of {path}",
+        f"the {kind} of {shown(path)}",
         kind,
         request,
     )
