@@ -127,6 +127,16 @@ def rows(place: Place) -> list[Row]:
             Contestant("python -m build", [*build, *options, "-o", "OUT", "TREE"], **more),
         ]
 
+    sdist = place.folder / "three_lines-1.0.tar.gz"
+
+    def make_sdist() -> None:
+        if not sdist.exists():
+            place.run([lockbuild, "--sdist", "-o", str(place.folder), str(make_tree(place.folder / "sdist", 1))])
+
+    of_one_sdist = [
+        Contestant(each.name, [*each.command[:-1], str(sdist)], each.at_once, prepare=make_sdist)
+        for each in three("--wheel", at_once=8)
+    ]
     floor_command = [str(floor / "bin" / "python"), str(place.folder / "floor.py"), "TREE", "OUT"]
     return [
         Row(
@@ -156,6 +166,7 @@ def rows(place: Place) -> list[Row]:
         # python -m build loses some of them, so that its time would be no time.
         Row("10 at once of one tree", three("--wheel", at_once=10)[:2], {"uv build": 0.45}),
         Row("8 at once of 8 trees", three("--wheel", at_once=8, trees=8)[:2], {"uv build": 0.45}),
+        Row("8 at once of one sdist", of_one_sdist, {"uv build": 0.2, "python -m build": 0.1}),
         Row(
             "one wheel, 5,000 files",
             [*three("--wheel", files=5000)[:2], Contestant("floor", floor_command, files=5000)],

@@ -29,6 +29,7 @@ def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "LOCKBUILD_HELD_LOCKS",
         "LOCKBUILD_INSTALLER",
         "LOCKBUILD_ENV_MAX_AGE",
+        "LOCKBUILD_REUSE",
         "SOURCE_DATE_EPOCH",
         "NO_COLOR",
         "FORCE_COLOR",

@@ -40,6 +40,23 @@ if sys.implementation.name == "cpython" and pathlib.Path(sysconfig.get_path("inc
 """
 
 
+# Starts a program and adopts its orphans. A process group whose parent is gone is "orphaned": the kernel has a stopped
+# one go on. Adopted, it stays as it is.
+ADOPTER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+with open(os.environ["PID_FILE"] + ".new", "w") as file:
+    file.write(str(pid))
+os.rename(os.environ["PID_FILE"] + ".new", os.environ["PID_FILE"])
+while True:
+    try:
+        os.waitpid(-1, 0)
+    except ChildProcessError:
+        break
+"""
+
+
 def read_message(process: subprocess.Popen[str], text: str) -> str:
     """
     Return the next line on a process's standard error that contains ``text``.

@@ -40,7 +40,7 @@ def _tell(hook: str) -> None:
     os.close(descriptor)
 
 
-def get_requires_for_build_wheel(config_settings: object = None) -> list[str]:  # noqa: ARG001
+def get_requires_for_build_wheel(config_settings: object = None) -> list[str]:
     _tell("get_requires_for_build_wheel")
     requires: list[str] = json.loads(os.environ.get("PROBE_REQUIRES", "[]"))
     return requires
@@ -48,8 +48,8 @@ def get_requires_for_build_wheel(config_settings: object = None) -> list[str]:  
 
 def build_wheel(
     wheel_directory: str,
-    config_settings: object = None,  # noqa: ARG001
-    metadata_directory: object = None,  # noqa: ARG001
+    config_settings: object = None,
+    metadata_directory: object = None,
 ) -> str:
     _tell("build_wheel")
     gate = os.environ.get("PROBE_GATE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -31,11 +32,17 @@ def write_wheel(path: Path, content: bytes = b"content") -> Path:
     return path
 
 
-def write_sdist(path: Path) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        info = tarfile.TarInfo("witness-1.0/PKG-INFO")
-        info.size = 4
-        archive.addfile(info, io.BytesIO(b"text"))
+def write_sdist(path: Path, cut: int = 0) -> Path:
+    """Write an sdist of two members; with ``cut`` the archive in the intact gzip file lacks so many bytes."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name in ("first", "last"):
+            info = tarfile.TarInfo(f"witness-1.0/{name}")
+            info.size = 600
+            archive.addfile(info, io.BytesIO(f"{name} file".encode().ljust(600)))
+    # Without the two empty blocks and the padding at its end.
+    end = 2 * (512 + 1024)
+    path.write_bytes(gzip.compress(content.getvalue()[: end - cut] if cut else content.getvalue(), 0))
     return path
 
 
@@ -299,8 +306,14 @@ def test_an_artifact_is_described_as_it_is(staging: Path, tmp_path: Path) -> Non
     assert described["hashes"] == {"sha256": artifact.sha256}
 
 
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-10])
+def cut_short(path: Path, length: int = 10) -> None:
+    path.write_bytes(path.read_bytes()[:-length])
+
+
+def damage(path: Path) -> None:
+    # Stored, not compressed, so that only the checksum at the end tells.
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"last file", b"lost file"))
 
 
 def make_link_outside(path: Path) -> None:
@@ -314,6 +327,10 @@ BAD_ARTIFACTS: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("text as wheel", WHEEL, lambda path: path.write_text("text"), "cannot be read"),
     ("wheel cut short", WHEEL, lambda path: cut_short(write_wheel(path)), "cannot be read"),
     ("empty sdist", SDIST, Path.touch, "cannot be read"),
+    ("sdist cut short behind its first member", SDIST, lambda path: cut_short(write_sdist(path)), "cannot be read"),
+    ("sdist that lacks its checksum", SDIST, lambda path: cut_short(write_sdist(path), 6), "cannot be read"),
+    ("sdist that was damaged", SDIST, lambda path: damage(write_sdist(path)), "cannot be read"),
+    ("sdist whose last file is incomplete", SDIST, lambda path: write_sdist(path, 700), "cannot be read"),
     ("text as sdist", SDIST, lambda path: path.write_text("text"), "cannot be read"),
     ("a folder", WHEEL, Path.mkdir, "there is no such file"),
     ("a link to a file elsewhere", WHEEL, make_link_outside, "not in the folder that it was given"),

@@ -439,7 +439,17 @@ ROWS = [
     Row(
         "sdist with a bad version", "-n a-b.tar.gz", prepare=lambda w: make_sdist(w, "a-b.tar.gz"), status=1, slow=True
     ),
-    Row("not a tar file", "-n parity-1.0.tar.gz", {"parity-1.0.tar.gz": "nothing"}, status=1, slow=True),
+    Row(
+        "not a tar file",
+        "-n parity-1.0.tar.gz",
+        {"parity-1.0.tar.gz": "nothing"},
+        status=1,
+        ignored={"stderr": "build adds a line for each kind of compression that it is not"},
+        ours=lambda outcome: (
+            outcome.stderr.endswith("Not a gzipped file (b'no')\n") and outcome.stderr.count("\n") == 1
+        ),
+        slow=True,
+    ),
     Row("sdist without a folder", "-n parity-1.0.tar.gz", prepare=lambda w: make_sdist(w, top=""), status=1, slow=True),
     Row(
         "sdist without PKG-INFO",

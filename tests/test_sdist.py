@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import tarfile
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from lockbuild.errors import SdistError
-from lockbuild.sdist import top_level_folder, unpacked
+from lockbuild.sdist import Sdist, read_sdist, unpacked
+from machine import error_line, linux_only
 from witness import WitnessTree
 
 PKG_INFO = "Metadata-Version: 2.1\nName: witness\nVersion: 1.0\n"
@@ -40,10 +42,22 @@ def good_members() -> dict[str, str]:
     }
 
 
+def read(archive: Path) -> Sdist:
+    folder = archive.parent / "copies"
+    folder.mkdir()
+    return read_sdist(str(archive), str(folder))
+
+
 def a_link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info
+
+
+def written_as_gzip(path: Path, content: bytes) -> Path:
+    with gzip.open(path, "wb", compresslevel=1) as archive:
+        archive.write(content)
+    return path
 
 
 def truncated(path: Path) -> Path:
@@ -110,29 +124,29 @@ LEAVING: list[tuple[str, dict[str, str], list[tarfile.TarInfo]]] = [
 
 
 def test_a_good_one_is_unpacked_and_removed_afterwards(tmp_path: Path) -> None:
-    archive = str(write_sdist(tmp_path / NAME, good_members()))
-    folder = top_level_folder(archive)
-    assert folder == "witness-1.0"
-    with unpacked(archive, folder, None) as tree:
+    sdist = read(write_sdist(tmp_path / NAME, good_members()))
+    assert (sdist.folder, sdist.name) == ("witness-1.0", NAME)
+    assert sdist.sha256 == hashlib.sha256((tmp_path / NAME).read_bytes()).hexdigest()
+    with unpacked(sdist, None) as tree:
         assert sorted(os.listdir(tree)) == ["PKG-INFO", "pyproject.toml", "witness_backend.py"]
     assert not os.path.exists(tree)
     assert os.listdir(tmp_path / "tmp") == []
 
 
 def test_it_is_removed_also_when_the_build_fails(tmp_path: Path) -> None:
-    archive = str(write_sdist(tmp_path / NAME, good_members()))
-    with pytest.raises(KeyError), unpacked(archive, "witness-1.0", None):
+    sdist = read(write_sdist(tmp_path / NAME, good_members()))
+    with pytest.raises(KeyError), unpacked(sdist, None):
         raise KeyError
     assert os.listdir(tmp_path / "tmp") == []
 
 
 def test_in_a_named_folder_it_replaces_what_an_earlier_build_unpacked_and_is_kept(tmp_path: Path) -> None:
-    archive = str(write_sdist(tmp_path / NAME, good_members()))
+    sdist = read(write_sdist(tmp_path / NAME, good_members()))
     extract_dir = tmp_path / "there"
     (extract_dir / "witness-1.0").mkdir(parents=True)
     (extract_dir / "witness-1.0" / "stale.py").touch()
     (extract_dir / "beside").touch()
-    with unpacked(archive, "witness-1.0", str(extract_dir)) as tree:
+    with unpacked(sdist, str(extract_dir)) as tree:
         assert tree == str(extract_dir / "witness-1.0")
     assert sorted(os.listdir(tree)) == ["PKG-INFO", "pyproject.toml", "witness_backend.py"]
     assert (extract_dir / "beside").exists()
@@ -141,16 +155,16 @@ def test_in_a_named_folder_it_replaces_what_an_earlier_build_unpacked_and_is_kep
 @pytest.mark.parametrize(("make", "message"), [case[1:] for case in BAD_ARCHIVES], ids=[c[0] for c in BAD_ARCHIVES])
 def test_what_is_no_sdist_is_refused(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(SdistError) as caught:
-        top_level_folder(str(make(tmp_path / NAME)))
-    # What Python's tarfile has to say may follow on more lines; build prints those, too.
-    assert message in str(caught.value).splitlines()[0]
+        read(make(tmp_path / NAME))
+    [line] = str(caught.value).splitlines()
+    assert message in line
 
 
 @pytest.mark.parametrize("name", ["witness.tar.gz", "witness-one.tar.gz", "-1.0.tar.gz", ".tar.gz", "1.0.tar.gz"])
 def test_a_name_that_no_sdist_has_is_refused(tmp_path: Path, name: str) -> None:
     archive = write_sdist(tmp_path / name, good_members())
     with pytest.raises(SdistError, match="does not look like a source distribution"):
-        top_level_folder(str(archive))
+        read(archive)
 
 
 @pytest.mark.parametrize(("members", "more"), [case[1:] for case in LEAVING], ids=[case[0] for case in LEAVING])
@@ -158,12 +172,12 @@ def test_a_name_that_no_sdist_has_is_refused(tmp_path: Path, name: str) -> None:
 def test_a_member_that_would_leave_its_folder_is_refused(
     tmp_path: Path, members: dict[str, str], more: list[tarfile.TarInfo], is_named: bool
 ) -> None:
-    archive = str(write_sdist(tmp_path / NAME, good_members() | members, *more))
+    sdist = read(write_sdist(tmp_path / NAME, good_members() | members, *more))
     (tmp_path / "outside").write_text("as it was")
     extract_dir = str(tmp_path / "there") if is_named else None
     with (
         pytest.raises(SdistError, match="failed to unpack source distribution"),
-        unpacked(archive, top_level_folder(archive), extract_dir),
+        unpacked(sdist, extract_dir),
     ):
         pytest.fail("the hooks would run now")
     assert (tmp_path / "outside").read_text() == "as it was"
@@ -196,3 +210,73 @@ def test_a_build_from_a_bad_one_is_one_error_line_and_runs_no_hook(
     assert message in line
     assert witness_tree.log() == []
     assert not witness_tree.out_dir.exists()
+
+
+def test_one_that_unpacks_to_more_than_the_limit_is_refused_by_what_its_header_says(tmp_path: Path) -> None:
+    huge = tarfile.TarInfo("witness-1.0/zeros")
+    huge.size = 1 << 36
+    # The content itself is not there: whoever looked for it would say so.
+    archive = written_as_gzip(tmp_path / NAME, huge.tobuf())
+    with pytest.raises(SdistError, match=r"unpacks to more than 10 MiB; if it may, allow it with --max-sdist-size"):
+        read_sdist(str(archive), str(tmp_path / "tmp"), 10 << 20)
+
+
+def test_zeros_behind_the_end_are_not_read_for_ever(tmp_path: Path) -> None:
+    archive = write_sdist(tmp_path / NAME, good_members())
+    written_as_gzip(archive, gzip.decompress(archive.read_bytes()) + bytes(16 << 20))
+    with pytest.raises(SdistError, match="unpacks to more than 8 MiB"):
+        read_sdist(str(archive), str(tmp_path / "tmp"), 8 << 20)
+
+
+def test_very_many_empty_members_count_and_a_header_is_never_read_into_memory_whole(tmp_path: Path) -> None:
+    many = write_sdist(tmp_path / NAME, {f"witness-1.0/{number}": "" for number in range(1000)})
+    with pytest.raises(SdistError, match="unpacks to more than"):
+        read_sdist(str(many), str(tmp_path / "tmp"), 1 << 20)
+    huge = tarfile.TarInfo("././@PaxHeader")
+    huge.type, huge.size = tarfile.XHDTYPE, 1 << 32
+    (tmp_path / "copies").mkdir()
+    written_as_gzip(tmp_path / NAME, huge.tobuf())
+    with pytest.raises(SdistError, match="a header of 4294967296 bytes"):
+        read_sdist(str(tmp_path / NAME), str(tmp_path / "copies"))
+
+
+def test_the_limit_can_be_lifted(witness_tree: WitnessTree) -> None:
+    archive = str(write_sdist(witness_tree.control / NAME, good_members()))
+    refused, built, unlimited = (
+        witness_tree.start("--wheel", "--max-sdist-size", size, source=archive) for size in ("8K", "1M", "none")
+    )
+    [(status, _, error)] = witness_tree.finish(refused)
+    assert (status, error.count("\n")) == (1, 1)
+    assert error.startswith(f"ERROR source distribution {archive} unpacks to more than")
+    assert [status for status, _, _ in witness_tree.finish(built, unlimited)] == [0, 0]
+    [(status, _, error)] = witness_tree.finish(witness_tree.start("--max-sdist-size", "much", source=archive))
+    assert status == 2
+    assert "invalid size value: 'much'" in error
+
+
+def test_one_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = write_sdist(tmp_path / NAME, good_members())
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-1])
+    fstat, seen = os.fstat, list[os.stat_result]()
+
+    def write_on(descriptor: int) -> os.stat_result:
+        # Another process that writes the rest as soon as this one has begun to read.
+        status = fstat(descriptor)
+        if not seen:
+            seen.append(status)
+            archive.write_bytes(whole)
+        return status
+
+    monkeypatch.setattr(os, "fstat", write_on)
+    with pytest.raises(SdistError, match="was changed while it was read; wait until it is complete"):
+        read(archive)
+
+
+@linux_only
+def test_one_that_cannot_be_read_is_one_error_line(witness_tree: WitnessTree) -> None:
+    archive = witness_tree.control / NAME
+    # A regular file that the kernel lets nobody read at its beginning, not even root.
+    archive.symlink_to("/proc/self/mem")
+    line = error_line(witness_tree.finish(witness_tree.start("--wheel", source=archive))[0])
+    assert line.startswith(f"ERROR failed to read source distribution {archive}: [Errno 5]")

@@ -56,12 +56,12 @@ def _problem_with_wheel(path: str) -> Exception | None:
 
 
 def _problem_with_sdist(path: str) -> Exception | None:
-    import tarfile
+    from lockbuild.sdist import UNREADABLE, read_through
 
     try:
-        with tarfile.open(path) as archive:
-            archive.next()
-    except (tarfile.TarError, OSError, EOFError) as error:
+        # A backend that was cut short, by a full disk say, may have left the beginning of one.
+        read_through(path)
+    except UNREADABLE as error:
         return error
     return None
 

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, NoReturn
 from lockbuild.environments.store import Generation, age_in_words, generations, remove_unused
 from lockbuild.errors import LockbuildError, LockTimeoutError, shown
 from lockbuild.locks import DirectoryLock
-from lockbuild.paths import cache_folder, environment_folder
+from lockbuild.paths import cache_folder, environment_folder, key_folders
 from lockbuild.settings import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+
+    from lockbuild.sharing.wheels import KeptWheel
 
 # Environments that no build has used for so long are removed, in seconds.
 UNUSED_SECONDS = 30 * 86400.0
@@ -45,7 +47,7 @@ class CachedEnvironment:
 def list_environments(cache_dir: str | None = None) -> list[CachedEnvironment]:
     """Return the complete environments in the store, the one last used first."""
     found = []
-    for folder in _key_folders(cache_dir):
+    for folder in key_folders(cache_dir, environment_folder):
         for generation in generations(folder):
             if manifest := generation.read_manifest():
                 packages = tuple(f"{name} {version}" for name, version in sorted(manifest.packages.items()))
@@ -62,7 +64,7 @@ def prune(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> l
     """
     removed: list[Generation] = []
     oldest = time.time() - older_than
-    for folder in _key_folders(cache_dir):
+    for folder in key_folders(cache_dir, environment_folder):
         # Whoever has the lock is making an environment here; it is no time to clean up.
         with contextlib.suppress(LockTimeoutError), DirectoryLock(folder, cache_dir=cache_dir, timeout=0, create=True):
             removed += remove_unused(folder, keep=lambda generation: generation.last_used() > oldest)
@@ -97,7 +99,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_print_folder)
     command = commands.add_parser("list", help="list what is in the cache")
     command.set_defaults(run=_print_list)
-    command = commands.add_parser("prune", help="remove environments that were not used for 30 days")
+    command = commands.add_parser("prune", help="remove environments and wheels that were not used for 30 days")
     command.add_argument(
         "--older-than",
         type=duration,
@@ -116,36 +118,59 @@ def _print_folder(parsed: argparse.Namespace) -> None:
 
 
 def _print_list(parsed: argparse.Namespace) -> None:
-    environments = list_environments(parsed.cache_dir)
-    if not environments:
+    from lockbuild.sharing.wheels import list_wheels
+
+    environments, wheels = list_environments(parsed.cache_dir), list_wheels(parsed.cache_dir)
+    if environments:
+        _print_environments(environments)
+    if wheels:
+        _print_wheels(wheels)
+    if not environments and not wheels:
         print("The cache is empty.")
-        return
+
+
+def _print_environments(environments: Sequence[CachedEnvironment]) -> None:
     rows = [("ENVIRONMENT", "SIZE", "MADE", "LAST USED", "PACKAGES")]
     for each in environments:
         name = f"{os.path.basename(each.generation.folder)}/{each.generation.name}"
-        size = f"{each.size / 1024**2:.1f} MiB"
-        made, used = (f"{age_in_words(moment)} ago" for moment in (each.made, each.last_used))
-        rows.append((name, size, made, used, ", ".join(each.packages)))
+        rows.append((name, *_figures(each), ", ".join(each.packages)))
+    _print_table(rows)
+
+
+def _print_wheels(wheels: Sequence[KeptWheel]) -> None:
+    _print_table(
+        [
+            ("WHEEL", "SIZE", "BUILT", "LAST USED", "FILE"),
+            *((os.path.basename(each.path), *_figures(each), shown(each.path)) for each in wheels),
+        ]
+    )
+
+
+def _figures(each: CachedEnvironment | KeptWheel) -> tuple[str, str, str]:
+    made, used = (f"{age_in_words(moment)} ago" for moment in (each.made, each.last_used))
+    return f"{each.size / 1024**2:.1f} MiB", made, used
+
+
+def _print_table(rows: Sequence[tuple[str, str, str, str, str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]]).rstrip())
 
 
 def _prune(parsed: argparse.Namespace) -> None:
+    from lockbuild.sharing.wheels import list_wheels, prune_wheels
+
     removed = prune(parsed.older_than, parsed.cache_dir)
-    left = len(list_environments(parsed.cache_dir))
-    plural = "" if len(removed) == 1 else "s"
-    print(f"Removed {len(removed)} environment{plural}; {left} left")
+    _print_removed(len(removed), len(list_environments(parsed.cache_dir)), "environment")
+    # After their environments, without which they are of no use.
+    removed_wheels = prune_wheels(parsed.older_than, parsed.cache_dir)
+    left = len(list_wheels(parsed.cache_dir))
+    if removed_wheels or left:
+        _print_removed(removed_wheels, left, "wheel")
 
 
-def _key_folders(cache_dir: str | None) -> Iterator[str]:
-    cache = cache_folder(cache_dir)
-    if cache is None or not os.path.isdir(cache):
-        return
-    store = environment_folder(cache_dir)
-    for name in sorted(os.listdir(store)):
-        if os.path.isdir(os.path.join(store, name)):
-            yield os.path.join(store, name)
+def _print_removed(removed: int, left: int, what: str) -> None:
+    print(f"Removed {removed} {what}{'' if removed == 1 else 's'}; {left} left")
 
 
 def _size(path: str) -> int:

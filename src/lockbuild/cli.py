@@ -18,13 +18,16 @@ from lockbuild import __version__
 from lockbuild.errors import Interrupted, LockbuildError, SettingsError, shown
 from lockbuild.settings import (
     DEFAULT_ENV_MAX_AGE,
+    DEFAULT_MAX_SDIST_SIZE,
     ENV_MAX_AGE_VARIABLE,
     INSTALLER_VARIABLE,
     LOCK_TIMEOUT_VARIABLE,
     PREIMPORT_VARIABLE,
+    REUSE_VARIABLE,
     duration,
     from_environment,
     seconds,
+    size,
     switch,
 )
 
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
 
 # The options that `build` does not have.
 _OWN_OPTIONS = frozenset(
-    {"--cache-dir", "--clear", "--env-max-age", "--lock", "--lock-timeout", "--no-cache", "--refresh", "--timings"}
+    {
+        *("--cache-dir", "--clear", "--coalesce", "--env-max-age", "--lock", "--lock-timeout", "--max-sdist-size"),
+        *("--no-cache", "--no-reuse", "--refresh", "--reuse", "--timings"),
+    }
 )
 
 _HELP_FOR_FAILED_BUILDS = "https://build.pypa.io/en/stable/how-to/troubleshooting.html#debug-a-failed-build"
@@ -110,6 +116,7 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
     _add_build_options(parser.add_argument_group("build options"))
     _add_environment_options(parser.add_argument_group("build environment options"))
     _add_lock_options(parser.add_argument_group("lock options"))
+    _add_sharing_options(parser.add_argument_group("sharing options"))
     return parser
 
 
@@ -271,6 +278,28 @@ def _add_lock_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_sharing_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--reuse",
+        action=argparse.BooleanOptionalAction,
+        help="of an sdist, take the wheel that was built of it before with the same settings and environment (default: "
+        f"{REUSE_VARIABLE}, else only one whose build was under way)",
+    )
+    group.add_argument(
+        "--coalesce",
+        action="store_true",
+        help="of a tree, take what another process with --coalesce has begun to build after this one was started",
+    )
+    group.add_argument(
+        "--max-sdist-size",
+        type=size,
+        metavar="SIZE",
+        default=DEFAULT_MAX_SDIST_SIZE,
+        help="refuse an sdist that unpacks to more: bytes, or a number with K, M, G or T behind it, or none for no "
+        "limit (default: 4G)",
+    )
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that abbreviates only the options of ``build``; ours would make its abbreviations ambiguous."""
 
@@ -335,7 +364,7 @@ def _run(parsed: argparse.Namespace) -> int:
     except Interrupted as interruption:
         return interruption.exit_status
     except LockbuildError as error:
-        console.error(str(error))
+        console.error(str(error), getattr(error, "__notes__", ()))
         return error.exit_status
     except Exception as error:  # noqa: BLE001 - whatever it is, a person gets one line
         _report_failure(error, parsed, console)
@@ -400,6 +429,9 @@ def _make_request(parsed: argparse.Namespace) -> BuildRequest:
         env_max_age=DEFAULT_ENV_MAX_AGE if max_age is None else max_age,
         refresh=parsed.refresh,
         preimport=preimport is not False,
+        reuse=bool(from_environment(REUSE_VARIABLE, switch, "1 or 0") if parsed.reuse is None else parsed.reuse),
+        coalesce=parsed.coalesce,
+        max_sdist_size=parsed.max_sdist_size,
         clear=parsed.clear,
         verbosity=parsed.verbosity,
     )

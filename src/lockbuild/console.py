@@ -89,7 +89,11 @@ class Console(Reporter):
         if self._verbosity < -1:
             return
         held_by = str(wait.holder) if wait.holder else "a process that cannot be seen from here"
-        text = f"Waiting for the lock on {shown(wait.subject)}, held by {held_by}"
+        if wait.activity is None:
+            text = f"Waiting for the lock on {shown(wait.subject)}, held by {held_by}"
+        else:
+            builder = wait.holder.pid if wait.holder else held_by
+            text = f"Waiting for {builder}, which is {shown(wait.activity)}"
         if self._live_line is not None:
             # The end of the line is what counts up; a long command line before it is cut.
             end = f", {wait.waited:.0f} s so far"

@@ -98,6 +98,16 @@ class SdistError(LockbuildError):
     """A file is not a source distribution that a wheel can be built from."""
 
 
+class SharedBuildError(LockbuildError):
+    """A build that another process did for this one, too, has failed there."""
+
+    def __init__(self, subject: str, builder: int, error: str) -> None:
+        self.subject = subject
+        self.builder = builder
+        self.error = error
+        super().__init__(f"{error} (in process {builder}, which was building {shown(subject)} for this one, too)")
+
+
 class CacheFolderError(LockbuildError):
     """No folder can be had in which lock files are safe."""
 

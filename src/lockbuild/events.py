@@ -24,6 +24,8 @@ class LockWait(NamedTuple):
     """Seconds since the wait began."""
     timeout: float | None
     """Seconds after which it ends in an error; ``None`` waits for ever."""
+    activity: str | None = None
+    """What the holder does, where that is what is waited for."""
 
 
 class Reporter:

@@ -13,7 +13,14 @@ import time
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from lockbuild.environments import BuildEnvironment, build_environment, extended
-from lockbuild.errors import ArtifactError, EnvironmentFolderError, OutDirError, UnmetDependenciesError, shown
+from lockbuild.errors import (
+    ArtifactError,
+    CircularRequirementsError,
+    EnvironmentFolderError,
+    OutDirError,
+    UnmetDependenciesError,
+    shown,
+)
 from lockbuild.events import Reporter
 from lockbuild.hooks.caller import HookRunner
 from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
@@ -26,6 +33,9 @@ if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 
     from lockbuild.hooks.backend import Backend
+    from lockbuild.hooks.tee import Tee
+    from lockbuild.sdist import Sdist
+    from lockbuild.sharing.build import SharedBuild
 
 T = TypeVar("T")
 
@@ -41,13 +51,13 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
     before = _list_artifacts(out_dir) if request.clear else {}
     with _Run(request, reporter, out_dir) as run:
         if is_sdist(request.source):
-            built = _build_from_sdist(run, request.source, request.distributions or ("wheel",))
+            built = _build_from_sdist(run, _read_sdist(run), request.distributions or ("wheel",))
         elif request.distributions:
-            built = [_build_distribution(run, request.source, kind)[1] for kind in request.distributions]
+            built = [_build_from_tree(run, kind)[1] for kind in request.distributions]
         else:
-            sdist, published = _build_distribution(run, request.source, "sdist")
+            path, published = _build_from_tree(run, "sdist")
             reporter.log("Building wheel from sdist", ("step",))
-            built = [published, *_build_from_sdist(run, sdist, ("wheel",))]
+            built = [published, *_build_from_sdist(run, _read_sdist(run, path), ("wheel",))]
     from lockbuild import artifacts
 
     if request.clear:
@@ -72,9 +82,32 @@ def metadata(request: BuildRequest, reporter: Reporter | None = None) -> bytes:
     with (
         forward_log(reporter, request.verbosity),
         _Run(request, reporter, out_dir_of(request), collects_output=True) as run,
-        _source_tree(run, request.source) as (tree, locks),
+        _source_tree(run, _read_sdist(run) if is_sdist(request.source) else request.source) as (tree, locks),
     ):
         return _call_hooks(run, tree, "wheel", lambda backend: _prepare_metadata(run, backend), locks)
+
+
+def build_shared_wheel(archive: str, out_dir: str, request: BuildRequest, reporter: Reporter) -> str:
+    """
+    Build the wheel of an sdist that a build environment needs; return the wheel's path in the out-dir.
+
+    However many environments need it at the same time, it is built once, like any sdist. ``request`` is that of the
+    build whose environment it is: where the cache is, which installer there is, and how long to wait. Raises what
+    `build` raises, and `CircularRequirementsError` for an sdist that is needed to build itself.
+    """
+    of_requirement = request._replace(
+        source=archive,
+        distributions=("wheel",),
+        out_dir=out_dir,
+        config_settings={},
+        isolation=True,
+        env_dir=None,
+        sdist_extract_dir=None,
+        lock=None,
+        coalesce=False,
+        clear=False,
+    )
+    return build(of_requirement, reporter).artifacts[0].path
 
 
 def is_sdist(source: str) -> bool:
@@ -106,6 +139,8 @@ class _Run:
         self.out_dir = out_dir
         self.collects_output = collects_output
         self.timings: list[Timing] = []
+        self.shared: SharedBuild | None = None
+        """Set while this process builds for others, too."""
         self._started = time.time()
         self._staging: TemporaryDirectory[str] | None = None
 
@@ -129,6 +164,16 @@ class _Run:
             seconds = time.perf_counter() - began
             self.timings.append(Timing(name, seconds))
             self.reporter.ended(name, seconds)
+
+    @contextlib.contextmanager
+    def sharing(self, shared: SharedBuild) -> Iterator[None]:
+        """Have what is built now be what is shared."""
+        reporter = self.reporter
+        self.shared, self.reporter = shared, shared.reporter
+        try:
+            yield
+        finally:
+            self.shared, self.reporter = None, reporter
 
     @property
     def oldest_environment(self) -> float:
@@ -166,21 +211,67 @@ class _Run:
         )
 
 
-def _build_from_sdist(run: _Run, archive: str, kinds: Sequence[Distribution]) -> list[str]:
+def _read_sdist(run: _Run, built: str | None = None) -> Sdist:
+    """Read the sdist that is the request's source, or one that was just built, which may be of any size."""
+    from lockbuild.sdist import read_sdist
+
+    if built is not None:
+        return read_sdist(built, run.folder())
+    return read_sdist(run.request.source, run.folder(), run.request.max_sdist_size)
+
+
+def _build_from_tree(run: _Run, kind: Distribution) -> tuple[str, str]:
+    """Build one distribution of the tree that the request names; return its paths as `_build_distribution` does."""
+    tree = run.request.source
+    if run.request.coalesce:
+        return _build_once(run, tree, kind, lambda: _build_distribution(run, tree, kind))
+    return _build_distribution(run, tree, kind)
+
+
+def _build_from_sdist(run: _Run, sdist: Sdist, kinds: Sequence[Distribution]) -> list[str]:
     """Build from an sdist that is unpacked for it; return the paths of what was published."""
-    with _source_tree(run, archive) as (tree, locks):
-        return [_build_distribution(run, tree, kind, locks)[1] for kind in kinds]
+
+    def build_all() -> list[tuple[str, str]]:
+        with _source_tree(run, sdist) as (tree, locks):
+            return [_build_distribution(run, tree, kind, locks) for kind in kinds]
+
+    if sdist.sha256 in run.request.building:
+        raise CircularRequirementsError(sdist.name, os.getpid())
+    run.request = run.request._replace(building=(*run.request.building, sdist.sha256))
+    if tuple(kinds) == ("wheel",) and (is_sdist(run.request.source) or run.request.coalesce):
+        return [_build_once(run, sdist, "wheel", lambda: build_all()[0])[1]]
+    return [published for _, published in build_all()]
+
+
+def _build_once(
+    run: _Run, source: Sdist | str, kind: Distribution, build_it: Callable[[], tuple[str, str]]
+) -> tuple[str, str]:
+    """Have something built by one of all the processes that ask for the same at the same time, us or another one."""
+    from lockbuild import artifacts
+    from lockbuild.sharing.build import shared_build
+
+    shared = shared_build(source, kind, run.request, run.reporter, run.folder(), run.oldest_environment)
+    if shared is None:
+        return build_it()
+    with shared:
+        if shared.delivery is None:
+            with run.sharing(shared):
+                path, published = build_it()
+            shared.succeeded(path)
+            return path, published
+    folder, name = shared.delivery
+    _make_out_dir(run.out_dir)
+    return os.path.join(folder, name), artifacts.publish(folder, name, run.out_dir)
 
 
 @contextlib.contextmanager
-def _source_tree(run: _Run, source: str) -> Iterator[tuple[str, list[DirectoryLock]]]:
+def _source_tree(run: _Run, source: Sdist | str) -> Iterator[tuple[str, list[DirectoryLock]]]:
     """Yield the source tree of a build, which an sdist is unpacked into, and the locks that it is used under."""
-    if not is_sdist(source):
+    if isinstance(source, str):
         yield source, []
         return
-    from lockbuild.sdist import top_level_folder, unpacked
+    from lockbuild.sdist import unpacked
 
-    folder = top_level_folder(source)
     extract_dir = run.request.sdist_extract_dir
     with contextlib.ExitStack() as stack:
         locks: list[DirectoryLock] = []
@@ -191,7 +282,7 @@ def _source_tree(run: _Run, source: str) -> Iterator[tuple[str, list[DirectoryLo
             folders = [extract_dir, *([run.request.env_dir] if run.request.env_dir is not None else [])]
             in_order = sorted(folders, key=os.path.realpath)
             locks.extend(stack.enter_context(run.lock_directory(path)) for path in in_order)
-        yield stack.enter_context(unpacked(source, folder, extract_dir)), locks
+        yield stack.enter_context(unpacked(source, extract_dir)), locks
 
 
 def _build_distribution(
@@ -228,6 +319,8 @@ def _call_hooks(
     """Have the backend of a tree do some work, in its environment, under its lock."""
     with contextlib.ExitStack() as stack:
         locks: list[InheritableLock] = [*outer_locks]
+        if run.shared is not None:
+            locks.append(run.shared.lock)
         taken = [lock.path for lock in outer_locks if isinstance(lock, DirectoryLock)]
         if run.request.env_dir is not None and run.request.env_dir not in taken:
             # Two builds with one --env-dir: the second one finds the folder empty when the first has succeeded.
@@ -235,7 +328,7 @@ def _call_hooks(
         project = read_project(tree)
         tree_lock = run.lock_source_tree(project.tree)
         stack.callback(tree_lock.close)
-        hooks = stack.enter_context(HookRunner(_output_handler(run)))
+        hooks = stack.enter_context(HookRunner(_output_handler(run), _tee(run)))
 
         outer = tuple(locks)
 
@@ -267,6 +360,8 @@ def _call_hooks(
                     build_environment(project.requires, run.request, run.reporter, run.oldest_environment, warm_up)
                 )
             locks.extend(environment.locks)
+            if run.shared is not None:
+                run.shared.uses(environment)
         else:
             warm_up(None)
         tree_lock.is_ready = lambda: warm_up(environment)
@@ -332,6 +427,8 @@ def _locked(
         if decision.locked:
             with run.step("lock"):
                 held.append(stack.enter_context(tree_lock))
+        if run.shared is not None:
+            run.shared.begins()
         stack.enter_context(hooks.under(held))
         yield held
 
@@ -399,6 +496,8 @@ def _extended(
         if versions := full.required_versions():
             listed = "".join(f"\n- {name}=={version}" for name, version in versions.items())
             run.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
+        if run.shared is not None:
+            run.shared.uses(full)
         if full is environment:
             yield full
         else:
@@ -420,7 +519,7 @@ def _make_out_dir(out_dir: str) -> None:
 def _output_handler(run: _Run) -> Callable[[Sequence[str], bytes, int], None] | None:
     """Return what is to be done with the output of hooks; ``None`` lets it go where ours goes."""
     if not run.collects_output:
-        return None if run.request.verbosity >= 0 else lambda *_: None
+        return None if run.request.verbosity >= 0 or run.shared else lambda *_: None
 
     def show(command: Sequence[str], output: bytes, status: int) -> None:
         if status or run.request.verbosity > 0:
@@ -431,6 +530,15 @@ def _output_handler(run: _Run) -> Callable[[Sequence[str], bytes, int], None] | 
                 run.reporter.log(output.decode(errors="backslashreplace"), ("subprocess", "stdout"))
 
     return show
+
+
+def _tee(run: _Run) -> Tee | None:
+    """Return what writes down the output of hooks for those who wait for this build."""
+    if run.shared is None or run.shared.output is None:
+        return None
+    from lockbuild.hooks.tee import Tee
+
+    return Tee(run.shared.output, is_passed_on=run.request.verbosity >= 0)
 
 
 def _list_artifacts(out_dir: str) -> dict[str, tuple[int, int]]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from lockbuild.errors import CacheFolderError, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from lockbuild.events import Reporter
 
 CACHE_DIR_VARIABLE = "LOCKBUILD_CACHE_DIR"
@@ -78,12 +80,25 @@ def environment_folder(requested: str | os.PathLike[str] | None) -> str:
     It is this user's alone: whoever could write there would have his code run by our builds. Raises `CacheFolderError`
     where there is no such folder.
     """
+    return _private_folder(requested, "environments")
+
+
+def builds_folder(requested: str | os.PathLike[str] | None) -> str:
+    """
+    Return the folder of the builds that several processes share, made if it was missing. It is this user's alone, too.
+
+    Raises `CacheFolderError` where there is no such folder.
+    """
+    return _private_folder(requested, "builds")
+
+
+def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str) -> str:
     cache = cache_folder(requested)
     if cache is None:
         raise CacheFolderError("there is no home folder to have a cache in")
     user = os.getuid() if hasattr(os, "getuid") else ""
     # In a cache folder that several users share, the first one has the plain name.
-    for name in ("environments", f"environments-{user}"):
+    for name in (plain_name, f"{plain_name}-{user}"):
         folder = os.path.join(cache, name)
         try:
             os.makedirs(cache, exist_ok=True)
@@ -93,6 +108,17 @@ def environment_folder(requested: str | os.PathLike[str] | None) -> str:
         except OSError as error:
             raise CacheFolderError(f"{folder} cannot be made: {error.strerror}") from error
     raise CacheFolderError(f"{folder} is not a folder that only you can write")
+
+
+def key_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) -> Iterator[str]:
+    """Yield the folders of the keys in a store, which ``find_store`` finds; none while there is no cache folder."""
+    cache = cache_folder(cache_dir)
+    if cache is None or not os.path.isdir(cache):
+        return
+    store = find_store(cache_dir)
+    for name in sorted(os.listdir(store)):
+        if os.path.isdir(os.path.join(store, name)):
+            yield os.path.join(store, name)
 
 
 def spellings_folder(store: str) -> str | None:

@@ -56,6 +56,14 @@ class BuildRequest(NamedTuple):
     """Resolve them again at once."""
     preimport: bool = True
     """Import the backend once, and fork a process with it for each hook; without, each hook imports it anew."""
+    reuse: bool = False
+    """Take a wheel that was built of the same sdist before."""
+    coalesce: bool = False
+    """Take the artifact of a build of the same tree that started after this one was asked for."""
+    max_sdist_size: float = 4 * 1024.0**3
+    """Bytes to which an sdist that is the source may unpack; infinite for no limit."""
+    building: tuple[str, ...] = ()
+    """The SHA-256 of each sdist that waits for this build, which is one for its build environment."""
     clear: bool = False
     """Remove the project's older artifacts from the out-dir once the new ones are complete."""
     verbosity: int = 0

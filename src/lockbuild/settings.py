@@ -16,8 +16,10 @@ LOCK_TIMEOUT_VARIABLE = "LOCKBUILD_LOCK_TIMEOUT"
 ENV_MAX_AGE_VARIABLE = "LOCKBUILD_ENV_MAX_AGE"
 INSTALLER_VARIABLE = "LOCKBUILD_INSTALLER"
 PREIMPORT_VARIABLE = "LOCKBUILD_PREIMPORT"
+REUSE_VARIABLE = "LOCKBUILD_REUSE"
 
 DEFAULT_ENV_MAX_AGE = 24 * 3600.0
+DEFAULT_MAX_SDIST_SIZE = 4 * 1024.0**3
 
 
 def seconds(text: str) -> float:
@@ -34,9 +36,12 @@ def duration(text: str) -> float:
     return seconds(text) if unit is None else seconds(text[:-1]) * unit
 
 
-# What argparse calls a value that is none of these.
-seconds.__name__ = "number of seconds"
-duration.__name__ = "time"
+def size(text: str) -> float:
+    """Read a size in bytes, or with ``K``, ``M``, ``G`` or ``T`` behind a number; ``none`` is infinite."""
+    if text.lower() == "none":
+        return float("inf")
+    unit = {"k": 1, "m": 2, "g": 3, "t": 4}.get(text[-1:].lower())
+    return seconds(text) if unit is None else seconds(text[:-1]) * 1024.0**unit
 
 
 def switch(text: str) -> bool:
@@ -44,6 +49,12 @@ def switch(text: str) -> bool:
     if text not in ("0", "1"):
         raise ValueError(text)
     return text == "1"
+
+
+# What argparse calls a value that is none of these.
+seconds.__name__ = "number of seconds"
+duration.__name__ = "time"
+size.__name__ = "size"
 
 
 def from_environment(variable: str, parse: Callable[[str], T], meaning: str) -> T | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from machine import ADOPTER
 from witness import LOCKBUILD, WitnessTree, wait_until
 
 # Each of them takes a second or two, and there are many.
@@ -92,23 +93,6 @@ def each_place(request: pytest.FixtureRequest) -> None:
 
 def endless(tree: WitnessTree, before: str = "") -> str:
     return before + ENDLESS.format(control=tree.control)
-
-
-# Starts a program and adopts its orphans. A process group whose parent is gone is "orphaned": the kernel has a stopped
-# one go on. Adopted, it stays as it is.
-ADOPTER = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
-with open(os.environ["PID_FILE"] + ".new", "w") as file:
-    file.write(str(pid))
-os.rename(os.environ["PID_FILE"] + ".new", os.environ["PID_FILE"])
-while True:
-    try:
-        os.waitpid(-1, 0)
-    except ChildProcessError:
-        break
-"""
 
 
 def start_adopted(tree: WitnessTree) -> int:

@@ -11,6 +11,7 @@ from lockbuild.paths import environment_folder, spellings_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from lockbuild.environments.store import Generation
     from lockbuild.events import Reporter
     from lockbuild.locks import InheritableLock
     from lockbuild.request import BuildRequest
@@ -21,6 +22,10 @@ class BuildEnvironment(Protocol):
 
     locks: tuple[InheritableLock, ...]
     """What hooks have to inherit, so that nobody removes the environment under them."""
+
+    @property
+    def generation(self) -> Generation | None:
+        """Where it is kept; ``None`` for one that is made for one build."""
 
     @property
     def requirements(self) -> tuple[str, ...]:
@@ -57,7 +62,7 @@ def build_environment(
     It comes from the store, unless the user or the requirements forbid it, or there is no place for a store; then it
     is made for this build and removed after it.
     """
-    constraints = _read_constraints(request.constraints_file)
+    constraints = read_constraints(request.constraints_file)
     if request.use_cache and request.env_dir is None:
         from lockbuild.environments.kept import kept_environment
         from lockbuild.environments.key import environment_key
@@ -109,7 +114,8 @@ def extended(
             yield larger
 
 
-def _read_constraints(path: str | None) -> str:
+def read_constraints(path: str | None) -> str:
+    """Return the text of a constraints file, empty for none. Raises `OSError`."""
     if path is None:
         return ""
     with open(path, encoding="utf-8") as file:

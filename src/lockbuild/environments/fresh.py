@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from types import TracebackType
 
+    from lockbuild.environments.store import Generation
     from lockbuild.locks import InheritableLock
     from lockbuild.request import Installer
 
@@ -21,6 +22,8 @@ class FreshEnvironment:
 
     locks: tuple[InheritableLock, ...] = ()
     """It is removed at the end of the build; there is nothing that a hook could keep."""
+    generation: Generation | None = None
+    """It is not kept."""
 
     def __init__(self, installer: Installer, path: str | None, requirements: Collection[str], constraints: str) -> None:
         self._environment = DefaultIsolatedEnv(installer=installer, path=path)

@@ -58,6 +58,8 @@ class KeptEnvironment:
 
     def __init__(self, manifest: Manifest, user: User) -> None:
         self._manifest = manifest
+        self.generation: Generation | None = user.generation
+        """Where it is kept."""
         self.locks: tuple[InheritableLock, ...] = (user,)
         """What hooks that run in the environment have to inherit."""
 
@@ -117,6 +119,19 @@ def kept_environment(
         yield KeptEnvironment(manifest, user)
     finally:
         user.end()
+
+
+def would_be_used(generation: Generation, oldest: float, refresh: bool) -> bool:
+    """
+    Tell whether a build that began now would use this very environment.
+
+    ``oldest`` is as for `kept_environment`; with ``refresh`` an older one does not do while an index is out of reach.
+    """
+    newest = next(((each, m) for each in generations(generation.folder) if (m := each.read_manifest())), None)
+    if newest is None or newest[0] != generation:
+        return False
+    is_old = newest[1].made < oldest and (refresh or not _was_unreachable_lately(generation.folder))
+    return not is_old and _is_unchanged(*newest)
 
 
 def _find(

@@ -41,7 +41,7 @@ _VARIABLES = (
 )
 
 # Variables of pip and uv that only change how they talk, where they cache and take notes, and how long they wait.
-_WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = frozenset(
     {
         "PIP_BUILD_TRACKER",
         "PIP_CACHE_DIR",
@@ -129,7 +129,7 @@ def _content(constraints: list[str], installer: Installer) -> dict[str, Any]:
         "installer": installer,
         "variables": variables,
         "configuration": configuration,
-        "files": _describe_files([*variables.values(), *configuration]),
+        "files": describe_files([*variables.values(), *configuration]),
     }
 
 
@@ -171,7 +171,7 @@ def _names_a_file(line: str) -> bool:
     return named or "file:" in line or (bool(separator) and "://" not in url)
 
 
-def _describe_files(texts: Iterable[str]) -> list[tuple[str, str]]:
+def describe_files(texts: Iterable[str]) -> list[tuple[str, str]]:
     """Return the files and folders that settings name, with digests of the files: constraints, for one."""
     found = set()
     for text in texts:
@@ -210,7 +210,7 @@ def _variables(installer: Installer) -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if (name.startswith(prefix) or name in _VARIABLES) and name not in _WITHOUT_EFFECT
+        if (name.startswith(prefix) or name in _VARIABLES) and name not in WITHOUT_EFFECT
     }
 
 

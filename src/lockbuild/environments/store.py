@@ -91,7 +91,7 @@ class Generation(NamedTuple):
         used = False
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.users_path):
-                used |= _is_locked(os.path.join(self.users_path, name))
+                used |= is_locked(os.path.join(self.users_path, name))
         return used
 
     def last_used(self) -> float:
@@ -133,7 +133,7 @@ class User:
 
     def __init__(self, generation: Generation) -> None:
         self.epoch = 0
-        self._generation = generation
+        self.generation = generation
         self._path = os.path.join(generation.users_path, f"{os.getpid()}-{os.urandom(4).hex()}")
         self._descriptor: int | None = self._open()
 
@@ -161,7 +161,7 @@ class User:
             os.close(self._descriptor)
             self.epoch += 1
             self._descriptor = self._open()
-        if self._descriptor is not None and os.path.exists(self._generation.manifest_path):
+        if self._descriptor is not None and os.path.exists(self.generation.manifest_path):
             return True
         self.end()
         return False
@@ -170,7 +170,7 @@ class User:
         try:
             # The folder may be removed in the middle of this.
             with contextlib.suppress(FileExistsError):
-                os.makedirs(self._generation.users_path, exist_ok=True)
+                os.makedirs(self.generation.users_path, exist_ok=True)
             return os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
         except FileNotFoundError:
             # The environment is being removed.
@@ -246,11 +246,8 @@ def age_in_words(made: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _number(name: str) -> int:
-    return int(name) if name.isdigit() else -1
-
-
-def _is_locked(path: str) -> bool:
+def is_locked(path: str) -> bool:
+    """Tell whether the process that has a file locked as long as it lives still does; else the file is removed."""
     try:
         descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
     except FileNotFoundError:
@@ -265,3 +262,7 @@ def _is_locked(path: str) -> bool:
         return True
     finally:
         os.close(descriptor)
+
+
+def _number(name: str) -> int:
+    return int(name) if name.isdigit() else -1

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lockbuild.environments import BuildEnvironment
+    from lockbuild.hooks.tee import Tee
     from lockbuild.locks import InheritableLock
     from lockbuild.project import Project
 
@@ -36,6 +37,9 @@ GRACE_SECONDS = 0.12
 # How long to wait for the host to end after its hook was killed, in seconds. It ends at once, unless the kernel cannot
 # get rid of a process; then it keeps the lock, and we leave.
 _HOST_SECONDS = 0.5
+
+# How often output that goes through a `Tee` is passed on, in seconds.
+_TEE_SECONDS = 0.05
 
 # The exit status of a hook process that ended by KeyboardInterrupt, as host.py sets it.
 INTERRUPTED_STATUS = 130
@@ -58,12 +62,16 @@ class HookRunner:
     Runs hooks; a runner for pyproject-hooks, to be called within its context `under`.
 
     With ``on_output`` the hooks' standard output and error are collected in one file instead of being inherited. The
-    function is given the command, the output and the exit status of each hook that has ended.
+    function is given the command, the output and the exit status of each hook that has ended. With ``tee`` it is
+    passed on and written down instead.
     """
 
-    def __init__(self, on_output: Callable[[Sequence[str], bytes, int], None] | None = None) -> None:
+    def __init__(
+        self, on_output: Callable[[Sequence[str], bytes, int], None] | None = None, tee: Tee | None = None
+    ) -> None:
         self._locks: Sequence[InheritableLock] = ()
         self._on_output = on_output
+        self._tee = tee
         self._output: IO[bytes] | None = None
         self._read_until = 0
         self._host: _Host | None = None
@@ -126,7 +134,7 @@ class HookRunner:
         self._open_output()
         descriptors = [descriptor for lock in locks for descriptor in lock.descriptors]
         try:
-            self._host = _Host(python, cwd, environ, backend, descriptors, self._output, place)
+            self._host = _Host(python, cwd, environ, backend, descriptors, self._streams(), self._tee, place)
         finally:
             if place is not None:
                 os.close(place)
@@ -145,6 +153,8 @@ class HookRunner:
         finally:
             if output is not None:
                 output.close()
+            if self._tee is not None:
+                self._tee.close()
 
     def __call__(
         self,
@@ -169,14 +179,12 @@ class HookRunner:
         else:
             if self._output is None:
                 self._open_output()
+            stdout, stderr = self._streams()
             status = subprocess.run(
-                cmd,
-                cwd=cwd,
-                env=os.environ | environ,
-                stdout=self._output,
-                stderr=self._output,
-                check=False,
+                cmd, cwd=cwd, env=os.environ | environ, stdout=stdout, stderr=stderr, check=False
             ).returncode
+        if self._tee is not None:
+            self._tee.pass_on()
         if self._output is not None and self._on_output is not None:
             # The position is shared with the hooks' standard output. No hook runs now, and after the reading it is
             # at the end again, where the next one goes on writing.
@@ -193,6 +201,13 @@ class HookRunner:
 
             self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the host
             self._read_until = 0
+
+    def _streams(self) -> tuple[int | None, int | None]:
+        """Return what hooks have as their standard output and error; ``None`` is ours."""
+        if self._tee is not None:
+            return self._tee.writers
+        output = self._output.fileno() if self._output is not None else None
+        return output, output
 
     def _locked_tree(self) -> list[int] | None:
         """Return the device and inode of the source tree that is locked for the hooks, if one is."""
@@ -229,9 +244,11 @@ class _Host:
         environ: Mapping[str, str],
         backend: str | None,
         descriptors: Sequence[int],
-        output: IO[bytes] | None,
+        streams: tuple[int | None, int | None],
+        tee: Tee | None,
         place: int | None,
     ) -> None:
+        self._tee = tee
         requests, self._requests = os.pipe()
         self._replies, replies = os.pipe()
         self._hook: int | None = None
@@ -244,8 +261,8 @@ class _Host:
                 cwd=cwd,
                 env=os.environ | environ,
                 pass_fds=inherited[0 if place else 1 :],
-                stdout=output,
-                stderr=output,
+                stdout=streams[0],
+                stderr=streams[1],
                 # A Ctrl-C at the terminal is for the frontend, which then asks the hook's group to end.
                 process_group=0,
             )
@@ -321,11 +338,8 @@ class _Host:
 
     def _read_reply(self, deadline: float | None) -> tuple[str, int] | None:
         """Return the next reply, or ``None`` at the end of the pipe or after the deadline."""
-        poll = select.poll()
-        poll.register(self._replies, select.POLLIN)
         while b"\n" not in self._buffered:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            if not poll.poll(left):
+            if not self._wait_for_replies(deadline):
                 return None
             received = os.read(self._replies, 4096)
             if not received:
@@ -334,6 +348,22 @@ class _Host:
         line, _, self._buffered = self._buffered.partition(b"\n")
         event, _, number = line.decode().partition(" ")
         return event, int(number)
+
+    def _wait_for_replies(self, deadline: float | None) -> bool:
+        """Wait until there is something to read, and pass on the hook's output meanwhile; false after the deadline."""
+        poll = select.poll()
+        poll.register(self._replies, select.POLLIN)
+        for reader in self._tee.readers if self._tee is not None else ():
+            poll.register(reader, select.POLLIN)
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            pause = left if self._tee is None else min(_TEE_SECONDS, _TEE_SECONDS if left is None else left)
+            ready = [descriptor for descriptor, _ in poll.poll(None if pause is None else pause * 1000)]
+            if self._replies in ready:
+                return True
+            if self._tee is None or left == 0:
+                return False
+            self._tee.pass_on()
 
     def _signal_hook(self, number: int) -> None:
         if self._hook is not None:

@@ -87,10 +87,13 @@ class DirectoryLock:
         reporter: Reporter | None = None,
         create: bool = False,
         subject: str | None = None,
+        activity: str | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self.subject = subject or self.path
         """What the lock protects, in the words of messages."""
+        self.activity = activity
+        """What its holder does meanwhile, where that is what others wait for: ``building foo-1.0.tar.gz``."""
         self.timeout = timeout
         self.held: HeldLock | None = None
         """What a hook's descendants need to know of this lock, while it is held."""
@@ -146,6 +149,15 @@ class DirectoryLock:
             for delay in delays:
                 time.sleep(delay)
         return self
+
+    def take_unless(self, is_needless: Callable[[], bool]) -> bool:
+        """Wait for the lock and take it, unless it turns out meanwhile to be needless; return whether it was taken."""
+        with contextlib.closing(self._acquire()) as delays:
+            for delay in delays:
+                if is_needless():
+                    return False
+                time.sleep(delay)
+        return True
 
     async def __aenter__(self) -> Self:
         """Wait for the lock and take it, while the event loop runs on."""
@@ -379,7 +391,9 @@ class DirectoryLock:
                 self._next_report = waited + _REPORT_SECONDS
                 holder = find_holder(descriptor, record_beside(lock_file))
                 try:
-                    self._reporter.waiting(LockWait(self.subject, lock_file, holder, waited, self.timeout))
+                    self._reporter.waiting(
+                        LockWait(self.subject, lock_file, holder, waited, self.timeout, self.activity)
+                    )
                 except OSError as error:
                     # A terminal that has gone, say. It is no reason to take uv's lock for one that cannot be had.
                     raise _ReporterFailedError(error) from error

@@ -1,0 +1,156 @@
+"""The key of a shared build: all that can change its result, as far as it is known before the build.
+
+What only the build can find out, the generations of the environments that it runs in, is noted with its result and
+compared by whoever takes that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from lockbuild.digest import digest_of_file, sha256
+from lockbuild.environments import read_constraints
+from lockbuild.environments.key import WITHOUT_EFFECT as WITHOUT_EFFECT_FOR_INSTALLERS
+from lockbuild.environments.key import describe_files, environment_key
+from lockbuild.errors import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from lockbuild.request import BuildRequest, Distribution
+    from lockbuild.sdist import Sdist
+
+# Environment variables that cannot change what is built: where and in which shell, terminal, session or job it is
+# built. Numbers that people do put into versions, such as BUILD_NUMBER, are not among them. docs/sharing.md has this
+# list, too.
+WITHOUT_EFFECT = WITHOUT_EFFECT_FOR_INSTALLERS | {
+    # The shell.
+    *("_", "OLDPWD", "PWD", "SHLVL", "PROMPT_COMMAND", "PS1", "PS2"),
+    # The terminal.
+    *("CLICOLOR", "CLICOLOR_FORCE", "COLORTERM", "COLUMNS", "FORCE_COLOR", "LINES", "LS_COLORS", "NO_COLOR", "STY"),
+    *("TERM", "TERM_PROGRAM", "TERM_PROGRAM_VERSION", "TERM_SESSION_ID", "TMUX", "TMUX_PANE", "VTE_VERSION", "WINDOW"),
+    *("GPG_TTY", "WINDOWID"),
+    # The session.
+    *("DBUS_SESSION_BUS_ADDRESS", "DISPLAY", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "WAYLAND_DISPLAY"),
+    *("XAUTHORITY", "XDG_RUNTIME_DIR"),
+    # Folders for temporary files. A hook's have random names in them anyway.
+    *("TEMP", "TMP", "TMPDIR"),
+    # Jobs: GitHub Actions, GitLab CI, Jenkins, pytest. Slurm's variables are left out by their prefix.
+    *("GITHUB_ACTION", "GITHUB_ENV", "GITHUB_JOB", "GITHUB_OUTPUT", "GITHUB_PATH", "GITHUB_STATE"),
+    *("GITHUB_STEP_SUMMARY", "RUNNER_TRACKING_ID"),
+    *("CI_CONCURRENT_ID", "CI_CONCURRENT_PROJECT_ID", "CI_JOB_ID", "CI_JOB_NAME", "CI_JOB_STAGE", "CI_JOB_STARTED_AT"),
+    *("CI_JOB_TOKEN", "CI_JOB_URL", "CI_NODE_INDEX"),
+    *("EXECUTOR_NUMBER", "JENKINS_NODE_COOKIE", "JENKINS_SERVER_COOKIE", "STAGE_NAME"),
+    *("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER"),
+}
+PREFIXES_WITHOUT_EFFECT = ("LOCKBUILD_", "SLURM_", "SSH_", "XDG_SESSION_")
+
+# Variables that name a file which decides what is built. What other variables name is not read: it may be a log.
+_NAMES_OF_FILES = ("CMAKE_TOOLCHAIN_FILE", "DIST_EXTRA_CONFIG")
+
+# What distutils reads from the user's home.
+_FILES_OF_THE_USER = ("~/.pydistutils.cfg", "~/pydistutils.cfg")
+
+# The form of what is stored under a key. Another form is another key.
+_FORMAT = 1
+
+
+class SharingKey(NamedTuple):
+    """What a build is shared under."""
+
+    digest: str
+    subject: str
+    """What is built, in the words of messages."""
+    is_of_tree: bool
+    """Whether its source may change from one moment to the next, as that of an sdist cannot."""
+
+
+def not_shared_because(request: BuildRequest) -> str | None:
+    """Return what in a request forbids to share its builds, in words for a person."""
+    if not request.use_cache:
+        return "--no-cache"
+    if not request.isolation:
+        return "with --no-isolation nobody knows whether two builds had the same things installed"
+    if request.env_dir or request.sdist_extract_dir:
+        return "--env-dir and --sdist-extract-dir are there to look at a build of one's own"
+    return None
+
+
+def sharing_key(source: Sdist | str, kind: Distribution, request: BuildRequest) -> SharingKey | None:
+    """
+    Return the key of a build of an sdist or of a source tree; ``None`` when no key covers all that may change it.
+
+    That of a tree does not have the tree's content.
+    """
+    if isinstance(source, str):
+        return _key_of_tree(source, kind, request)
+    return _key(["sdist", source.sha256], shown(source.name), kind, request)
+
+
+def _key_of_tree(tree: str, kind: Distribution, request: BuildRequest) -> SharingKey | None:
+    path = os.path.realpath(tree)
+    folder = os.stat(path)
+    # A build reads the pyproject.toml before it begins. Another one would be another build.
+    return _key(
+        ["tree", path, folder.st_dev, folder.st_ino, _digest(os.path.join(path, "pyproject.toml"))],
+        f"the {kind} of {shown(path)}",
+        kind,
+        request,
+    )
+
+
+def _key(source: list[object], subject: str, kind: Distribution, request: BuildRequest) -> SharingKey | None:
+    # What the environment is made with. What it is made of, the source says.
+    environment = environment_key((), read_constraints(request.constraints_file), request.installer)
+    if environment is None:
+        return None
+    variables = dict(_variables(os.environ.items()))
+    settings = json.dumps(dict(request.config_settings))
+    files = [*_texts(request.config_settings), *(variables.get(name, "") for name in _NAMES_OF_FILES)]
+    content = {
+        "format": _FORMAT,
+        "source": source,
+        "kind": kind,
+        "environment": environment.digest,
+        # With their order, which the backend sees.
+        "settings": settings,
+        "variables": variables,
+        "files": [*describe_files(files), *(_digest(os.path.expanduser(path)) for path in _FILES_OF_THE_USER)],
+        "umask": _umask(),
+    }
+    text = json.dumps(content, sort_keys=True)
+    digest = sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return SharingKey(digest, subject, is_of_tree=source[0] == "tree")
+
+
+def _variables(environ: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for name, value in environ:
+        if name not in WITHOUT_EFFECT and not name.startswith(PREFIXES_WITHOUT_EFFECT):
+            yield name, value
+
+
+def _texts(settings: object) -> Iterator[str]:
+    """Yield the strings in config settings, which may be any JSON."""
+    if isinstance(settings, str):
+        yield settings
+    elif isinstance(settings, (list, tuple)):
+        for each in settings:
+            yield from _texts(each)
+    elif hasattr(settings, "values"):
+        yield from _texts(list(settings.values()))
+
+
+def _digest(path: str) -> str | None:
+    try:
+        return digest_of_file(path)
+    except OSError:
+        return None
+
+
+def _umask() -> int:
+    # It can only be read by setting it. Meanwhile, nobody is given more than was meant.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
