@@ -20,6 +20,7 @@ from lockbuild.settings import (
     DEFAULT_ENV_MAX_AGE,
     ENV_MAX_AGE_VARIABLE,
     INSTALLER_VARIABLE,
+    LINK_MODE_VARIABLE,
     LOCK_TIMEOUT_VARIABLE,
     PREIMPORT_VARIABLE,
     duration,
@@ -36,7 +37,17 @@ if TYPE_CHECKING:
 
 # The options that `build` does not have.
 _OWN_OPTIONS = frozenset(
-    {"--cache-dir", "--clear", "--env-max-age", "--lock", "--lock-timeout", "--no-cache", "--refresh", "--timings"}
+    {
+        "--cache-dir",
+        "--clear",
+        "--env-max-age",
+        "--link-mode",
+        "--lock",
+        "--lock-timeout",
+        "--no-cache",
+        "--refresh",
+        "--timings",
+    }
 )
 
 _HELP_FOR_FAILED_BUILDS = "https://build.pypa.io/en/stable/how-to/troubleshooting.html#debug-a-failed-build"
@@ -239,6 +250,13 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
         "--refresh", action="store_true", help="resolve the requirements of a kept build environment again"
     )
     group.add_argument(
+        "--link-mode",
+        choices=("auto", "hardlink", "copy"),
+        default=os.environ.get(LINK_MODE_VARIABLE) or "auto",
+        help="how wheels get from the cache into a kept build environment; auto is the first of reflink, hard link and "
+        f"copy that works (default: {LINK_MODE_VARIABLE}, else auto)",
+    )
+    group.add_argument(
         "--dependency-constraints-txt", metavar="PATH", help="constraints.txt for the build requirements"
     )
     group.add_argument(
@@ -371,10 +389,12 @@ def _build(parsed: argparse.Namespace, console: Console) -> None:
 
 
 def _make_request(parsed: argparse.Namespace) -> BuildRequest:
-    from lockbuild.request import INSTALLERS, BuildRequest
+    from lockbuild.request import INSTALLERS, LINK_MODES, BuildRequest
 
     if parsed.installer not in INSTALLERS:
         raise SettingsError(f"{INSTALLER_VARIABLE} must be one of {', '.join(INSTALLERS)}, not {parsed.installer!r}")
+    if parsed.link_mode not in LINK_MODES:
+        raise SettingsError(f"{LINK_MODE_VARIABLE} must be one of {', '.join(LINK_MODES)}, not {parsed.link_mode!r}")
     timeout, max_age = parsed.lock_timeout, parsed.env_max_age
     if timeout is None:
         timeout = from_environment(LOCK_TIMEOUT_VARIABLE, seconds, "a number of seconds")
@@ -390,6 +410,7 @@ def _make_request(parsed: argparse.Namespace) -> BuildRequest:
         skip_dependency_check=parsed.skip_dependency_check,
         constraints_file=parsed.dependency_constraints_txt,
         installer=parsed.installer,
+        link_mode=parsed.link_mode,
         env_dir=parsed.env_dir,
         sdist_extract_dir=parsed.sdist_extract_dir,
         lock=parsed.lock,

@@ -87,6 +87,15 @@ class SdistError(LockbuildError):
     """A file is not a source distribution that a wheel can be built from."""
 
 
+class WheelError(LockbuildError):
+    """A wheel that cannot be installed: it is damaged, or would write where it must not."""
+
+    def __init__(self, wheel: str, problem: str) -> None:
+        self.wheel = wheel
+        self.problem = problem
+        super().__init__(f"The wheel {shown(wheel)} cannot be installed: {shown(problem)}")
+
+
 class CacheFolderError(LockbuildError):
     """No folder can be had in which lock files are safe."""
 

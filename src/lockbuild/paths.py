@@ -78,12 +78,21 @@ def environment_folder(requested: str | os.PathLike[str] | None) -> str:
     It is this user's alone: whoever could write there would have his code run by our builds. Raises `CacheFolderError`
     where there is no such folder.
     """
+    return _private_folder(requested, "environments")
+
+
+def wheel_folder(requested: str | os.PathLike[str] | None) -> str:
+    """Return the folder of the unpacked wheels, this user's alone, made if missing. Raises `CacheFolderError`."""
+    return _private_folder(requested, "wheels")
+
+
+def _private_folder(requested: str | os.PathLike[str] | None, plain: str) -> str:
     cache = cache_folder(requested)
     if cache is None:
         raise CacheFolderError("there is no home folder to have a cache in")
     user = os.getuid() if hasattr(os, "getuid") else ""
     # In a cache folder that several users share, the first one has the plain name.
-    for name in ("environments", f"environments-{user}"):
+    for name in (plain, f"{plain}-{user}"):
         folder = os.path.join(cache, name)
         try:
             os.makedirs(cache, exist_ok=True)

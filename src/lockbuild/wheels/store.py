@@ -1,0 +1,189 @@
+"""The store of unpacked wheels: each is unpacked once, under a lock, and found complete or not at all.
+
+In ``<cache>/wheels``, for each wheel by the SHA-256 of its file:
+
+    <sha256>/<name>/         its files, a folder for each scheme
+    <sha256>/manifest.json   which <name> it is and what is in it, written last. Its time of change is that of the
+                             last use
+    <sha256>/bytecode.json   the environments that have it, and may have bytecode of it: see `lockbuild.wheels.bytecode`
+
+Who links from it holds no lock. The wheel may be removed meanwhile, or be unpacked again under another name, because
+somebody has edited a file through its hard link in an environment. Either is noticed file by file, by
+`WheelChangedError`; then the wheel file, which is at hand for as long as an installation lasts, is unpacked again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lockbuild.errors import LockTimeoutError, WheelError
+from lockbuild.locks import DirectoryLock
+from lockbuild.wheels.unpack import EntryPoint, StoredFile, UnpackedWheel, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lockbuild.events import Reporter
+
+# The form of a manifest. One of another form is not there.
+_FORMAT = 1
+
+
+class WheelChangedError(Exception):
+    """A file of an unpacked wheel is not what it was when it was unpacked, or is gone."""
+
+    def __init__(self, wheel: UnpackedWheel) -> None:
+        self.wheel = wheel
+        super().__init__(wheel.path)
+
+
+@dataclass(frozen=True)
+class WheelStore:
+    """The store, for one user of it."""
+
+    folder: str
+    cache_dir: str | None
+    """Where its locks are."""
+    lock_timeout: float | None
+    reporter: Reporter
+
+    def add(self, archive: str, sha256: str | None = None, suspect: bool = False) -> UnpackedWheel:
+        """
+        Return a wheel file unpacked, by whoever was first.
+
+        ``sha256`` is the digest that the file must have, in hexadecimal. ``suspect`` has every file of an unpacked
+        wheel looked at. Raises `WheelError`, `LockTimeoutError`.
+        """
+        with open(archive, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 not in (None, found):
+            raise WheelError(archive, f"its SHA-256 is {found}, and has to be {sha256}")
+        folder = os.path.join(self.folder, found)
+        if not suspect and (wheel := read(folder)):
+            with contextlib.suppress(OSError):
+                os.utime(_manifest_path(folder))
+            return wheel
+        subject = f"the unpacked wheel {os.path.basename(archive)}"
+        with DirectoryLock(
+            folder,
+            subject=subject,
+            cache_dir=self.cache_dir,
+            timeout=self.lock_timeout,
+            reporter=self.reporter,
+            create=True,
+        ):
+            wheel = read(folder)
+            if wheel is None or (suspect and not _is_unchanged(wheel)):
+                wheel = _unpack_anew(archive, folder)
+            return wheel
+
+
+def read(folder: str) -> UnpackedWheel | None:
+    """Return the wheel in the folder of its digest; ``None`` while it is not complete."""
+    try:
+        with open(_manifest_path(folder), encoding="utf-8") as file:
+            content = json.load(file)
+        if content.pop("format") != _FORMAT:
+            return None
+        content["path"] = os.path.join(folder, content["path"])
+        content["folders"] = tuple(
+            (scheme, below, tuple(StoredFile(*each) for each in files)) for scheme, below, files in content["folders"]
+        )
+        content["entry_points"] = tuple(EntryPoint(*each) for each in content["entry_points"])
+        return UnpackedWheel(**content)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def check(wheel: UnpackedWheel, file: StoredFile, path: str) -> None:
+    """Raise `WheelChangedError` when a file in the store was edited through one of its other names, or is gone."""
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        raise WheelChangedError(wheel) from None
+    if (status.st_size, status.st_mtime_ns, status.st_mode & 0o7777) != (file.size, wheel.mtime_ns, file.mode):
+        raise WheelChangedError(wheel)
+
+
+def last_used(folder: str) -> float:
+    """Return when the wheel in the folder of its digest was last installed, in seconds since the epoch."""
+    try:
+        return os.stat(_manifest_path(folder)).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def wheel_folders(store: str) -> Iterator[str]:
+    """Yield the folders of a store, one for each wheel."""
+    for name in sorted(os.listdir(store)):
+        if os.path.isdir(os.path.join(store, name)):
+            yield os.path.join(store, name)
+
+
+def remove_unused(store: str, cache_dir: str | None, older_than: float) -> int:
+    """
+    Remove the wheels that were last used more than ``older_than`` seconds ago; return how many.
+
+    Environments that have them keep their files. One that is just being unpacked is left alone, and for one that is
+    just being linked the linker makes up, see above.
+    """
+    removed = 0
+    for folder in wheel_folders(store):
+        if last_used(folder) > time.time() - older_than:
+            continue
+        with contextlib.suppress(LockTimeoutError), DirectoryLock(folder, cache_dir=cache_dir, timeout=0, create=True):
+            if last_used(folder) <= time.time() - older_than:
+                removed += os.path.exists(_manifest_path(folder))
+                # First, so that nobody finds the half that is left when this is killed.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(_manifest_path(folder))
+                shutil.rmtree(folder, ignore_errors=True)
+    return removed
+
+
+def _unpack_anew(archive: str, folder: str) -> UnpackedWheel:
+    """Unpack a wheel file beside what is there, then let its manifest name it. Only under the wheel's lock."""
+    name = secrets.token_hex(4)
+    os.mkdir(os.path.join(folder, name))
+    try:
+        wheel = unpack(archive, os.path.join(folder, name))
+    except BaseException:
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        raise
+    write_beside(_manifest_path(folder), {"format": _FORMAT, **vars(wheel), "path": name})
+    # What a process that was killed has left, and what was changed. Somebody may just be linking the latter.
+    for other in os.listdir(folder):
+        path = os.path.join(folder, other)
+        if other != name and os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+    return wheel
+
+
+def write_beside(path: str, content: object) -> None:
+    """Write JSON that is whole whenever somebody reads it."""
+    hidden = f"{path}.{secrets.token_hex(4)}"
+    with open(hidden, "x", encoding="utf-8") as file:
+        json.dump(content, file)
+    os.replace(hidden, path)
+
+
+def _is_unchanged(wheel: UnpackedWheel) -> bool:
+    try:
+        for scheme, below, files in wheel.folders:
+            for file in files:
+                check(wheel, file, os.path.join(wheel.path, scheme, below, file.name))
+    except WheelChangedError:
+        return False
+    return True
+
+
+def _manifest_path(folder: str) -> str:
+    return os.path.join(folder, "manifest.json")
