@@ -1,7 +1,8 @@
 """Looking after the cache: what is in it, and the removal of what nobody uses. The console script ``lockbuild-cache``.
 
 What a build uses is never removed, whoever asks: an environment is removed under its key's lock and only while no
-process has a file of its users locked. Lock files are never removed by us: one could be open in a process that waits.
+process has a file of its users locked. An unpacked wheel may go while it is installed; its installer unpacks it again,
+and environments keep their files. Lock files are never removed by us: one could be open in a process that waits.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import TYPE_CHECKING, NoReturn
 from lockbuild.environments.store import Generation, age_in_words, generations, remove_unused
 from lockbuild.errors import LockbuildError, LockTimeoutError, shown
 from lockbuild.locks import DirectoryLock
-from lockbuild.paths import cache_folder, environment_folder
+from lockbuild.paths import cache_folder, environment_folder, wheel_folder
 from lockbuild.settings import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 # Environments that no build has used for so long are removed, in seconds.
 UNUSED_SECONDS = 30 * 86400.0
@@ -52,6 +53,39 @@ def list_environments(cache_dir: str | None = None) -> list[CachedEnvironment]:
                 size = _size(generation.path)
                 found.append(CachedEnvironment(generation, size, manifest.made, generation.last_used(), packages))
     return sorted(found, key=lambda environment: -environment.last_used)
+
+
+@dataclass(frozen=True)
+class CachedWheel:
+    """An unpacked wheel in the store, as a person sees it."""
+
+    folder: str
+    name: str
+    """The distribution and its version."""
+    size: int
+    """In bytes, as far as it is not shared with environments by hard links."""
+    last_used: float
+    """When it was last installed, in seconds since the epoch."""
+
+
+def list_wheels(cache_dir: str | None = None) -> list[CachedWheel]:
+    """Return the unpacked wheels in the store, the one last installed first."""
+    from lockbuild.wheels.store import last_used, read, wheel_folders
+
+    found = [
+        CachedWheel(folder, f"{wheel.name} {wheel.version}", _size(wheel.path), last_used(folder))
+        for store in _stores(cache_dir, wheel_folder)
+        for folder in wheel_folders(store)
+        if (wheel := read(folder))
+    ]
+    return sorted(found, key=lambda wheel: -wheel.last_used)
+
+
+def prune_wheels(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
+    """Remove the unpacked wheels that were last installed more than ``older_than`` seconds ago; return how many."""
+    from lockbuild.wheels.store import remove_unused
+
+    return sum(remove_unused(store, cache_dir, older_than) for store in _stores(cache_dir, wheel_folder))
 
 
 def prune(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> list[Generation]:
@@ -97,7 +131,9 @@ def _make_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_print_folder)
     command = commands.add_parser("list", help="list what is in the cache")
     command.set_defaults(run=_print_list)
-    command = commands.add_parser("prune", help="remove environments that were not used for 30 days")
+    command = commands.add_parser(
+        "prune", help="remove environments and unpacked wheels that were not used for 30 days"
+    )
     command.add_argument(
         "--older-than",
         type=duration,
@@ -116,36 +152,60 @@ def _print_folder(parsed: argparse.Namespace) -> None:
 
 
 def _print_list(parsed: argparse.Namespace) -> None:
-    environments = list_environments(parsed.cache_dir)
-    if not environments:
+    environments, wheels = list_environments(parsed.cache_dir), list_wheels(parsed.cache_dir)
+    if not environments and not wheels:
         print("The cache is empty.")
-        return
-    rows = [("ENVIRONMENT", "SIZE", "MADE", "LAST USED", "PACKAGES")]
-    for each in environments:
-        name = f"{os.path.basename(each.generation.folder)}/{each.generation.name}"
-        size = f"{each.size / 1024**2:.1f} MiB"
-        made, used = (f"{age_in_words(moment)} ago" for moment in (each.made, each.last_used))
-        rows.append((name, size, made, used, ", ".join(each.packages)))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    if environments:
+        rows = [("ENVIRONMENT", "SIZE", "MADE", "LAST USED", "PACKAGES")]
+        for each in environments:
+            name = f"{os.path.basename(each.generation.folder)}/{each.generation.name}"
+            rows.append((name, _in_mib(each.size), _ago(each.made), _ago(each.last_used), ", ".join(each.packages)))
+        _print_table(rows)
+    if wheels:
+        _print_table(
+            [
+                ("WHEEL", "SIZE", "LAST USED"),
+                *((each.name, _in_mib(each.size), _ago(each.last_used)) for each in wheels),
+            ]
+        )
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]]).rstrip())
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _in_mib(size: int) -> str:
+    return f"{size / 1024**2:.1f} MiB"
+
+
+def _ago(moment: float) -> str:
+    return f"{age_in_words(moment)} ago"
 
 
 def _prune(parsed: argparse.Namespace) -> None:
+    # Environments first: what only they and the store had is then given back as a whole.
     removed = prune(parsed.older_than, parsed.cache_dir)
-    left = len(list_environments(parsed.cache_dir))
-    plural = "" if len(removed) == 1 else "s"
-    print(f"Removed {len(removed)} environment{plural}; {left} left")
+    _print_removed(len(removed), "environment", len(list_environments(parsed.cache_dir)))
+    _print_removed(prune_wheels(parsed.older_than, parsed.cache_dir), "wheel", len(list_wheels(parsed.cache_dir)))
+
+
+def _print_removed(removed: int, what: str, left: int) -> None:
+    print(f"Removed {removed} {what}{'' if removed == 1 else 's'}; {left} left")
 
 
 def _key_folders(cache_dir: str | None) -> Iterator[str]:
+    for store in _stores(cache_dir, environment_folder):
+        for name in sorted(os.listdir(store)):
+            if os.path.isdir(os.path.join(store, name)):
+                yield os.path.join(store, name)
+
+
+def _stores(cache_dir: str | None, find: Callable[[str | None], str]) -> list[str]:
+    """Return the folder that ``find`` finds, unless there is no cache yet: it would be made."""
     cache = cache_folder(cache_dir)
-    if cache is None or not os.path.isdir(cache):
-        return
-    store = environment_folder(cache_dir)
-    for name in sorted(os.listdir(store)):
-        if os.path.isdir(os.path.join(store, name)):
-            yield os.path.join(store, name)
+    return [] if cache is None or not os.path.isdir(cache) else [find(cache_dir)]
 
 
 def _size(path: str) -> int:

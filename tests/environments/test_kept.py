@@ -142,9 +142,14 @@ def test_after_a_maker_was_killed_at_any_moment_a_build_succeeds_and_clears_up(t
 
 @pytest.mark.slow
 def test_an_installer_that_outlives_its_frontend_spoils_no_environment_that_others_use(tree: ProbeTree) -> None:
-    """The frontend is killed, its pip is not, and goes on to install where it was told to."""
-    tree.wheelhouse.add_wheel("big", files={f"big/part{n:04}.py": f"VALUE = {n}\n" for n in range(1500)})
-    tree.require("big")
+    """The frontend is killed, its pip is not, and goes on to install a requirement with a URL, as pip alone can."""
+    wheel = tree.wheelhouse.add_wheel("big", files={f"big/part{n:04}.py": f"VALUE = {n}\n" for n in range(1500)})
+    with served(tree.wheelhouse) as index:
+        tree.require(f"big @ {index.url.removesuffix('/simple')}/files/{wheel.name}")
+        _outlive(tree)
+
+
+def _outlive(tree: ProbeTree) -> None:
     maker = tree.start()
     wait_until(lambda: list(tree.store.glob("*/*/lib/python*/site-packages/big/part0*.py")), "the installation")
     [key] = tree.keys()

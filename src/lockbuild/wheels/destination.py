@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lockbuild.errors import EnvironmentFolderError, LockUnavailableError, shown
 from lockbuild.locks import cache_digest
 from lockbuild.locks.kernel import Directory, LockFile, LocksUnsupportedError, NotALockFileError, try_to_lock, unlock
-from lockbuild.paths import lock_folder
+from lockbuild.paths import fallback_lock_folder, lock_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -80,21 +80,30 @@ def locked(directory: str, cache_dir: str | None, reporter: Reporter) -> Iterato
     exclude each other wherever they are. Where directories cannot be locked it is a lock file named by the path.
     Raises `LockUnavailableError`. Nobody takes one of these locks while holding another, so they cannot deadlock.
     """
-    descriptor = None
+    descriptor: int | None = None
     if os.name != "nt":
         with contextlib.suppress(LocksUnsupportedError):
             descriptor = _wait_for(Directory(directory))
     if descriptor is None:
         name = f"destination-{cache_digest(os.path.realpath(directory))}.lock"
-        lock_file = os.path.join(lock_folder(cache_dir, reporter), name)
-        try:
-            descriptor = _wait_for(LockFile(lock_file))
-        except (LocksUnsupportedError, NotALockFileError) as error:
-            raise LockUnavailableError(directory, lock_file, str(error)) from error
+        descriptor = _wait_for_lock_file(name, directory, lock_folder(cache_dir, reporter), reporter)
     try:
         yield
     finally:
         unlock(descriptor)
+
+
+def _wait_for_lock_file(name: str, directory: str, folder: str, reporter: Reporter) -> int:
+    lock_file = os.path.join(folder, name)
+    try:
+        try:
+            return _wait_for(LockFile(lock_file))
+        except LocksUnsupportedError as error:
+            folder = fallback_lock_folder(f"files in {shown(folder)} cannot be locked: {error}", reporter)
+            lock_file = os.path.join(folder, name)
+            return _wait_for(LockFile(lock_file))
+    except (LocksUnsupportedError, NotALockFileError) as error:
+        raise LockUnavailableError(directory, lock_file, str(error)) from error
 
 
 def _wait_for(target: Directory | LockFile) -> int:

@@ -5,8 +5,8 @@ What is done, in this order:
 1. What goes where is computed for all wheels together. Where two of them have the same path with different contents,
    the one whose name is later in the alphabet wins, as if they were installed one after the other in this order.
 2. Each wheel's list of files is written as ``RECORD.part``: a claim, for other processes that install here.
-3. Threads link the files. One unit of work is one wheel's files in one directory, under the lock on that directory. A
-   file that is there already is replaced at one moment, or stays when another distribution has claimed its path and
+3. Threads link the files, each thread those of one directory, under the lock on that directory for as long as one
+   wheel's files take: other threads and processes may be installing here, too. A file that is there already is replaced at one moment, or stays when another distribution has claimed its path and
    wins (see `lockbuild.wheels.claims`).
 4. The scripts are written, and INSTALLER; and last of all ``RECORD.part`` becomes RECORD.
 
@@ -150,7 +150,7 @@ def link_wheels(wheels: Sequence[UnpackedWheel], installation: Installation) -> 
     worker = _Worker(installation, claims)
     with ThreadPoolExecutor(installation.threads) as pool:
         try:
-            list(pool.map(worker.place, placements))
+            list(pool.map(worker.fill, _by_directory(placements).values()))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -169,6 +169,11 @@ class _Worker:
         self._installation = installation
         self._claims = claims
         self._linker = Linker(installation.link_mode)
+
+    def fill(self, here: Sequence[_Placement]) -> None:
+        """Bring the files of all wheels into one directory. Threads of one installation wait for no lock of another."""
+        for placement in here:
+            self.place(placement)
 
     def place(self, placement: _Placement) -> None:
         """Bring one wheel's files into one directory."""
@@ -282,11 +287,8 @@ def _script_name(name: str) -> str:
 
 def _settle(placements: Sequence[_Placement], installation: Installation) -> list[_Placement]:
     """Take from each wheel what is another one's: of those that have one path the one with the last name has it."""
-    by_directory: dict[str, list[_Placement]] = defaultdict(list)
-    for placement in placements:
-        by_directory[placement.directory].append(placement)
     settled = []
-    for directory, here in by_directory.items():
+    for directory, here in _by_directory(placements).items():
         taken: dict[str, tuple[str, str]] = {}
         for placement in reversed(here):
             theirs = set()
@@ -298,6 +300,13 @@ def _settle(placements: Sequence[_Placement], installation: Installation) -> lis
                     _warn(installation.reporter, winner, placement.name, os.path.join(directory, file.name))
             settled.append(placement.without(theirs) if theirs else placement)
     return settled
+
+
+def _by_directory(placements: Sequence[_Placement]) -> Mapping[str, list[_Placement]]:
+    found: dict[str, list[_Placement]] = defaultdict(list)
+    for placement in placements:
+        found[placement.directory].append(placement)
+    return found
 
 
 def _records(placements: Sequence[_Placement]) -> dict[str, bytes]:
