@@ -77,16 +77,35 @@ def test_list_shows_size_age_last_use_and_packages(tree: ProbeTree) -> None:
     tree.build()
     small, large = sorted(tree.environments(), key=lambda each: len(Path(f"{each}.json").read_text()))
     make_unused(small, 3)
-    header, first, second, *_ = cache("list").splitlines()
+    header, first, second, wheel_header, *wheels = cache("list").splitlines()
     assert re.split(r"\s{2,}", header) == ["ENVIRONMENT", "SIZE", "MADE", "LAST USED", "PACKAGES"]
     name, size, made, used, packages = re.split(r"\s{2,}", first)
     assert name == str(large.relative_to(tree.store))
-    assert re.fullmatch(r"2\.[0-9] MiB", size)
+    # Half of two megabytes: the store of wheels has the other half, by hard links.
+    assert re.fullmatch(r"[12]\.[0-9] MiB", size)
     assert re.fullmatch(r"\d+ s ago", made)
     assert re.fullmatch(r"\d+ s ago", used)
     assert packages == "other 2.5, probe-backend 1.0"
     assert second.startswith(str(small.relative_to(tree.store)))
     assert "  3 d ago  " in second
+    assert re.split(r"\s{2,}", wheel_header) == ["WHEEL", "SIZE", "LAST USED"]
+    shown = sorted(re.split(r"\s{2,}", line) for line in wheels)
+    assert [name for name, *_ in shown] == ["other 2.5", "probe_backend 1.0"]
+    assert all(re.fullmatch(r"\d+ s ago", used) for _, _, used in shown)
+
+
+@pytest.mark.slow
+def test_clear_removes_unpacked_wheels_and_environments_keep_their_files(tree: ProbeTree) -> None:
+    tree.build()
+    assert cache("prune") == "Removed 0 environments; 1 left\nRemoved 0 wheels; 1 left\n"
+    gate = tree.make_gate()
+    running = tree.start(env={"PROBE_GATE": str(gate.path)})
+    tree.wait_for_hook(2)
+    assert cache("clear") == "Removed 0 environments; 1 left\nRemoved 1 wheel; 0 left\n"
+    assert list((tree.cache / "wheels").iterdir()) == []
+    gate.open()
+    tree.finish(running)
+    assert created(tree.build()) == 0
 
 
 @pytest.mark.slow

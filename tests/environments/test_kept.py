@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from lockbuild.environments.store import digest_of_contents
-from wheelhouse import ProbeTree, copy_tree, created, end_all, make_probe_tree, processes_naming, served
+from wheelhouse import ProbeTree, copy_tree, created, end_all, make_probe_tree, processes_naming, served, site_packages
 from witness import LOCKBUILD, PYTHON_BUILD, wait_until
 
 NOBODY = 65534
@@ -34,11 +34,6 @@ def tree(tmp_path: Path) -> Iterator[ProbeTree]:
     tree = make_probe_tree(tmp_path / "probe")
     yield tree
     end_all(tree)
-
-
-def site_packages(environment: Path) -> Path:
-    [found] = environment.glob("lib/python*/site-packages")
-    return found
 
 
 def the_environment(tree: ProbeTree) -> Path:

@@ -27,7 +27,7 @@ from lockbuild.errors import EnvironmentFolderError, WheelError
 from lockbuild.events import Reporter
 from lockbuild.wheels import install_wheels
 from lockbuild.wheels.destination import locked
-from wheelhouse import Wheelhouse
+from wheelhouse import Wheelhouse, site_packages
 from witness import PATIENCE, wait_until
 
 COUNT = int(os.environ.get("WHEEL_COUNT", "40"))
@@ -52,24 +52,6 @@ class Warnings(Reporter):
 
     def warn(self, message: str) -> None:
         self.messages.append(message)
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Wheelhouse:
-    (tmp_path / "wheelhouse").mkdir()
-    return Wheelhouse(tmp_path / "wheelhouse")
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> Path:
-    path = tmp_path / "env"
-    venv.EnvBuilder(symlinks=True).create(path)
-    return path
-
-
-def site_packages(environment: Path) -> Path:
-    [found] = environment.glob("lib/python*/site-packages")
-    return found
 
 
 def rows(environment: Path, distribution: str) -> dict[str, str]:

@@ -6,9 +6,10 @@ What is done, in this order:
    the one whose name is later in the alphabet wins, as if they were installed one after the other in this order.
 2. Each wheel's list of files is written as ``RECORD.part``: a claim, for other processes that install here.
 3. Threads link the files, each thread those of one directory, under the lock on that directory for as long as one
-   wheel's files take: other threads and processes may be installing here, too. A file that is there already is replaced at one moment, or stays when another distribution has claimed its path and
-   wins (see `lockbuild.wheels.claims`).
-4. The scripts are written, and INSTALLER; and last of all ``RECORD.part`` becomes RECORD.
+   wheel's files take: other threads and processes may be installing here, too. A file that is there already is
+   replaced at one moment, or stays when another distribution has claimed its path and wins (`lockbuild.wheels.claims`).
+   Scripts and INSTALLER, which are made for the environment, come in the same way.
+4. Last of all ``RECORD.part`` becomes RECORD.
 
 The two bugs that this is against are of uv, issue 520 and PR 4978: a directory of several wheels was made twice and
 files in it were torn; and of two files of one path the one won whose thread was later.
@@ -155,8 +156,12 @@ def link_wheels(wheels: Sequence[UnpackedWheel], installation: Installation) -> 
             pool.shutdown(cancel_futures=True)
             raise
     for info, wheel in infos.items():
-        # Another process that installs the same wheel may have been first.
-        with contextlib.suppress(FileNotFoundError):
+        # Locked, because another process may just be taking a row out of it. Or it installs the same wheel, was first,
+        # and there is nothing left to rename.
+        with (
+            locked(info, installation.cache_dir, installation.reporter),
+            contextlib.suppress(FileNotFoundError),
+        ):
             os.replace(os.path.join(info, PART), os.path.join(info, "RECORD"))
         if installation.share_bytecode:
             note(wheel, os.path.dirname(info))
@@ -186,12 +191,9 @@ class _Worker:
                 target = os.path.join(placement.directory, file.name)
                 check(placement.wheel, file, source)
                 try:
-                    self._linker.place(source, target)
-                except FileExistsError:
-                    if not os.path.samefile(source, target) and self._wins(placement, target, file.digest, lost):
-                        self._linker.replace(source, target)
+                    self._put(placement, file, source, target, lost)
                 except FileNotFoundError:
-                    # It was there a moment ago. If it is not now, that says so.
+                    # It was there a moment ago. If it is not now, the wheel was removed, and that is told.
                     check(placement.wheel, file, source)
                     raise
             for made in placement.made:
@@ -202,6 +204,16 @@ class _Worker:
                 link_bytecode(placement.wheel, placement.linked, placement.bytecode, placement.directory, self._linker)
         for info, path in lost:
             self._claims.drop(info, path)
+
+    def _put(
+        self, placement: _Placement, file: StoredFile, source: str, target: str, lost: list[tuple[str, str]]
+    ) -> None:
+        try:
+            self._linker.place(source, target)
+        except FileExistsError:
+            # Another process may just have installed the same wheel.
+            if not os.path.samefile(source, target) and self._wins(placement, target, file.digest, lost):
+                self._linker.replace(source, target)
 
     def _wins(self, placement: _Placement, target: str, digest: str, lost: list[tuple[str, str]]) -> bool:
         """Tell whether a file takes the place of the one that is there, and note whose RECORD loses the path."""
@@ -228,8 +240,7 @@ def _placements(name: str, wheel: UnpackedWheel, installation: Installation) -> 
         ours = {file.name: file for file in made.get((scheme, below), ())}
         linked = [file for file in folders.get((scheme, below), ()) if file.name not in ours]
         if scheme == "scripts":
-            entry_points = {point.name for point in wheel.entry_points}
-            linked = [file for file in linked if _script_name(file.name) not in entry_points]
+            linked = [file for file in linked if not _is_entry_point(file, wheel)]
         placements.append(
             _Placement(
                 wheel=wheel,
@@ -260,6 +271,8 @@ def _made_files(
     for scheme, below, files in wheel.folders:
         if scheme == "scripts":
             for file in files:
+                if _is_entry_point(file, wheel):
+                    continue
                 with open(os.path.join(wheel.path, scheme, below, file.name), "rb") as stored:
                     original = stored.read()
                 with fix_shebang(io.BytesIO(original), python) as stream:
@@ -277,12 +290,13 @@ def _make_file(name: str, content: bytes, executable: bool = False) -> _MadeFile
     return _MadeFile(name, content, executable, str(digest))
 
 
-def _script_name(name: str) -> str:
-    """Return the entry point that a script in a wheel stands for, if any: those that setuptools makes, as pip does."""
+def _is_entry_point(script: StoredFile, wheel: UnpackedWheel) -> bool:
+    """Tell whether a script in a wheel is one that is made for an entry point, as setuptools once put there; as pip."""
+    name = script.name
     for ending in (".exe", "-script.py", ".pya"):
         if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
+            name = name[: -len(ending)]
+    return any(point.name == name for point in wheel.entry_points)
 
 
 def _settle(placements: Sequence[_Placement], installation: Installation) -> list[_Placement]:

@@ -1,0 +1,180 @@
+"""Kept environments are filled with what pip resolves and fetches, and are those that pip itself would make."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lockbuild.environments.fresh import FreshEnvironment
+from wheelhouse import ProbeTree, Wheelhouse, created, end_all, make_probe_tree, served, site_packages
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[ProbeTree]:
+    tree = make_probe_tree(tmp_path / "probe")
+    yield tree
+    end_all(tree)
+
+
+def contents(environment: Path) -> dict[str, object]:
+    """
+    Return what an environment consists of: contents and permissions by path, and of a RECORD its rows.
+
+    Paths of the environment are replaced, as in shebangs. Bytecode does not count, nor do the hash and size of scripts.
+    """
+    found: dict[str, object] = {}
+    for path in environment.rglob("*"):
+        name = str(path.relative_to(environment))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif path.is_file() and "__pycache__" not in path.parts and not path.name.lower().startswith("activate"):
+            content = path.read_bytes().replace(os.fsencode(environment), b"ENV")
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if path.name == "RECORD":
+                rows = [row.rsplit(",", 2) for row in content.decode().splitlines()]
+                found[name] = sorted(row[:1] if "/bin/" in row[0] else row for row in rows), mode
+            elif path.parent.name == "bin":
+                # The quotes in what an installer writes for an entry point.
+                found[name] = content.replace(b'"', b"'"), mode
+            else:
+                found[name] = content, mode
+    return found
+
+
+def compare(mine: Path, theirs: Path) -> None:
+    ours, other = contents(mine), contents(theirs)
+    assert ours.keys() == other.keys()
+    assert {name: (ours[name], other[name]) for name in ours if ours[name] != other[name]} == {}
+
+
+def add_features(house: Wheelhouse) -> None:
+    """Add wheels with everything that a wheel can have."""
+    data = "featured-1.0.data"
+    house.add_wheel(
+        "featured",
+        files={
+            "featured/__init__.py": "def main():\n    print('main')\n",
+            "featured/data with blank.txt": "",
+            "featured-1.0.dist-info/entry_points.txt": "[console_scripts]\nfeatured = featured:main\n"
+            "[gui_scripts]\nfeatured-gui = featured:main\n[other]\nx = y\n",
+            "featured-1.0.dist-info/licenses/LICENSE": "free\n",
+            f"{data}/scripts/featured-script": "#!python -E\nprint(1)\n",
+            f"{data}/scripts/featured-shell": "#!/bin/sh\necho 1\n",
+            f"{data}/scripts/featured": "#!python\n# as setuptools once made for the entry point\n",
+            f"{data}/data/share/featured/file.txt": "data\n",
+            f"{data}/headers/featured.h": "#define FEATURED\n",
+            f"{data}/purelib/featured_pure.py": "",
+            f"{data}/platlib/featured_plat.py": "",
+        },
+        requires=["Helper.Of.Featured>=1"],
+    )
+    house.add_wheel("helper-of-featured", files={"helper.py": ""})
+
+
+@pytest.mark.slow
+def test_a_kept_environment_has_what_pip_would_have_installed(tree: ProbeTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_features(tree.wheelhouse)
+    tree.wheelhouse.add_sdist("from-sdist")
+    requirements = ["probe-backend", "featured", "from-sdist", 'absent; python_version < "3"']
+    tree.require(*requirements[1:3])
+    tree.build()
+    [kept] = tree.environments()
+    for name, value in tree.environ().items():
+        monkeypatch.setenv(name, value)
+    with FreshEnvironment("pip", None, requirements, "") as fresh:
+        theirs = Path(fresh.python_executable).parents[1]
+        compare(kept, theirs)
+    run = [kept / "bin" / "featured"]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "main\n"
+
+
+@pytest.mark.slow
+def test_a_hash_in_the_constraints_is_enforced(tree: ProbeTree) -> None:
+    wheel = tree.wheelhouse.folder / "probe_backend-1.0-py3-none-any.whl"
+    right = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    constraints = tree.control / "constraints.txt"
+    options = ("--dependency-constraints-txt", str(constraints))
+    # pip wants the pin where the requirement is, too.
+    project = tree.path / "pyproject.toml"
+    project.write_text(project.read_text().replace("'probe-backend'", "'probe-backend==1.0'"))
+    constraints.write_text(f"probe-backend==1.0 --hash=sha256:{'0' * 64}\n")
+    error = tree.build(*options, status=1)
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in " ".join(error.replace("<", "").split())
+    assert tree.environments() == []
+    constraints.write_text(f"probe-backend==1.0 --hash=sha256:{right}\n")
+    assert created(tree.build(*options)) == 1
+
+
+@pytest.mark.slow
+def test_a_hash_that_the_index_gives_is_enforced(tree: ProbeTree) -> None:
+    with served(tree.wheelhouse) as index:
+        env = {"PIP_NO_INDEX": None, "PIP_FIND_LINKS": None, "PIP_INDEX_URL": index.url}
+        index.fragment = f"#sha256={'0' * 64}"
+        assert "THESE PACKAGES DO NOT MATCH THE HASHES" in tree.build(env=env, status=1)
+
+
+@pytest.mark.slow
+def test_what_a_configuration_file_sets_for_pip_install_holds(tree: ProbeTree) -> None:
+    """``pip wheel``, which is what runs, would not read this section."""
+    tree.wheelhouse.add_backend("2.0rc1")
+    configuration = tree.control / "pip.conf"
+    configuration.write_text(
+        f"[global]\nno-index = false\n[install]\nno_index = true\nfind-links =\n    {tree.control}\n"
+        f"    {tree.wheelhouse.folder}\n--pre = yes\n"
+    )
+    env = {"PIP_CONFIG_FILE": str(configuration), "PIP_NO_INDEX": None, "PIP_FIND_LINKS": None}
+    tree.build(env=env)
+    assert tree.hooks()[-1]["distributions"] == ["probe-backend 2.0rc1"]
+    # A variable overrides it, as it does for pip.
+    tree.build(env={**env, "PIP_PRE": "0"})
+    assert tree.hooks()[-1]["distributions"] == ["probe-backend 1.0"]
+
+
+@pytest.mark.slow
+def test_an_sdist_that_two_environments_need_is_built_once(tree: ProbeTree) -> None:
+    tree.wheelhouse.add_sdist("slow")
+    tree.wheelhouse.add_wheel("other")
+    for requirements in (["slow"], ["slow", "other"]):
+        tree.require(*requirements)
+        tree.build()
+    assert len(tree.environments()) == 2
+    assert tree.sdist_log.read_text().count("enter") == 1
+
+
+@pytest.mark.slow
+def test_a_second_environment_links_the_files_of_the_first(tree: ProbeTree) -> None:
+    tree.build()
+    tree.wheelhouse.add_wheel("other")
+    tree.require("other")
+    tree.build("--link-mode", "hardlink")
+    tree.require("other", "other>=1")
+    tree.wheelhouse.add_wheel("third")
+    tree.require("third")
+    tree.build(env={"LOCKBUILD_LINK_MODE": "copy"})
+    files = [site_packages(each) / "probe_backend_late.py" for each in tree.environments()]
+    shared = sorted(file.stat().st_ino for file in files)
+    assert len(set(shared)) == 2
+    assert sorted(file.stat().st_nlink for file in files) == [1, 3, 3]
+
+
+def test_a_link_mode_that_nobody_knows_is_an_error(tree: ProbeTree) -> None:
+    error = tree.build(env={"LOCKBUILD_LINK_MODE": "magic"}, status=1)
+    assert error == "ERROR LOCKBUILD_LINK_MODE must be one of auto, hardlink, copy, not 'magic'\n"
+
+
+@pytest.mark.slow
+def test_a_damaged_wheel_is_told_of_in_one_line(tree: ProbeTree) -> None:
+    wheel = tree.wheelhouse.add_wheel("damaged", files={"damaged.py": "VALUE = 1\n"})
+    wheel.write_bytes(wheel.read_bytes().replace(b"VALUE = 1", b"VALUE = 2"))
+    tree.require("damaged")
+    error = tree.build(status=1)
+    assert "Traceback" not in error
+    assert re.search(r"^ERROR The wheel \S+damaged\S+ cannot be installed: ", error, re.MULTILINE)
+    assert tree.environments() == tree.debris() == []
