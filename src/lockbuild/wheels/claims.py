@@ -99,9 +99,9 @@ class Claims:
 
 
 def as_record(rows: Collection[list[str]]) -> bytes:
-    """Write the rows of a RECORD in the order of their paths."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(sorted(rows))
+    """Write the rows of a RECORD in the order of their paths, with the ends of lines that ``csv`` has, as pip does."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(sorted(rows))
     return text.getvalue().encode()
 
 
