@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from installed import assert_equal
 from lockbuild.environments.fresh import FreshEnvironment
 from wheelhouse import ProbeTree, Wheelhouse, end_all, make_probe_tree, served, site_packages
 
@@ -21,39 +20,6 @@ def tree(tmp_path: Path) -> Iterator[ProbeTree]:
     tree = make_probe_tree(tmp_path / "probe")
     yield tree
     end_all(tree)
-
-
-def contents(environment: Path) -> dict[str, object]:
-    """
-    Return what an environment consists of: contents and permissions by path, and of a RECORD its rows.
-
-    Paths of the environment are replaced, as in shebangs. Bytecode does not count, nor do the hash and size of scripts.
-    """
-    found: dict[str, object] = {}
-    for path in environment.rglob("*"):
-        name = str(path.relative_to(environment))
-        if path.is_symlink():
-            found[name] = os.readlink(path)
-        elif path.is_file() and "__pycache__" not in path.parts and not path.name.lower().startswith("activate"):
-            content = path.read_bytes().replace(os.fsencode(environment), b"ENV")
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if path.name == "RECORD":
-                # pip lists a script of the archive that it has left out for an entry point; it is nowhere.
-                rows = [row.rsplit(",", 2) for row in content.decode().splitlines() if ".data/scripts/" not in row]
-                found[name] = sorted(row[:1] if "/bin/" in row[0] else row for row in rows), mode
-            elif path.parent.name == "bin":
-                # The form of a shebang, and the quotes in what an installer writes for an entry point.
-                content = re.sub(rb"\A#!(/bin/sh\n'''exec' .*\n' '''\n|\S+\n)", b"", content)
-                found[name] = content.replace(b'"', b"'"), mode
-            else:
-                found[name] = content, mode
-    return found
-
-
-def compare(mine: Path, theirs: Path) -> None:
-    ours, other = contents(mine), contents(theirs)
-    assert ours.keys() == other.keys()
-    assert {name: (ours[name], other[name]) for name in ours if ours[name] != other[name]} == {}
 
 
 def add_features(house: Wheelhouse) -> None:
@@ -92,7 +58,7 @@ def test_a_kept_environment_has_what_pip_would_have_installed(tree: ProbeTree, m
         monkeypatch.setenv(name, value)
     with FreshEnvironment("pip", None, requirements, "") as fresh:
         theirs = Path(fresh.python_executable).parents[1]
-        compare(kept, theirs)
+        assert_equal(kept, theirs)
     run = [kept / "bin" / "featured"]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "main\n"
 
