@@ -11,6 +11,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -182,6 +183,22 @@ def test_a_directory_that_is_locked_is_waited_for(house: Wheelhouse, environment
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert problems(environment) == []
+
+
+def test_an_installer_that_waits_for_a_directory_can_be_interrupted(house: Wheelhouse, environment: Path) -> None:
+    wheel = house.add_wheel("alpha", files={"alpha/one/file.py": "", "alpha/two/file.py": ""})
+    site = site_packages(environment)
+    (site / "alpha" / "one").mkdir(parents=True)
+    with locked(str(site / "alpha" / "one"), None, Reporter()):
+        process = installing(environment, [wheel])
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        wait_until((site / "alpha" / "two" / "file.py").exists, "the files that go where nothing is locked")
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode != 0
+        assert "KeyboardInterrupt" in out
 
 
 def test_two_threads_install_into_one_environment_at_once(house: Wheelhouse, environment: Path) -> None:

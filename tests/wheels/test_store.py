@@ -24,7 +24,7 @@ import sys
 from lockbuild.events import Reporter
 from lockbuild.paths import wheel_folder
 from lockbuild.wheels.store import WheelStore
-print(WheelStore(wheel_folder(None), None, None, Reporter()).add(sys.argv[1]).path)
+print(WheelStore(wheel_folder(None), None, None, Reporter()).add([sys.argv[1]])[0].path)
 """
 
 

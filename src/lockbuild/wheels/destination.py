@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,48 +72,53 @@ def with_headers(paths: Mapping[str, str], prefix: str, version: str) -> dict[st
 
 
 @contextlib.contextmanager
-def locked(directory: str, cache_dir: str | None, reporter: Reporter) -> Iterator[None]:
+def locked(
+    directory: str, cache_dir: str | None, reporter: Reporter, stopped: threading.Event | None = None
+) -> Iterator[None]:
     """
     Hold the lock on one directory that wheels are installed into, against threads and processes.
 
     It is the kernel's lock on the directory itself; each thread opens the directory for itself, and two open files
     exclude each other wherever they are. Where directories cannot be locked it is a lock file named by the path.
-    Raises `LockUnavailableError`. Nobody takes one of these locks while holding another, so they cannot deadlock.
+    Raises `LockUnavailableError`; `InterruptedError` when ``stopped`` is set during the wait. Nobody takes one of these
+    locks while holding another, so they cannot deadlock.
     """
+    stopped = stopped or threading.Event()
     descriptor: int | None = None
     if os.name != "nt":
         with contextlib.suppress(LocksUnsupportedError):
-            descriptor = _wait_for(Directory(directory))
+            descriptor = _wait_for(Directory(directory), stopped)
     if descriptor is None:
         name = f"destination-{cache_digest(os.path.realpath(directory))}.lock"
-        descriptor = _wait_for_lock_file(name, directory, lock_folder(cache_dir, reporter), reporter)
+        descriptor = _wait_for_lock_file(name, directory, lock_folder(cache_dir, reporter), reporter, stopped)
     try:
         yield
     finally:
         unlock(descriptor)
 
 
-def _wait_for_lock_file(name: str, directory: str, folder: str, reporter: Reporter) -> int:
+def _wait_for_lock_file(name: str, directory: str, folder: str, reporter: Reporter, stopped: threading.Event) -> int:
     lock_file = os.path.join(folder, name)
     try:
         try:
-            return _wait_for(LockFile(lock_file))
+            return _wait_for(LockFile(lock_file), stopped)
         except LocksUnsupportedError as error:
             folder = fallback_lock_folder(f"files in {shown(folder)} cannot be locked: {error}", reporter)
             lock_file = os.path.join(folder, name)
-            return _wait_for(LockFile(lock_file))
+            return _wait_for(LockFile(lock_file), stopped)
     except (LocksUnsupportedError, NotALockFileError) as error:
         raise LockUnavailableError(directory, lock_file, str(error)) from error
 
 
-def _wait_for(target: Directory | LockFile) -> int:
+def _wait_for(target: Directory | LockFile, stopped: threading.Event) -> int:
     """Return an open file that has the lock. Raises `LocksUnsupportedError`."""
     while True:
         descriptor = target.open()
         try:
             pause = 0.0001
             while not try_to_lock(descriptor):
-                time.sleep(pause)
+                if stopped.wait(pause):
+                    raise InterruptedError
                 pause = min(2 * pause, _LONGEST_PAUSE)
             # Between our open and our lock somebody may have put another one under this name.
             if target.is_current(descriptor):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -109,12 +110,7 @@ def install_archives(
 
     Raises `WheelError`, `LockTimeoutError`, `LockUnavailableError`.
     """
-
-    def add(archive: str, suspect: bool = False) -> UnpackedWheel:
-        return store.add(archive, hashes.get(os.path.basename(archive)), suspect)
-
-    with ThreadPoolExecutor(installation.threads) as pool:
-        wheels = dict(zip(archives, pool.map(add, archives), strict=True))
+    wheels = dict(zip(archives, store.add(archives, hashes, installation.threads), strict=True))
     for attempts_left in reversed(range(_ATTEMPTS)):
         try:
             link_wheels(list(wheels.values()), installation)
@@ -123,7 +119,7 @@ def install_archives(
             [archive] = [archive for archive, wheel in wheels.items() if wheel is changed.wheel]
             if not attempts_left:
                 raise WheelError(archive, "its unpacked files are changed again and again") from None
-            wheels[archive] = add(archive, suspect=True)
+            wheels[archive] = store.repair(archive, changed.wheel)
 
 
 def link_wheels(wheels: Sequence[UnpackedWheel], installation: Installation) -> None:
@@ -139,7 +135,8 @@ def link_wheels(wheels: Sequence[UnpackedWheel], installation: Installation) -> 
         raise WheelError(twice.path, f"there is a second wheel of {twice.name}")
     destination = installation.destination
     placements = _settle(
-        [each for name in sorted(by_name) for each in _placements(name, by_name[name], installation)], installation
+        [each for name in sorted(by_name) for each in _placements(name, by_name[name], installation)],
+        installation.reporter,
     )
     _make_directories({each.directory for each in placements})
     infos = {each.info: each.wheel for each in placements}
@@ -153,8 +150,12 @@ def link_wheels(wheels: Sequence[UnpackedWheel], installation: Installation) -> 
         try:
             list(pool.map(worker.fill, _by_directory(placements).values()))
         except BaseException:
+            # A thread that waits for a directory would keep us from ending, after Ctrl-C for one.
+            worker.stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
+    for warning in sorted(worker.warnings):
+        installation.reporter.warn(warning)
     for info, wheel in infos.items():
         # Locked, because another process may just be taking a row out of it. Or it installs the same wheel, was first,
         # and there is nothing left to rename.
@@ -174,6 +175,8 @@ class _Worker:
         self._installation = installation
         self._claims = claims
         self._linker = Linker(installation.link_mode)
+        self.stopped = threading.Event()
+        self.warnings: set[str] = set()
 
     def fill(self, here: Sequence[_Placement]) -> None:
         """Bring the files of all wheels into one directory. Threads of one installation wait for no lock of another."""
@@ -185,7 +188,7 @@ class _Worker:
         installation = self._installation
         # Of these RECORDs a path is taken out. Not under the lock: each RECORD is written under its own folder's.
         lost: list[tuple[str, str]] = []
-        with locked(placement.directory, installation.cache_dir, installation.reporter):
+        with locked(placement.directory, installation.cache_dir, installation.reporter, self.stopped):
             for file in placement.linked:
                 source = os.path.join(placement.source, file.name)
                 target = os.path.join(placement.directory, file.name)
@@ -218,8 +221,7 @@ class _Worker:
     def _wins(self, placement: _Placement, target: str, digest: str, lost: list[tuple[str, str]]) -> bool:
         """Tell whether a file takes the place of the one that is there, and note whose RECORD loses the path."""
         rivals = self._claims.rivals(target, placement.name, digest)
-        for rival in rivals:
-            _warn(self._installation.reporter, rival.name, placement.name, target)
+        self.warnings.update(_describe(rival.name, placement.name, target) for rival in rivals)
         if any(rival.name > placement.name for rival in rivals):
             lost.append((placement.info, target))
             return False
@@ -299,7 +301,7 @@ def _is_entry_point(script: StoredFile, wheel: UnpackedWheel) -> bool:
     return any(point.name == name for point in wheel.entry_points)
 
 
-def _settle(placements: Sequence[_Placement], installation: Installation) -> list[_Placement]:
+def _settle(placements: Sequence[_Placement], reporter: Reporter) -> list[_Placement]:
     """Take from each wheel what is another one's: of those that have one path the one with the last name has it."""
     settled = []
     for directory, here in _by_directory(placements).items():
@@ -311,7 +313,7 @@ def _settle(placements: Sequence[_Placement], installation: Installation) -> lis
                 winner, digest = taken.setdefault(file.name, (placement.name, file.digest))
                 if digest != file.digest:
                     theirs.add(file.name)
-                    _warn(installation.reporter, winner, placement.name, os.path.join(directory, file.name))
+                    reporter.warn(_describe(winner, placement.name, os.path.join(directory, file.name)))
             settled.append(placement.without(theirs) if theirs else placement)
     return settled
 
@@ -342,6 +344,6 @@ def _make_directories(directories: Collection[str]) -> None:
         os.makedirs(directory, exist_ok=True)
 
 
-def _warn(reporter: Reporter, one: str, other: str, path: str) -> None:
+def _describe(one: str, other: str, path: str) -> str:
     loser, winner = sorted((one, other))
-    reporter.warn(f"{loser} and {winner} both have {shown(path)}, with different contents; that of {winner} is used")
+    return f"{loser} and {winner} both have {shown(path)}, with different contents; that of {winner} is used"

@@ -21,6 +21,7 @@ import os
 import secrets
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,15 @@ from lockbuild.locks import DirectoryLock
 from lockbuild.wheels.unpack import EntryPoint, StoredFile, UnpackedWheel, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lockbuild.events import Reporter
 
 # The form of a manifest. One of another form is not there.
 _FORMAT = 1
+
+# So many wheels are unpacked under their locks at a time.
+_AT_ONCE = 32
 
 
 class WheelChangedError(Exception):
@@ -55,35 +59,64 @@ class WheelStore:
     lock_timeout: float | None
     reporter: Reporter
 
-    def add(self, archive: str, sha256: str | None = None, suspect: bool = False) -> UnpackedWheel:
+    def add(
+        self, archives: Sequence[str], hashes: Mapping[str, str] | None = None, threads: int = 1
+    ) -> list[UnpackedWheel]:
         """
-        Return a wheel file unpacked, by whoever was first.
+        Return wheel files unpacked, by whoever was first.
 
-        ``sha256`` is the digest that the file must have, in hexadecimal. ``suspect`` has every file of an unpacked
-        wheel looked at. Raises `WheelError`, `LockTimeoutError`.
+        ``hashes`` may have the SHA-256 that a file must have, in hexadecimal, by its name. Raises `WheelError`,
+        `LockTimeoutError`.
         """
-        with open(archive, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 not in (None, found):
-            raise WheelError(archive, f"its SHA-256 is {found}, and has to be {sha256}")
-        folder = os.path.join(self.folder, found)
-        if not suspect and (wheel := read(folder)):
-            with contextlib.suppress(OSError):
-                os.utime(_manifest_path(folder))
-            return wheel
-        subject = f"the unpacked wheel {os.path.basename(archive)}"
-        with DirectoryLock(
-            folder,
-            subject=subject,
+        with ThreadPoolExecutor(threads) as pool:
+            digests = list(pool.map(_sha256, archives))
+            for archive, digest in zip(archives, digests, strict=True):
+                expected = (hashes or {}).get(os.path.basename(archive), digest)
+                if digest != expected:
+                    raise WheelError(archive, f"its SHA-256 is {digest}, and has to be {expected}")
+            by_digest = dict(zip(digests, archives, strict=True))
+            found = {digest: self._find(digest) for digest in by_digest}
+            # In the order of the digests: two processes that lack the same wheels cannot wait for each other in a
+            # circle. They wait in this thread, which a signal can interrupt. A few at a time, because of open files.
+            missing = sorted(digest for digest, wheel in found.items() if wheel is None)
+            for first in range(0, len(missing), _AT_ONCE):
+                batch = missing[first : first + _AT_ONCE]
+                with contextlib.ExitStack() as locks:
+                    for digest in batch:
+                        locks.enter_context(self._lock(digest, by_digest[digest]))
+                    unpacked = pool.map(lambda digest: self._find_or_unpack(digest, by_digest[digest]), batch)
+                    found.update(zip(batch, unpacked, strict=True))
+        return [wheel for digest in digests if (wheel := found[digest])]
+
+    def repair(self, archive: str, wheel: UnpackedWheel) -> UnpackedWheel:
+        """Return a wheel unpacked again, unless somebody else has done so since it was found to be changed."""
+        digest = os.path.basename(os.path.dirname(wheel.path))
+        with self._lock(digest, archive):
+            found = self._find(digest)
+            return found if found and _is_unchanged(found) else _unpack_anew(archive, self._folder(digest))
+
+    def _folder(self, digest: str) -> str:
+        return os.path.join(self.folder, digest)
+
+    def _lock(self, digest: str, archive: str) -> DirectoryLock:
+        return DirectoryLock(
+            self._folder(digest),
+            subject=f"the unpacked wheel {os.path.basename(archive)}",
             cache_dir=self.cache_dir,
             timeout=self.lock_timeout,
             reporter=self.reporter,
             create=True,
-        ):
-            wheel = read(folder)
-            if wheel is None or (suspect and not _is_unchanged(wheel)):
-                wheel = _unpack_anew(archive, folder)
-            return wheel
+        )
+
+    def _find(self, digest: str) -> UnpackedWheel | None:
+        wheel = read(self._folder(digest))
+        if wheel:
+            with contextlib.suppress(OSError):
+                os.utime(_manifest_path(self._folder(digest)))
+        return wheel
+
+    def _find_or_unpack(self, digest: str, archive: str) -> UnpackedWheel:
+        return self._find(digest) or _unpack_anew(archive, self._folder(digest))
 
 
 def read(folder: str) -> UnpackedWheel | None:
@@ -147,6 +180,11 @@ def remove_unused(store: str, cache_dir: str | None, older_than: float) -> int:
                     os.unlink(_manifest_path(folder))
                 shutil.rmtree(folder, ignore_errors=True)
     return removed
+
+
+def _sha256(archive: str) -> str:
+    with open(archive, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unpack_anew(archive: str, folder: str) -> UnpackedWheel:
