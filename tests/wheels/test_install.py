@@ -16,7 +16,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import venv
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
