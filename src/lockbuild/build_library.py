@@ -52,10 +52,29 @@ def run_pip(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Ma
     ``words`` are its command and the arguments, ``variables`` what its environment has beside ours. Raises
     `subprocess.CalledProcessError`.
     """
+    more = dict(variables)
     if environment._env_backend._has_valid_outer_pip:  # type: ignore[attr-defined]
-        command = [sys.executable, "-m", "pip", "--python", environment.python_executable]
+        # `build` runs ``pip --python``. That starts pip twice: the first one only looks for its option, and starts its
+        # own ``__pip-runner__.py`` under the other interpreter. Starting that at once saves a third of a second.
+        runner = _pip_runner()
+        if runner is None:
+            command = [sys.executable, "-m", "pip", "--python", environment.python_executable]
+        else:
+            command = [environment.python_executable, runner]
+            more["_PIP_RUNNING_IN_SUBPROCESS"] = "1"
     else:
         command = [environment.python_executable, "-Im", "pip"]
     if _ctx.verbosity > 1:
         command.append(f"-{'v' * (_ctx.verbosity - 1)}")
-    _ctx.run_subprocess([*command, *words], env={**(_pip_env() or os.environ), **variables})
+    _ctx.run_subprocess([*command, *words], env={**(_pip_env() or os.environ), **more})
+
+
+def _pip_runner() -> str | None:
+    """Return the script by which pip runs itself under another interpreter, where this pip has one."""
+    from importlib.util import find_spec
+
+    found = find_spec("pip")
+    if found is None or found.origin is None:
+        return None
+    runner = os.path.join(os.path.dirname(os.path.realpath(found.origin)), "__pip-runner__.py")
+    return runner if os.path.isfile(runner) else None
