@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-from collections.abc import Iterator
+import venv
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from wheelhouse import Wheelhouse
 from witness import WitnessTree, make_witness_tree
 
 
@@ -28,6 +30,7 @@ def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "LOCKBUILD_LOCK_TIMEOUT",
         "LOCKBUILD_HELD_LOCKS",
         "LOCKBUILD_INSTALLER",
+        "LOCKBUILD_LINK_MODE",
         "LOCKBUILD_ENV_MAX_AGE",
         "LOCKBUILD_REUSE",
         "SOURCE_DATE_EPOCH",
@@ -54,3 +57,27 @@ def witness_tree(tmp_path: Path) -> Iterator[WitnessTree]:
         # Something that the test left behind may still have the pipes open.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=10)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Wheelhouse:
+    """An empty folder for wheels that a test makes."""
+    (tmp_path / "wheelhouse").mkdir()
+    return Wheelhouse(tmp_path / "wheelhouse")
+
+
+@pytest.fixture
+def make_environment(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes empty virtual environments by name."""
+
+    def make(name: str) -> Path:
+        venv.EnvBuilder(symlinks=True).create(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def environment(make_environment: Callable[[str], Path]) -> Path:
+    """An empty virtual environment."""
+    return make_environment("env")

@@ -315,6 +315,8 @@ class Index:
 
     def __init__(self, wheelhouse: Wheelhouse) -> None:
         self.requests: list[str] = []
+        self.fragment = ""
+        """What is appended to the address of each file: a digest."""
         index, folder = self, wheelhouse.folder
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -323,8 +325,8 @@ class Index:
                 kind, _, name = self.path.strip("/").partition("/")
                 if kind == "simple":
                     names = [path.name for path in folder.iterdir() if _project(path.name) == name]
-                    content = "".join(f'<a href="/files/{each}">{each}</a>\n' for each in sorted(names)).encode()
-                    self._answer(200 if names else 404, "text/html", content)
+                    lines = [f'<a href="/files/{each}{index.fragment}">{each}</a>\n' for each in sorted(names)]
+                    self._answer(200 if names else 404, "text/html", "".join(lines).encode())
                 else:
                     self._answer(200, "application/octet-stream", (folder / name).read_bytes())
 
@@ -367,6 +369,12 @@ def processes_naming(folder: Path) -> list[int]:
 def copy_tree(tree: ProbeTree, name: str) -> Path:
     """Copy the project of a tree to another path."""
     return Path(shutil.copytree(tree.path, tree.path.with_name(name)))
+
+
+def site_packages(environment: Path) -> Path:
+    """Return the folder of an environment's packages."""
+    [found] = environment.glob("lib/python*/site-packages")
+    return found
 
 
 CACHE_COMMAND = (sys.executable, "-m", "lockbuild.cache")

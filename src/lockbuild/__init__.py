@@ -19,13 +19,16 @@ if TYPE_CHECKING:
         OutDirError,
         SdistError,
         SettingsError,
+        SharedBuildError,
         SourceTreeMovedError,
         UnmetDependenciesError,
+        WheelError,
         WorkerError,
     )
     from lockbuild.events import LockWait, Reporter
     from lockbuild.locks import Holder, SourceTreeLock
-    from lockbuild.request import Artifact, BuildRequest, BuildResult
+    from lockbuild.request import Artifact, BuildRequest, BuildResult, Timing
+    from lockbuild.wheels import install_wheels
 
 __version__ = "0.1.0"
 
@@ -47,12 +50,16 @@ __all__ = [
     "Reporter",
     "SdistError",
     "SettingsError",
+    "SharedBuildError",
     "SourceTreeLock",
     "SourceTreeMovedError",
+    "Timing",
     "UnmetDependenciesError",
+    "WheelError",
     "WorkerError",
     "async_build",
     "build",
+    "install_wheels",
     "project_wheel_metadata",
 ]
 
@@ -66,8 +73,10 @@ _MODULES = {
     "LockWait": "events",
     "Reporter": "events",
     "SourceTreeLock": "locks",
+    "Timing": "request",
     "async_build": "api",
     "build": "api",
+    "install_wheels": "wheels",
     "project_wheel_metadata": "api",
 }
 

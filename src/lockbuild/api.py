@@ -11,7 +11,7 @@ import os
 from importlib.metadata import Distribution as InstalledDistribution
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
-from lockbuild.request import BuildRequest, BuildResult, Distribution, Installer, LockPolicy
+from lockbuild.request import BuildRequest, BuildResult, Distribution, Installer, LinkMode, LockPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,6 +31,7 @@ class BuildOptions(TypedDict, total=False):
     skip_dependency_check: bool
     constraints_file: StrPath | None
     installer: Installer
+    link_mode: LinkMode
     env_dir: StrPath | None
     sdist_extract_dir: StrPath | None
     lock: LockPolicy | None
@@ -40,6 +41,9 @@ class BuildOptions(TypedDict, total=False):
     env_max_age: float
     refresh: bool
     preimport: bool
+    reuse: bool
+    coalesce: bool
+    max_sdist_size: float
     clear: bool
     verbosity: int
 

@@ -1,7 +1,8 @@
 """Looking after the cache: what is in it, and the removal of what nobody uses. The console script ``lockbuild-cache``.
 
 What a build uses is never removed, whoever asks: an environment is removed under its key's lock and only while no
-process has a file of its users locked. Lock files are never removed by us: one could be open in a process that waits.
+process has a file of its users locked. An unpacked wheel may go while it is installed; its installer unpacks it again,
+and environments keep their files. Lock files are never removed by us: one could be open in a process that waits.
 """
 
 from __future__ import annotations
@@ -18,13 +19,11 @@ from typing import TYPE_CHECKING, NoReturn
 from lockbuild.environments.store import Generation, age_in_words, generations, remove_unused
 from lockbuild.errors import LockbuildError, LockTimeoutError, shown
 from lockbuild.locks import DirectoryLock
-from lockbuild.paths import cache_folder, environment_folder, key_folders
+from lockbuild.paths import cache_folder, disk_use, environment_folder, key_folders
 from lockbuild.settings import duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from lockbuild.sharing.wheels import KeptWheel
 
 # Environments that no build has used for so long are removed, in seconds.
 UNUSED_SECONDS = 30 * 86400.0
@@ -51,7 +50,7 @@ def list_environments(cache_dir: str | None = None) -> list[CachedEnvironment]:
         for generation in generations(folder):
             if manifest := generation.read_manifest():
                 packages = tuple(f"{name} {version}" for name, version in sorted(manifest.packages.items()))
-                size = _size(generation.path)
+                size = disk_use(generation.path)
                 found.append(CachedEnvironment(generation, size, manifest.made, generation.last_used(), packages))
     return sorted(found, key=lambda environment: -environment.last_used)
 
@@ -118,69 +117,65 @@ def _print_folder(parsed: argparse.Namespace) -> None:
 
 
 def _print_list(parsed: argparse.Namespace) -> None:
-    from lockbuild.sharing.wheels import list_wheels
+    from lockbuild.sharing.wheels import list_wheels as list_built_wheels
+    from lockbuild.wheels.cached import list_wheels as list_unpacked_wheels
 
-    environments, wheels = list_environments(parsed.cache_dir), list_wheels(parsed.cache_dir)
-    if environments:
-        _print_environments(environments)
-    if wheels:
-        _print_wheels(wheels)
-    if not environments and not wheels:
+    environments = [
+        (
+            f"{os.path.basename(each.generation.folder)}/{each.generation.name}",
+            *(_mebibytes(each.size), _ago(each.made), _ago(each.last_used)),
+            ", ".join(each.packages),
+        )
+        for each in list_environments(parsed.cache_dir)
+    ]
+    unpacked = [
+        (each.name, _mebibytes(each.size), _ago(each.last_used)) for each in list_unpacked_wheels(parsed.cache_dir)
+    ]
+    built = [
+        (
+            os.path.basename(each.path),
+            *(_mebibytes(each.size), _ago(each.made), _ago(each.last_used)),
+            shown(each.path),
+        )
+        for each in list_built_wheels(parsed.cache_dir)
+    ]
+    _print_table(("ENVIRONMENT", "SIZE", "MADE", "LAST USED", "PACKAGES"), environments)
+    _print_table(("UNPACKED WHEEL", "SIZE", "LAST USED"), unpacked)
+    _print_table(("BUILT WHEEL", "SIZE", "BUILT", "LAST USED", "FILE"), built)
+    if not environments and not unpacked and not built:
         print("The cache is empty.")
 
 
-def _print_environments(environments: Sequence[CachedEnvironment]) -> None:
-    rows = [("ENVIRONMENT", "SIZE", "MADE", "LAST USED", "PACKAGES")]
-    for each in environments:
-        name = f"{os.path.basename(each.generation.folder)}/{each.generation.name}"
-        rows.append((name, *_figures(each), ", ".join(each.packages)))
-    _print_table(rows)
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    if not rows:
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _print_wheels(wheels: Sequence[KeptWheel]) -> None:
-    _print_table(
-        [
-            ("WHEEL", "SIZE", "BUILT", "LAST USED", "FILE"),
-            *((os.path.basename(each.path), *_figures(each), shown(each.path)) for each in wheels),
-        ]
-    )
+def _mebibytes(size: int) -> str:
+    return f"{size / 1024**2:.1f} MiB"
 
 
-def _figures(each: CachedEnvironment | KeptWheel) -> tuple[str, str, str]:
-    made, used = (f"{age_in_words(moment)} ago" for moment in (each.made, each.last_used))
-    return f"{each.size / 1024**2:.1f} MiB", made, used
-
-
-def _print_table(rows: Sequence[tuple[str, str, str, str, str]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]]).rstrip())
+def _ago(moment: float) -> str:
+    return f"{age_in_words(moment)} ago"
 
 
 def _prune(parsed: argparse.Namespace) -> None:
-    from lockbuild.sharing.wheels import list_wheels, prune_wheels
+    from lockbuild.sharing import wheels as built
+    from lockbuild.wheels import cached as unpacked
 
-    removed = prune(parsed.older_than, parsed.cache_dir)
-    _print_removed(len(removed), len(list_environments(parsed.cache_dir)), "environment")
-    # After their environments, without which they are of no use.
-    removed_wheels = prune_wheels(parsed.older_than, parsed.cache_dir)
-    left = len(list_wheels(parsed.cache_dir))
-    if removed_wheels or left:
-        _print_removed(removed_wheels, left, "wheel")
+    older_than, cache_dir = parsed.older_than, parsed.cache_dir
+    # Environments first: without them the wheels that were built in them are of no use, and what only they and the
+    # unpacked wheels had is then given back as a whole.
+    _print_removed(len(prune(older_than, cache_dir)), "environment", len(list_environments(cache_dir)))
+    _print_removed(unpacked.prune_wheels(older_than, cache_dir), "unpacked wheel", len(unpacked.list_wheels(cache_dir)))
+    _print_removed(built.prune_wheels(older_than, cache_dir), "built wheel", len(built.list_wheels(cache_dir)))
 
 
-def _print_removed(removed: int, left: int, what: str) -> None:
+def _print_removed(removed: int, what: str, left: int) -> None:
     print(f"Removed {removed} {what}{'' if removed == 1 else 's'}; {left} left")
-
-
-def _size(path: str) -> int:
-    total = 0
-    for folder, _, files in os.walk(path):
-        for name in files:
-            with contextlib.suppress(OSError):
-                status = os.lstat(os.path.join(folder, name))
-                total += status.st_size // max(1, status.st_nlink)
-    return total
 
 
 if __name__ == "__main__":

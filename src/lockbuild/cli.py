@@ -21,6 +21,7 @@ from lockbuild.settings import (
     DEFAULT_MAX_SDIST_SIZE,
     ENV_MAX_AGE_VARIABLE,
     INSTALLER_VARIABLE,
+    LINK_MODE_VARIABLE,
     LOCK_TIMEOUT_VARIABLE,
     PREIMPORT_VARIABLE,
     REUSE_VARIABLE,
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 # The options that `build` does not have.
 _OWN_OPTIONS = frozenset(
     {
-        *("--cache-dir", "--clear", "--coalesce", "--env-max-age", "--lock", "--lock-timeout", "--max-sdist-size"),
-        *("--no-cache", "--no-reuse", "--refresh", "--reuse", "--timings"),
+        *("--cache-dir", "--clear", "--coalesce", "--env-max-age", "--link-mode", "--lock", "--lock-timeout"),
+        *("--max-sdist-size", "--no-cache", "--no-reuse", "--refresh", "--reuse", "--timings"),
     }
 )
 
@@ -246,6 +247,13 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
         "--refresh", action="store_true", help="resolve the requirements of a kept build environment again"
     )
     group.add_argument(
+        "--link-mode",
+        choices=("auto", "hardlink", "copy"),
+        default=os.environ.get(LINK_MODE_VARIABLE) or "auto",
+        help="how wheels get from the cache into a kept build environment; auto is the first of reflink, hard link and "
+        f"copy that works (default: {LINK_MODE_VARIABLE}, else auto)",
+    )
+    group.add_argument(
         "--dependency-constraints-txt", metavar="PATH", help="constraints.txt for the build requirements"
     )
     group.add_argument(
@@ -401,10 +409,12 @@ def _build(parsed: argparse.Namespace, console: Console) -> None:
 
 
 def _make_request(parsed: argparse.Namespace) -> BuildRequest:
-    from lockbuild.request import INSTALLERS, BuildRequest
+    from lockbuild.request import INSTALLERS, LINK_MODES, BuildRequest
 
     if parsed.installer not in INSTALLERS:
         raise SettingsError(f"{INSTALLER_VARIABLE} must be one of {', '.join(INSTALLERS)}, not {parsed.installer!r}")
+    if parsed.link_mode not in LINK_MODES:
+        raise SettingsError(f"{LINK_MODE_VARIABLE} must be one of {', '.join(LINK_MODES)}, not {parsed.link_mode!r}")
     timeout, max_age = parsed.lock_timeout, parsed.env_max_age
     if timeout is None:
         timeout = from_environment(LOCK_TIMEOUT_VARIABLE, seconds, "a number of seconds")
@@ -420,6 +430,7 @@ def _make_request(parsed: argparse.Namespace) -> BuildRequest:
         skip_dependency_check=parsed.skip_dependency_check,
         constraints_file=parsed.dependency_constraints_txt,
         installer=parsed.installer,
+        link_mode=parsed.link_mode,
         env_dir=parsed.env_dir,
         sdist_extract_dir=parsed.sdist_extract_dir,
         lock=parsed.lock,

@@ -108,6 +108,15 @@ class SharedBuildError(LockbuildError):
         super().__init__(f"{error} (in process {builder}, which was building {shown(subject)} for this one, too)")
 
 
+class WheelError(LockbuildError):
+    """A wheel that cannot be installed: it is damaged, or would write where it must not."""
+
+    def __init__(self, wheel: str, problem: str) -> None:
+        self.wheel = wheel
+        self.problem = problem
+        super().__init__(f"The wheel {shown(wheel)} cannot be installed: {shown(problem)}")
+
+
 class CacheFolderError(LockbuildError):
     """No folder can be had in which lock files are safe."""
 

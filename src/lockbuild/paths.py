@@ -92,6 +92,11 @@ def builds_folder(requested: str | os.PathLike[str] | None) -> str:
     return _private_folder(requested, "builds")
 
 
+def wheel_folder(requested: str | os.PathLike[str] | None) -> str:
+    """Return the folder of the unpacked wheels, this user's alone, made if missing. Raises `CacheFolderError`."""
+    return _private_folder(requested, "wheels")
+
+
 def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str) -> str:
     cache = cache_folder(requested)
     if cache is None:
@@ -119,6 +124,17 @@ def key_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) 
     for name in sorted(os.listdir(store)):
         if os.path.isdir(os.path.join(store, name)):
             yield os.path.join(store, name)
+
+
+def disk_use(path: str) -> int:
+    """Return how many bytes a folder takes, where a file with several hard links counts for its part."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(folder, name))
+                total += status.st_size // max(1, status.st_nlink)
+    return total
 
 
 def spellings_folder(store: str) -> str | None:

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 Distribution = Literal["sdist", "wheel"]
 Installer = Literal["pip", "uv"]
+LinkMode = Literal["auto", "hardlink", "copy"]
 LockPolicy = Literal["auto", "always", "never"]
 
 LOCK_POLICIES: tuple[LockPolicy, ...] = ("auto", "always", "never")
 INSTALLERS: tuple[Installer, ...] = ("pip", "uv")
+LINK_MODES: tuple[LinkMode, ...] = ("auto", "hardlink", "copy")
 
 
 class BuildRequest(NamedTuple):
@@ -38,6 +40,8 @@ class BuildRequest(NamedTuple):
     constraints_file: str | None = None
     """A ``constraints.txt`` for the build requirements."""
     installer: Installer = "pip"
+    link_mode: LinkMode = "auto"
+    """How unpacked wheels get from the cache into a kept build environment."""
     env_dir: str | None = None
     """Where the build environment is made; by default in a temporary folder."""
     sdist_extract_dir: str | None = None

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from lockbuild.environments.store import digest_of_contents
-from wheelhouse import ProbeTree, copy_tree, created, end_all, make_probe_tree, processes_naming, served
+from wheelhouse import ProbeTree, copy_tree, created, end_all, make_probe_tree, processes_naming, served, site_packages
 from witness import LOCKBUILD, PYTHON_BUILD, wait_until
 
 NOBODY = 65534
@@ -34,11 +34,6 @@ def tree(tmp_path: Path) -> Iterator[ProbeTree]:
     tree = make_probe_tree(tmp_path / "probe")
     yield tree
     end_all(tree)
-
-
-def site_packages(environment: Path) -> Path:
-    [found] = environment.glob("lib/python*/site-packages")
-    return found
 
 
 def the_environment(tree: ProbeTree) -> Path:
@@ -142,9 +137,14 @@ def test_after_a_maker_was_killed_at_any_moment_a_build_succeeds_and_clears_up(t
 
 @pytest.mark.slow
 def test_an_installer_that_outlives_its_frontend_spoils_no_environment_that_others_use(tree: ProbeTree) -> None:
-    """The frontend is killed, its pip is not, and goes on to install where it was told to."""
-    tree.wheelhouse.add_wheel("big", files={f"big/part{n:04}.py": f"VALUE = {n}\n" for n in range(1500)})
-    tree.require("big")
+    """The frontend is killed, its pip is not, and goes on to install a requirement with a URL, as pip alone can."""
+    wheel = tree.wheelhouse.add_wheel("big", files={f"big/part{n:04}.py": f"VALUE = {n}\n" for n in range(1500)})
+    with served(tree.wheelhouse) as index:
+        tree.require(f"big @ {index.url.removesuffix('/simple')}/files/{wheel.name}")
+        _outlive(tree)
+
+
+def _outlive(tree: ProbeTree) -> None:
     maker = tree.start()
     wait_until(lambda: list(tree.store.glob("*/*/lib/python*/site-packages/big/part0*.py")), "the installation")
     [key] = tree.keys()

@@ -329,10 +329,10 @@ def test_a_kept_wheel_is_listed_and_removed(project: SharingProject) -> None:
     listed = cache("list")
     assert f"{WHEEL}  0.0 MiB  " in listed
     assert str(kept / "artifacts" / WHEEL) in listed
-    assert "Removed 0 wheels; 1 left\n" in cache("prune")
+    assert "Removed 0 built wheels; 1 left\n" in cache("prune")
     moment = kept.stat().st_mtime - 31 * 86400
     os.utime(kept / "outcome.json", (moment, moment))
-    assert "Removed 1 wheel; 0 left\n" in cache("prune")
+    assert "Removed 1 built wheel; 0 left\n" in cache("prune")
     assert list(project.builds.iterdir()) == []
 
 

@@ -195,7 +195,7 @@ def _make(
         heard = _InstallerOutput(reporter)
         try:
             with forward_log(heard, request.verbosity), _environment_of_installer(lock):
-                manifest = _populate(generation, requirements, constraints, request)
+                manifest = _populate(generation, requirements, constraints, request, reporter)
         except BaseException as error:
             import shutil
 
@@ -213,29 +213,39 @@ def _make(
 
 
 def _populate(
-    generation: Generation, requirements: Collection[str], constraints: str, request: BuildRequest
+    generation: Generation, requirements: Collection[str], constraints: str, request: BuildRequest, reporter: Reporter
 ) -> Manifest:
     from build.env import DefaultIsolatedEnv
 
     made = time.time()
     with killing_descendants():
         environment = DefaultIsolatedEnv(installer=request.installer, path=generation.path).__enter__()
-        environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
-    import sysconfig
+        paths = _paths(environment.path)
+        if request.installer == "pip" and requirements:
+            from lockbuild.wheels.resolve import fill
 
-    base = {"base": environment.path, "platbase": environment.path}
-    purelib, platlib, scripts = (sysconfig.get_path(name, "venv", base) for name in ("purelib", "platlib", "scripts"))
-    packages = _installed_packages({purelib, platlib})
+            fill(environment, paths, requirements, constraints, request, reporter)
+        else:
+            environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
+    packages = _installed_packages({paths["purelib"], paths["platlib"]})
     names = _names(requirements)
     return Manifest(
         made=made,
         python_executable=environment.python_executable,
-        scripts=scripts,
+        scripts=paths["scripts"],
         requirements=tuple(sorted(requirements)),
         packages=packages,
         required={name: version for name, version in sorted(packages.items()) if name in names},
         contents=digest_of_contents(generation.path),
     )
+
+
+def _paths(environment: str) -> dict[str, str]:
+    """Return where an environment that was made by this interpreter has what, by the names of ``sysconfig``."""
+    import sysconfig
+
+    base = {"base": environment, "platbase": environment, "installed_base": environment}
+    return sysconfig.get_paths("venv", {**sysconfig.get_config_vars(), **base})
 
 
 @contextmanager

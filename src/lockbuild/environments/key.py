@@ -121,7 +121,7 @@ def _memorize(memory: str, spelling: str, normalized: list[str]) -> None:
 
 def _content(constraints: list[str], installer: Installer) -> dict[str, Any]:
     variables = _variables(installer)
-    configuration = [text for path in _configuration_files(installer) if (text := _read(path)) is not None]
+    configuration = [text for path in configuration_files(installer) if (text := _read(path)) is not None]
     return {
         "format": _FORMAT,
         "interpreter": _interpreter(),
@@ -214,7 +214,8 @@ def _variables(installer: Installer) -> dict[str, str]:
     }
 
 
-def _configuration_files(installer: Installer) -> Iterator[str]:
+def configuration_files(installer: Installer) -> Iterator[str]:
+    """Yield the paths of the configuration files that an installer may read, those that override others last."""
     common, users = configuration_folders(installer)
     if installer == "pip":
         # pip's own order, from its documentation: global, user (new and old place), the environment's, PIP_CONFIG_FILE.

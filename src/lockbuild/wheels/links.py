@@ -1,0 +1,109 @@
+"""How the bytes of a file in the store get into an environment: by a reflink, by a hard link, or by a copy.
+
+A reflink shares the blocks until one of both files is written to; it is the best, where the file system has it (Btrfs,
+XFS, bcachefs). A hard link is the same file under two names: whoever edits one edits both, and the store has to notice
+(see `lockbuild.wheels.store`). A copy always works. What a file system refuses once is not tried again for it.
+
+Whatever gets a name here is whole under it: a hard link is at once; the others are made beside it and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lockbuild.request import LinkMode
+
+_Method = Literal["reflink", "hardlink", "copy"]
+
+_METHODS: dict[LinkMode, tuple[_Method, ...]] = {
+    "auto": ("reflink", "hardlink", "copy"),
+    "hardlink": ("hardlink", "copy"),
+    "copy": ("copy",),
+}
+
+# FICLONE of linux/fs.h: _IOW(0x94, 9, int).
+_FICLONE = 0x40049409
+
+# A file system that cannot do it: on this pair of file systems, at all, for this user, or not once more for this file.
+_REFUSALS = frozenset(
+    getattr(errno, name)
+    for name in ("EXDEV", "EOPNOTSUPP", "ENOTSUP", "ENOTTY", "ENOSYS", "EINVAL", "EPERM", "EACCES", "EMLINK")
+    if hasattr(errno, name)
+)
+
+
+class Linker:
+    """Places files of the store in one environment, in the best way that a `LinkMode` and the file systems allow."""
+
+    def __init__(self, mode: LinkMode) -> None:
+        self._methods = _METHODS[mode]
+
+    def place(self, source: str, target: str) -> None:
+        """
+        Give ``source`` the name ``target``, too, or a copy that has its permissions and times.
+
+        Raises `FileExistsError` when something has that name, `FileNotFoundError` when there is no such source.
+        """
+        while True:
+            method = self._methods[0]
+            try:
+                if method == "hardlink":
+                    os.link(source, target)
+                elif os.path.lexists(target):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+                else:
+                    with _beside(target) as hidden:
+                        (_reflink if method == "reflink" else shutil.copyfile)(source, hidden)
+                        shutil.copystat(source, hidden)
+                        os.rename(hidden, target)
+                return
+            except OSError as error:
+                if method == "copy" or error.errno not in _REFUSALS:
+                    raise
+                # Threads may come here side by side. Each takes away what it has tried itself, and no more.
+                self._methods = _METHODS["auto"][_METHODS["auto"].index(method) + 1 :]
+
+    def replace(self, source: str, target: str) -> None:
+        """As `place`, but what has the name ``target`` gives it up, at one moment."""
+        with _beside(target) as hidden:
+            self.place(source, hidden)
+            os.replace(hidden, target)
+
+
+def write_whole(target: str, content: bytes, executable: bool = False) -> None:
+    """Write a file that is there at once, whatever was there before. The umask decides who may read it."""
+    with _beside(target) as hidden:
+        descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o777 if executable else 0o666)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(hidden, target)
+
+
+@contextlib.contextmanager
+def _beside(target: str) -> Iterator[str]:
+    """Yield a hidden name beside ``target``, which nothing has afterwards."""
+    folder, name = os.path.split(target)
+    hidden = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(6)}")
+    try:
+        yield hidden
+    finally:
+        # A rename leaves the first name when both are names of one file already (rename(2)).
+        with contextlib.suppress(OSError):
+            os.unlink(hidden)
+
+
+def _reflink(source: str, target: str) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target) from None
+    with open(source, "rb") as read, open(target, "xb") as write:
+        fcntl.ioctl(write.fileno(), _FICLONE, read.fileno())

@@ -1,0 +1,123 @@
+"""From requirements to an environment that has them: pip resolves and fetches, and the wheels come from the store.
+
+pip is run once, as ``pip wheel``: it resolves, takes each wheel from its own cache or from the index, builds what is
+only there as an sdist (once, then it is in pip's cache), and leaves all of them in a folder. What has been resolved is
+read from that folder. A resolution report (``pip install --dry-run --report``) would name the wheels and not leave
+them; a second run of pip would have to fetch those that the store does not have, and the start of pip alone takes
+longer than to link a small environment. ``pip download`` would leave sdists unbuilt.
+
+All that pip is told holds, because it is pip that acts on it: variables, configuration files, constraints with hashes.
+Only the section ``[install]`` of a configuration file does not count for ``pip wheel``; so its settings are handed over
+as variables, which override a file as that section overrides ``[global]``.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import sys
+import tempfile
+from typing import TYPE_CHECKING
+
+from lockbuild.build_library import log_step, run_pip
+from lockbuild.environments.key import configuration_files
+from lockbuild.paths import wheel_folder
+from lockbuild.wheels.destination import Destination, with_headers
+from lockbuild.wheels.install import Installation, install_archives
+from lockbuild.wheels.store import WheelStore
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from build.env import DefaultIsolatedEnv
+
+    from lockbuild.events import Reporter
+    from lockbuild.request import BuildRequest
+
+
+def fill(
+    environment: DefaultIsolatedEnv,
+    paths: Mapping[str, str],
+    requirements: Collection[str],
+    constraints: str,
+    request: BuildRequest,
+    reporter: Reporter,
+) -> None:
+    """
+    Install requirements into an empty environment, with what `build` has pip install.
+
+    ``paths`` are those of ``sysconfig`` for it. Raises `subprocess.CalledProcessError` when pip fails, and what
+    `install_archives` raises.
+    """
+    named = _distributions(requirements)
+    if named is None or " @ " in constraints:
+        environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
+        return
+    listed = "\n".join(f"- {requirement}" for requirement in sorted(requirements))
+    log_step(f"Installing packages in isolated environment:\n{listed}")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    installation = Installation(
+        destination=Destination(with_headers(paths, environment.path, version), environment.python_executable),
+        reporter=reporter,
+        link_mode=request.link_mode,
+        installer="pip",
+        requested=named,
+        cache_dir=request.cache_dir,
+        share_bytecode=True,
+    )
+    store = WheelStore(wheel_folder(request.cache_dir), request.cache_dir, request.lock_timeout, reporter)
+    with tempfile.TemporaryDirectory(prefix="lockbuild-wheels-", ignore_cleanup_errors=True) as folder:
+        _fetch(environment, requirements, constraints, folder)
+        archives = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".whl")]
+        install_archives(archives, {}, store, installation)
+
+
+def _fetch(environment: DefaultIsolatedEnv, requirements: Collection[str], constraints: str, folder: str) -> None:
+    # In files, because pip heeds environment markers and hashes there.
+    words = ["wheel", "--use-pep517", "--no-input", "--wheel-dir", folder]
+    for option, name, content in (
+        ("-r", "requirements.txt", "\n".join(requirements)),
+        ("-c", "constraints.txt", constraints),
+    ):
+        if content.strip():
+            path = os.path.join(folder, name)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(content)
+            words += [option, path]
+    run_pip(environment, words, _settings_for_install())
+
+
+def _settings_for_install() -> dict[str, str]:
+    """Return what configuration files set for ``pip install``, as the variables that set the same for any command."""
+    settings = {}
+    for path in configuration_files("pip"):
+        if os.path.dirname(path) == sys.prefix:
+            # pip reads this one for our own environment, and is run for another.
+            continue
+        parser = configparser.RawConfigParser()
+        # One that pip cannot read either, or a broken one: pip itself says so.
+        try:
+            parser.read(path)
+        except (configparser.Error, OSError, UnicodeDecodeError):
+            continue
+        if parser.has_section("install"):
+            for name, value in parser.items("install"):
+                variable = f"PIP_{name.lstrip('-').upper().replace('-', '_')}"
+                if value and variable not in os.environ:
+                    settings[variable] = value
+    return settings
+
+
+def _distributions(requirements: Collection[str]) -> frozenset[str] | None:
+    """
+    Return the normalized names of the distributions that are required.
+
+    ``None`` where one is required by its URL: for that pip leaves a direct_url.json (PEP 610) that it alone can write.
+    """
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    parsed = [Requirement(requirement) for requirement in requirements]
+    if any(requirement.url for requirement in parsed):
+        return None
+    return frozenset(canonicalize_name(requirement.name) for requirement in parsed)

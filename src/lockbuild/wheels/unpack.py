@@ -1,0 +1,218 @@
+"""A wheel file is taken apart: every file checked against RECORD and put where its scheme says.
+
+The library ``installer`` decides what a wheel consists of: which file belongs to which scheme, which entry points it
+has. It is asked once, when the wheel is unpacked; the answer is an `UnpackedWheel`, which is all that an installation
+needs. What is made anew for each environment (RECORD, INSTALLER, scripts with a shebang) is not made here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+import zipfile
+from dataclasses import dataclass
+from hashlib import new as new_hash
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+
+from installer import install
+from installer.destinations import WheelDestination
+from installer.exceptions import InstallerError
+from installer.records import Hash, InvalidRecordEntry, RecordEntry, parse_record_file
+from installer.sources import WheelFile
+
+from lockbuild.errors import WheelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from installer.scripts import ScriptSection
+    from installer.sources import WheelContentElement
+    from installer.utils import Scheme
+
+
+class StoredFile(NamedTuple):
+    """One file of an unpacked wheel. Its time of change is that of the whole wheel."""
+
+    name: str
+    size: int
+    """In bytes."""
+    mode: int
+    """Its permissions."""
+    digest: str
+    """As RECORD has it, with the name of the algorithm."""
+
+
+class EntryPoint(NamedTuple):
+    """A script that an installer writes."""
+
+    name: str
+    module: str
+    attribute: str
+    section: ScriptSection
+
+
+@dataclass(frozen=True)
+class UnpackedWheel:
+    """A wheel that lies unpacked in a folder, in which each scheme has a folder of its own."""
+
+    path: str
+    name: str
+    """The distribution's name as the wheel spells it."""
+    version: str
+    root: str
+    """The scheme of everything outside of ``.data``: ``purelib`` or ``platlib``."""
+    info: str
+    """The name of its ``.dist-info`` folder."""
+    mtime_ns: int
+    """The time of change that every file was given, in nanoseconds since the epoch, a whole number of seconds."""
+    folders: tuple[tuple[str, str, tuple[StoredFile, ...]], ...]
+    """Scheme, folder below the scheme's with ``/``, and the files right in it."""
+    entry_points: tuple[EntryPoint, ...]
+
+
+def unpack(archive: str, folder: str) -> UnpackedWheel:
+    """
+    Unpack a wheel file into a folder that is there and empty.
+
+    Raises `WheelError` for a file that would leave the folder, that RECORD does not know or knows otherwise, and for
+    what is no wheel.
+    """
+    try:
+        with zipfile.ZipFile(archive) as file:
+            source = _CheckedWheel(file)
+            source.check_names()
+            destination = _Folder(folder)
+            install(source, destination, additional_metadata={})
+            return UnpackedWheel(
+                path=folder,
+                name=source.distribution,
+                version=source.version,
+                root=destination.root,
+                info=source.dist_info_dir,
+                mtime_ns=destination.mtime_ns,
+                folders=tuple((*place, tuple(files)) for place, files in destination.files.items()),
+                entry_points=tuple(destination.entry_points),
+            )
+    except (zipfile.BadZipFile, InstallerError, InvalidRecordEntry, ValueError, KeyError, AssertionError) as error:
+        raise WheelError(archive, str(error) or "it is no wheel") from error
+
+
+class _CheckedWheel(WheelFile):
+    """A wheel file that gives out nothing without comparing it with its RECORD."""
+
+    def __init__(self, file: zipfile.ZipFile) -> None:
+        super().__init__(file)
+        self._archive = file
+
+    def check_names(self) -> None:
+        """Raise `WheelError` for what could be written outside of the folder."""
+        for member in self._archive.infolist():
+            parts = member.filename.replace("\\", "/").split("/")
+            if member.filename.startswith(("/", "\\")) or ".." in parts or (os.name == "nt" and ":" in parts[0]):
+                raise self._error(f"{member.filename!r} would leave the folder that it is installed in")
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise self._error(f"{member.filename!r} is a symbolic link, which no wheel may have")
+
+    def get_contents(self) -> Iterator[WheelContentElement]:
+        """Yield every file. What RECORD says of one is compared as soon as it has been read."""
+        record = self.read_dist_info("RECORD").splitlines()
+        known = {row[0]: row for row in parse_record_file(record)}
+        # RECORD cannot hold its own digest, nor those of its signatures.
+        unsigned = {f"{self.dist_info_dir}/RECORD{suffix}" for suffix in ("", ".jws", ".p7s")}
+        for member in self._archive.infolist():
+            if member.is_dir():
+                continue
+            name = member.filename
+            row = known.get(name, (name, "", ""))
+            entry = RecordEntry.from_elements(*row)
+            if entry.hash_ is None and name not in unsigned:
+                raise self._error(f"its RECORD has no hash of {name!r}")
+            mode = member.external_attr >> 16
+            with self._archive.open(member) as file:
+                stream = _Hashed(file, entry.hash_.name if entry.hash_ else "sha256")
+                yield row, cast("BinaryIO", stream), bool(stat.S_ISREG(mode) and mode & 0o111)
+                # `install` skips some members; those are not installed and need no check.
+                if name not in unsigned and stream.was_read and entry != stream.entry(name, entry):
+                    raise self._error(f"{name!r} is not what its RECORD says; the file is damaged")
+
+    def _error(self, problem: str) -> WheelError:
+        return WheelError(str(self._archive.filename), problem)
+
+
+class _Hashed:
+    """A stream that knows the digest of what was read from it."""
+
+    def __init__(self, file: IO[bytes], algorithm: str) -> None:
+        self._file = file
+        self._algorithm = algorithm
+        self._hash = new_hash(algorithm)
+        self.size = 0
+        self.was_read = False
+
+    def read(self, size: int = -1) -> bytes:
+        """Read, as a file does."""
+        self.was_read = True
+        content = self._file.read(size)
+        self._hash.update(content)
+        self.size += len(content)
+        return content
+
+    def digest(self) -> Hash:
+        """Return the digest of everything that was read, as RECORD writes it."""
+        from base64 import urlsafe_b64encode
+
+        return Hash(self._algorithm, urlsafe_b64encode(self._hash.digest()).decode().rstrip("="))
+
+    def entry(self, name: str, like: RecordEntry) -> RecordEntry:
+        """Return what RECORD should say of it, with a size if another entry has one."""
+        return RecordEntry(name, self.digest(), None if like.size is None else self.size)
+
+
+class _Folder(WheelDestination):
+    """Where ``installer`` puts the files: into a folder for each scheme, with a list of what there is."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self.root = ""
+        self.files: dict[tuple[str, str], list[StoredFile]] = {}
+        self.entry_points: list[EntryPoint] = []
+        # Whole seconds, which every file system can keep.
+        self.mtime_ns = int(time.time()) * 1_000_000_000
+
+    def write_script(self, name: str, module: str, attr: str, section: ScriptSection) -> RecordEntry:
+        """Note an entry point. Its script has the path of an interpreter in it, and is not for the store."""
+        self.entry_points.append(EntryPoint(name, module, attr, section))
+        return RecordEntry(name, None, None)
+
+    def write_file(
+        self, scheme: Scheme, path: str | os.PathLike[str], stream: BinaryIO, is_executable: bool
+    ) -> RecordEntry:
+        """Write one file, and note it."""
+        path = os.fspath(path)
+        parent, _, name = path.rpartition("/")
+        if (scheme, parent) not in self.files:
+            os.makedirs(os.path.join(self._folder, scheme, parent), exist_ok=True)
+        target = os.path.join(self._folder, scheme, path)
+        # The same permissions that pip gives, which adds every right to execute that there is.
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o777 if is_executable else 0o666)
+        with open(descriptor, "wb") as file:
+            while content := stream.read(1 << 20):
+                file.write(content)
+            if is_executable and hasattr(os, "fchmod"):
+                os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) | 0o111)
+        os.utime(target, ns=(self.mtime_ns, self.mtime_ns))
+        status = os.stat(target)
+        hashed = cast("Any", stream)
+        stored = StoredFile(name, status.st_size, stat.S_IMODE(status.st_mode), str(hashed.digest()))
+        self.files.setdefault((scheme, parent), []).append(stored)
+        return RecordEntry(path, hashed.digest(), status.st_size)
+
+    def finalize_installation(
+        self,
+        scheme: Scheme,
+        record_file_path: str,  # noqa: ARG002
+        records: Iterable[tuple[Scheme, RecordEntry]],  # noqa: ARG002
+    ) -> None:
+        """Note where the wheel's root goes. RECORD is written for each environment."""
+        self.root = scheme

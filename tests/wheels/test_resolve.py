@@ -1,0 +1,161 @@
+"""Kept environments are filled with what pip resolves and fetches, and are those that pip itself would make."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from installed import assert_equal
+from lockbuild.environments.fresh import FreshEnvironment
+from wheelhouse import ProbeTree, Wheelhouse, end_all, make_probe_tree, served, site_packages
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[ProbeTree]:
+    tree = make_probe_tree(tmp_path / "probe")
+    yield tree
+    end_all(tree)
+
+
+def add_features(house: Wheelhouse) -> None:
+    """Add wheels with everything that a wheel can have."""
+    data = "featured-1.0.data"
+    house.add_wheel(
+        "featured",
+        files={
+            "featured/__init__.py": "def main():\n    print('main')\n",
+            "featured/data with blank.txt": "",
+            "featured-1.0.dist-info/entry_points.txt": "[console_scripts]\nfeatured = featured:main\n"
+            "[gui_scripts]\nfeatured-gui = featured:main\n[other]\nx = y\n",
+            "featured-1.0.dist-info/licenses/LICENSE": "free\n",
+            f"{data}/scripts/featured-script": "#!python -E\nprint(1)\n",
+            f"{data}/scripts/featured-shell": "#!/bin/sh\necho 1\n",
+            f"{data}/scripts/featured": "#!python\n# as setuptools once made for the entry point\n",
+            f"{data}/data/share/featured/file.txt": "data\n",
+            f"{data}/headers/featured.h": "#define FEATURED\n",
+            f"{data}/purelib/featured_pure.py": "",
+            f"{data}/platlib/featured_plat.py": "",
+        },
+        requires=["Helper.Of.Featured>=1"],
+    )
+    house.add_wheel("helper-of-featured", files={"helper.py": ""})
+
+
+@pytest.mark.slow
+def test_a_kept_environment_has_what_pip_would_have_installed(tree: ProbeTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_features(tree.wheelhouse)
+    tree.wheelhouse.add_sdist("from-sdist")
+    requirements = ["probe-backend", "featured", "from-sdist", 'absent; python_version < "3"']
+    tree.require(*requirements[1:3])
+    tree.build()
+    [kept] = tree.environments()
+    for name, value in tree.environ().items():
+        monkeypatch.setenv(name, value)
+    with FreshEnvironment("pip", None, requirements, "") as fresh:
+        theirs = Path(fresh.python_executable).parents[1]
+        assert_equal(kept, theirs)
+    run = [kept / "bin" / "featured"]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "main\n"
+
+
+def errors_of_pip(message: str) -> str:
+    """Return what pip complains of, without line breaks and what follows it."""
+    lines = [line.lstrip("< ") for line in message.splitlines() if not line.startswith((">", "ERROR"))]
+    return re.sub(r"\s", "", " ".join(lines).partition("ERROR:")[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("digest", ["right", "wrong"])
+def test_hashes_in_the_constraints_mean_what_they_mean_to_pip_install(tree: ProbeTree, digest: str) -> None:
+    """Some versions of pip take them from there; others say that they are missing where the requirement is."""
+    wheel = tree.wheelhouse.folder / "probe_backend-1.0-py3-none-any.whl"
+    right = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    constraints = tree.control / "constraints.txt"
+    constraints.write_text(f"probe-backend==1.0 --hash=sha256:{right if digest == 'right' else '0' * 64}\n")
+    # pip wants the pin where the requirement is, too.
+    project = tree.path / "pyproject.toml"
+    project.write_text(project.read_text().replace("'probe-backend'", "'probe-backend==1.0'"))
+    statuses, errors = [], []
+    for option in ("--no-cache", "--refresh"):
+        build = tree.start(option, "--dependency-constraints-txt", str(constraints))
+        errors.append(errors_of_pip(build.communicate()[1]))
+        statuses.append(build.returncode)
+    assert statuses[0] == statuses[1]
+    assert errors[0] == errors[1]
+    if digest == "wrong":
+        assert statuses[1] == 1
+        assert "hash" in errors[1].lower()
+        assert tree.environments() == []
+
+
+@pytest.mark.slow
+def test_a_hash_that_the_index_gives_is_enforced(tree: ProbeTree) -> None:
+    with served(tree.wheelhouse) as index:
+        env = {"PIP_NO_INDEX": None, "PIP_FIND_LINKS": None, "PIP_INDEX_URL": index.url}
+        index.fragment = f"#sha256={'0' * 64}"
+        assert "THESEPACKAGESDONOTMATCHTHEHASHES" in errors_of_pip(tree.build(env=env, status=1))
+
+
+@pytest.mark.slow
+def test_what_a_configuration_file_sets_for_pip_install_holds(tree: ProbeTree) -> None:
+    """``pip wheel``, which is what runs, would not read this section."""
+    tree.wheelhouse.add_backend("2.0rc1")
+    configuration = tree.control / "pip.conf"
+    configuration.write_text(
+        f"[global]\nno-index = false\n[install]\nno_index = true\nfind-links =\n    {tree.control}\n"
+        f"    {tree.wheelhouse.folder}\n--pre = yes\n"
+    )
+    env = {"PIP_CONFIG_FILE": str(configuration), "PIP_NO_INDEX": None, "PIP_FIND_LINKS": None}
+    tree.build(env=env)
+    assert tree.hooks()[-1]["distributions"] == ["probe-backend 2.0rc1"]
+    # A variable overrides it, as it does for pip.
+    tree.build(env={**env, "PIP_PRE": "0"})
+    assert tree.hooks()[-1]["distributions"] == ["probe-backend 1.0"]
+
+
+@pytest.mark.slow
+def test_an_sdist_that_two_environments_need_is_built_once(tree: ProbeTree) -> None:
+    tree.wheelhouse.add_sdist("slow")
+    tree.wheelhouse.add_wheel("other")
+    for requirements in (["slow"], ["slow", "other"]):
+        tree.require(*requirements)
+        tree.build()
+    assert len(tree.environments()) == 2
+    assert tree.sdist_log.read_text().count("enter") == 1
+
+
+@pytest.mark.slow
+def test_a_second_environment_links_the_files_of_the_first(tree: ProbeTree) -> None:
+    tree.build()
+    tree.wheelhouse.add_wheel("other")
+    tree.require("other")
+    tree.build("--link-mode", "hardlink")
+    tree.require("other", "other>=1")
+    tree.wheelhouse.add_wheel("third")
+    tree.require("third")
+    tree.build(env={"LOCKBUILD_LINK_MODE": "copy"})
+    files = [site_packages(each) / "probe_backend_late.py" for each in tree.environments()]
+    shared = sorted(file.stat().st_ino for file in files)
+    assert len(set(shared)) == 2
+    assert sorted(file.stat().st_nlink for file in files) == [1, 3, 3]
+
+
+def test_a_link_mode_that_nobody_knows_is_an_error(tree: ProbeTree) -> None:
+    error = tree.build(env={"LOCKBUILD_LINK_MODE": "magic"}, status=1)
+    assert error == "ERROR LOCKBUILD_LINK_MODE must be one of auto, hardlink, copy, not 'magic'\n"
+
+
+@pytest.mark.slow
+def test_a_damaged_wheel_is_told_of_in_one_line(tree: ProbeTree) -> None:
+    wheel = tree.wheelhouse.add_wheel("damaged", files={"damaged.py": "VALUE = 1\n"})
+    wheel.write_bytes(wheel.read_bytes().replace(b"VALUE = 1", b"VALUE = 2"))
+    tree.require("damaged")
+    error = tree.build(status=1)
+    assert "Traceback" not in error
+    assert re.search(r"^ERROR The wheel \S+damaged\S+ cannot be installed: ", error, re.MULTILINE)
+    assert tree.environments() == tree.debris() == []
