@@ -52,7 +52,7 @@ def _others_inside():
 
 
 @contextlib.contextmanager
-def _witness(hook, config_settings):
+def _witness(hook, config_settings=None):
     if config_settings:
         _write(f"settings {os.getpid()} {json.dumps(config_settings, separators=(',', ':'))}")
     _write(f"enter {os.getpid()} {hook}")
