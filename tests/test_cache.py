@@ -49,7 +49,13 @@ def test_the_script_is_installed_beside_lockbuild() -> None:
     assert "prune" in cache("--help", command=(str(script),))
 
 
-NOTHING_REMOVED = "Removed 0 environments; 0 left\nRemoved 0 unpacked wheels; 0 left\nRemoved 0 built wheels; 0 left\n"
+def told_of_removals(environments: tuple[str, int], unpacked_wheels: tuple[str, int]) -> str:
+    """Return what prune and clear print: how many of each kind were removed and are left; there are no built wheels."""
+    return (
+        f"Removed {environments[0]}; {environments[1]} left\n"
+        f"Removed {unpacked_wheels[0]}; {unpacked_wheels[1]} left\n"
+        "Removed 0 built wheels; 0 left\n"
+    )
 
 
 def test_dir_prints_the_cache_folder(tmp_path: Path) -> None:
@@ -64,7 +70,7 @@ def test_an_empty_or_missing_cache_is_no_error(tmp_path: Path) -> None:
             (tmp_path / "cache").mkdir()
         assert cache("list") == "The cache is empty.\n"
         for command in ("prune", "clear"):
-            assert cache(command) == NOTHING_REMOVED
+            assert cache(command) == told_of_removals(("0 environments", 0), ("0 unpacked wheels", 0))
 
 
 def test_wrong_usage_is_exit_status_2() -> None:
@@ -100,17 +106,11 @@ def test_list_shows_size_age_last_use_and_packages(tree: ProbeTree) -> None:
 @pytest.mark.slow
 def test_clear_removes_unpacked_wheels_and_environments_keep_their_files(tree: ProbeTree) -> None:
     tree.build()
-    assert (
-        cache("prune")
-        == "Removed 0 environments; 1 left\nRemoved 0 unpacked wheels; 1 left\nRemoved 0 built wheels; 0 left\n"
-    )
+    assert cache("prune") == told_of_removals(("0 environments", 1), ("0 unpacked wheels", 1))
     gate = tree.make_gate()
     running = tree.start(env={"PROBE_GATE": str(gate.path)})
     tree.wait_for_hook(2)
-    assert (
-        cache("clear")
-        == "Removed 0 environments; 1 left\nRemoved 1 unpacked wheel; 0 left\nRemoved 0 built wheels; 0 left\n"
-    )
+    assert cache("clear") == told_of_removals(("0 environments", 1), ("1 unpacked wheel", 0))
     assert list((tree.cache / "wheels").iterdir()) == []
     gate.open()
     tree.finish(running)
