@@ -13,7 +13,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from lockbuild.digest import digest_of_file
-from lockbuild.errors import ArtifactError
+from lockbuild.errors import ArtifactError, OutDirError
 from lockbuild.request import Artifact, Distribution, Timing
 
 if TYPE_CHECKING:
@@ -64,6 +64,17 @@ def _problem_with_sdist(path: str) -> Exception | None:
     except UNREADABLE as error:
         return error
     return None
+
+
+def make_out_dir(out_dir: str) -> None:
+    """Make the out-dir before the backend works in vain; the errors are worded as ``build`` words them."""
+    path = os.path.abspath(out_dir)
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError:
+        raise OutDirError(f"Build path '{path}' exists and is not a directory") from None
+    except (NotADirectoryError, FileNotFoundError):
+        raise OutDirError(f"Build path '{path}' does not exist and cannot be a directory") from None
 
 
 def publish(staging: str, name: str, out_dir: str) -> str:
@@ -135,6 +146,22 @@ def _project_name(artifact: str) -> str | None:
         return parse_wheel_filename(artifact)[0] if artifact.endswith(".whl") else parse_sdist_filename(artifact)[0]
     except (InvalidWheelFilename, InvalidSdistFilename):
         return None
+
+
+def metadata_of_wheel(wheel: str) -> bytes:
+    """Return the METADATA of a wheel. Raises `ArtifactError` when there is none."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith(".dist-info/METADATA")]
+            if len(names) != 1:
+                raise ArtifactError(
+                    f"{wheel!r} is not a valid wheel: expected one .dist-info/METADATA, found {len(names)}"
+                )
+            return archive.read(names[0])
+    except zipfile.BadZipFile as error:
+        raise ArtifactError(f"{wheel!r} is not a valid wheel: {error}") from error
 
 
 def describe(path: str, kind: Distribution) -> Artifact:

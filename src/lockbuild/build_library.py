@@ -16,12 +16,14 @@ from build._compat.tarfile import safe_extractall
 from build._util import format_unmet_dependencies
 from build.env import DefaultIsolatedEnv, _pip_env
 
+from lockbuild.errors import UnmetDependenciesError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from lockbuild.events import Reporter
 
-__all__ = ["format_unmet_dependencies", "forward_log", "log_step", "run_pip", "safe_extractall"]
+__all__ = ["check_dependencies", "forward_log", "log_step", "run_pip", "safe_extractall"]
 
 
 @contextmanager
@@ -78,3 +80,20 @@ def _pip_runner() -> str | None:
         return None
     runner = os.path.join(os.path.dirname(os.path.realpath(found.origin)), "__pip-runner__.py")
     return runner if os.path.isfile(runner) else None
+
+
+def check_dependencies(requirements: Collection[str]) -> None:
+    """Check that requirements are installed where this runs. Raises `UnmetDependenciesError`."""
+    if missing := {chain for requirement in requirements for chain in _missing(requirement)}:
+        raise UnmetDependenciesError(format_unmet_dependencies(missing))
+
+
+def _missing(requirement: str) -> Iterator[tuple[str, ...]]:
+    from build import check_dependency
+    from packaging.requirements import InvalidRequirement
+
+    try:
+        yield from check_dependency(requirement)
+    except InvalidRequirement as error:
+        problem = str(error).partition("\n")[0]
+        raise UnmetDependenciesError(f"{requirement!r} is not a requirement: {problem}") from error

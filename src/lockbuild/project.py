@@ -6,6 +6,7 @@ and our own table, ``[tool.lockbuild]``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ from lockbuild.errors import SettingsError
 from lockbuild.request import LOCK_POLICIES, LockPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 SETUPTOOLS_BACKEND = "setuptools.build_meta"
 
@@ -159,6 +160,21 @@ def decide_lock(
     if reason := BRINGS_SETUPTOOLS.get(project.backend.partition(":")[0]):
         return LockDecision(True, f"its backend is {project.backend}: {reason}")
     return LockDecision(False, f"its backend is {project.backend}, and it does not require setuptools")
+
+
+@contextlib.contextmanager
+def hint_at_shared_tree(project: Project, decision: LockDecision) -> Iterator[None]:
+    """Where an unlocked backend fails that is known to share the tree between builds, add that to what it says."""
+    try:
+        yield
+    except Exception as error:
+        shared = SHARES_THE_TREE.get(project.backend.partition(":")[0])
+        if shared and not decision.locked:
+            error.add_note(
+                f"{project.backend} writes to {shared} in the source tree; if another build of it ran at the "
+                "same time, use --lock always"
+            )
+        raise
 
 
 def _bring_setuptools(requirements: Iterable[str]) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lockbuild.locks import cache_digest
-from lockbuild.locks.directory import _uv_lock_file
+from lockbuild.locks.source_tree import uv_lock_file
 from machine import PublicPlace, as_root, linux_only, public_place, read_message, wait_until_it_waits
 from witness import PATIENCE, Gate, WitnessTree, wait_until
 
@@ -82,7 +82,7 @@ def test_uv_locks_the_file_that_our_digest_names(witness_tree: WitnessTree, tmp_
     uv = start_uv(tree, gate)
     tree.wait_for_entry()
     canonical = os.path.realpath(tree.path)
-    assert _uv_lock_file(cache_digest(canonical)) in open_files(uv.pid)
+    assert uv_lock_file(cache_digest(canonical)) in open_files(uv.pid)
     gate.open()
     [(status, _, error)] = tree.finish(uv)
     assert status == 0, error
@@ -108,7 +108,7 @@ def test_uv_waits_for_lockbuild(witness_tree: WitnessTree, tmp_path: Path) -> No
     holder = tree.start(gate=gate.path)
     tree.wait_for_entry()
     uv = start_uv(tree)
-    lock_file = _uv_lock_file(cache_digest(os.path.realpath(tree.path)))
+    lock_file = uv_lock_file(cache_digest(os.path.realpath(tree.path)))
     # uv tries once and then waits in flock, which the kernel lists with an arrow.
     wait_until(lambda: uv.poll() is not None or waits_for_flock(uv.pid, lock_file), "uv's wait for our lock")
     assert uv.poll() is None, uv.communicate()

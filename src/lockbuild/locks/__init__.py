@@ -23,9 +23,10 @@ lock: see docs/locking.md.
 from typing import Protocol
 
 from lockbuild.locks.cache_digest import cache_digest
-from lockbuild.locks.directory import DirectoryLock, SourceTreeLock
+from lockbuild.locks.directory import DirectoryLock
 from lockbuild.locks.holders import Holder
 from lockbuild.locks.nesting import HeldLock
+from lockbuild.locks.source_tree import SourceTreeLock
 
 __all__ = ["DirectoryLock", "Holder", "InheritableLock", "SourceTreeLock", "cache_digest"]
 

@@ -1,10 +1,10 @@
-"""The lock on a directory, and the one on a source tree: which kernel locks it consists of, and how it waits.
+"""The lock on a directory: which of the kernel's locks it consists of, and how it waits for them.
 
 `DirectoryLock` takes, in this order, which is the same for everybody so that no two can wait for each other:
 
 1. the lock file that the path's digest names, in the lock folder: it works on every platform and file system;
 2. the directory itself: its inode is the same for other users, cache folders, mounts and spellings of the path;
-3. for a source tree, the lock file by which ``uv build`` excludes itself.
+3. those of other tools: for a source tree, the lock file by which ``uv build`` excludes itself.
 
 Where a lock around this process already covers one of them (a hook that runs a build of its own tree, ``flock .
 lockbuild``), that one is not taken again. Nobody waits for one of the three while holding another: ``flock .`` takes
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -32,8 +31,9 @@ from lockbuild.errors import (
     shown,
 )
 from lockbuild.events import LockWait, Reporter
+from lockbuild.locks.around import inherited_lock, is_held_by_ancestor
 from lockbuild.locks.cache_digest import cache_digest
-from lockbuild.locks.holders import find_holder, holds_flock, record_beside, remove_record, write_record
+from lockbuild.locks.holders import find_holder, record_beside, remove_record, write_record
 from lockbuild.locks.kernel import (
     Directory,
     LockFile,
@@ -43,7 +43,7 @@ from lockbuild.locks.kernel import (
     unlock,
 )
 from lockbuild.locks.nesting import HeldLock, held_by_ancestor, lent
-from lockbuild.locks.processes import ancestors, own_identity
+from lockbuild.locks.processes import own_identity
 from lockbuild.paths import fallback_lock_folder, lock_folder
 
 if TYPE_CHECKING:
@@ -415,35 +415,20 @@ class DirectoryLock:
         """
         if self._find_inherited_lock(descriptor):
             return True
-        if not _is_held_by_ancestor(descriptor):
+        if not is_held_by_ancestor(descriptor):
             return False
         self._reporter.detail(f"{shown(self.path)} is locked already by a process that this one runs in")
         self._locked = os.fstat(descriptor)
         return True
 
     def _find_inherited_lock(self, descriptor: int) -> bool:
-        """
-        Look for a descriptor of the directory that this process was started with and that carries its lock.
-
-        ``flock DIR COMMAND`` starts its command so. The kernel says in ``fdinfo`` which open file holds the lock. To
-        try to lock the inherited descriptor instead would not do: two builds that were given the same one would both
-        succeed.
-        """
-        wanted = os.fstat(descriptor)
-        folder = "/proc/self/fd"
-        for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            with contextlib.suppress(OSError):
-                # What was inherited by an exec is inheritable. What is not, another thread here has opened.
-                if (
-                    os.get_inheritable(int(name))
-                    and os.path.samestat(os.fstat(int(name)), wanted)
-                    and holds_flock(f"/proc/self/fdinfo/{name}")
-                ):
-                    self._reporter.detail(f"{shown(self.path)} is locked already by the command that runs this one")
-                    self._inherited.append(int(name))
-                    self._locked = wanted
-                    return True
-        return False
+        inherited = inherited_lock(descriptor)
+        if inherited is None:
+            return False
+        self._reporter.detail(f"{shown(self.path)} is locked already by the command that runs this one")
+        self._inherited.append(inherited)
+        self._locked = os.fstat(descriptor)
+        return True
 
     def _release(self) -> None:
         self.close()
@@ -469,41 +454,3 @@ class _ReporterFailedError(Exception):
     def __init__(self, error: OSError) -> None:
         self.error = error
         super().__init__(error)
-
-
-class SourceTreeLock(DirectoryLock):
-    """The lock on a source tree that is held around setuptools' hooks; ``uv build`` respects it too."""
-
-    _kind = "setuptools"
-
-    def _targets(self, canonical: str) -> list[LockFile | Directory]:
-        return [*super()._targets(canonical), LockFile(_uv_lock_file(cache_digest(canonical)))]
-
-    def _take_neighbours(self, canonical: str) -> Iterator[float]:
-        """Take uv's lock on the tree. One that cannot be had (another user's, say) is told of and left out."""
-        lock_file = _uv_lock_file(cache_digest(canonical))
-        try:
-            yield from self._take(LockFile(lock_file), lock_file, covered=_is_held_by_ancestor)
-        except NotALockFileError as error:
-            self._reporter.detail(f"Not sharing uv's lock {shown(lock_file)}: {error}")
-        except LocksUnsupportedError as error:
-            self._reporter.detail(f"Not sharing uv's lock {shown(lock_file)}: {error}")
-        except OSError as error:
-            self._reporter.detail(f"Not sharing uv's lock {shown(lock_file)}: {error.strerror}")
-
-
-def _uv_lock_file(digest: str) -> str:
-    # Rust's std::env::temp_dir() looks at TMPDIR alone; Python's tempfile would also look at TEMP and TMP.
-    if sys.platform == "win32":
-        import tempfile
-
-        folder = tempfile.gettempdir()
-    else:
-        folder = os.environ.get("TMPDIR") or "/tmp"
-    return os.path.join(folder, f"uv-setuptools-{digest}.lock")
-
-
-def _is_held_by_ancestor(descriptor: int) -> bool:
-    """Tell whether an ancestor of this process holds a lock: ``uv build`` that of the tree, ``flock`` the directory."""
-    holder = find_holder(descriptor, None)
-    return holder is not None and holder.pid in ancestors()

@@ -1,0 +1,130 @@
+"""What all the steps of one build share: its request, its reporter, its folder for temporary files, its timings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, Self
+
+from lockbuild.errors import EnvironmentFolderError
+from lockbuild.locks import DirectoryLock, SourceTreeLock
+from lockbuild.request import BuildRequest, Timing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from tempfile import TemporaryDirectory
+
+    from lockbuild.events import Reporter
+    from lockbuild.hooks.tee import Tee
+    from lockbuild.sharing.build import SharedBuild
+
+
+class Job:
+    """
+    What all the steps of one build share; a context manager, at whose end its staging folder is removed.
+
+    With ``collects_output`` hooks' output is shown only when something is wrong; with --quiet it is not shown at all.
+    """
+
+    def __init__(
+        self, request: BuildRequest, reporter: Reporter, out_dir: str, *, collects_output: bool = False
+    ) -> None:
+        self.request = request
+        self.reporter = reporter
+        self.out_dir = out_dir
+        self.collects_output = collects_output
+        self.timings: list[Timing] = []
+        self.shared: SharedBuild | None = None
+        """Set while this process builds for others, too."""
+        self._started = time.time()
+        self._staging: TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        """Begin the build."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove what the build has left in its staging folder."""
+        if self._staging is not None:
+            self._staging.cleanup()
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Tell the reporter of a step, and note how long it took."""
+        self.reporter.began(name)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self.timings.append(Timing(name, seconds))
+            self.reporter.ended(name, seconds)
+
+    @contextlib.contextmanager
+    def sharing(self, shared: SharedBuild) -> Iterator[None]:
+        """Have what is built now be what is shared."""
+        reporter = self.reporter
+        self.shared, self.reporter = shared, shared.reporter
+        try:
+            yield
+        finally:
+            self.shared, self.reporter = None, reporter
+
+    @property
+    def oldest_environment(self) -> float:
+        """
+        Return since when a kept environment must have been made to be used, in seconds since the epoch.
+
+        The same for the whole build: a refresh for its sdist is one for its wheel.
+        """
+        return self._started if self.request.refresh else self._started - self.request.env_max_age
+
+    def folder(self) -> str:
+        """Return a new, empty folder in the staging folder, which is this build's alone."""
+        import tempfile
+
+        if self._staging is None:
+            self._staging = tempfile.TemporaryDirectory(prefix="lockbuild-", ignore_cleanup_errors=True)
+        return tempfile.mkdtemp(dir=self._staging.name)
+
+    def lock_directory(self, path: str) -> DirectoryLock:
+        """Return the lock on a folder that the user named and that a build fills; it is made when it is missing."""
+        if path == self.request.env_dir and os.path.exists(path) and not os.path.isdir(path):
+            raise EnvironmentFolderError(f"Build environment location is not a directory: {path}")
+        return DirectoryLock(
+            path,
+            cache_dir=self.request.cache_dir,
+            timeout=self.request.lock_timeout,
+            reporter=self.reporter,
+            create=True,
+        )
+
+    def lock_source_tree(self, tree: str) -> SourceTreeLock:
+        """Return the lock on a source tree."""
+        return SourceTreeLock(
+            tree, cache_dir=self.request.cache_dir, timeout=self.request.lock_timeout, reporter=self.reporter
+        )
+
+    def output_handler(self) -> Callable[[Sequence[str], bytes, int], None] | None:
+        """Return what is to be done with the output of hooks; ``None`` lets it go where ours goes."""
+        if not self.collects_output:
+            return None if self.request.verbosity >= 0 or self.shared else lambda *_: None
+
+        def show(command: Sequence[str], output: bytes, status: int) -> None:
+            if status or self.request.verbosity > 0:
+                from subprocess import list2cmdline
+
+                self.reporter.log(list2cmdline(command), ("subprocess", "cmd"))
+                if output:
+                    self.reporter.log(output.decode(errors="backslashreplace"), ("subprocess", "stdout"))
+
+        return show
+
+    def tee(self) -> Tee | None:
+        """Return what writes down the output of hooks for those who wait for this build."""
+        if self.shared is None or self.shared.output is None:
+            return None
+        from lockbuild.hooks.tee import Tee
+
+        return Tee(self.shared.output, is_passed_on=self.request.verbosity >= 0)
