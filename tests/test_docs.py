@@ -29,6 +29,7 @@ from mdit_py_plugins.anchors import anchors_plugin
 
 import lockbuild.cache
 import lockbuild.cli
+import lockbuild.run
 from lockbuild import errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +38,11 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((ROOT / "exampl
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
-COMMANDS = {"lockbuild": lockbuild.cli.make_parser(), "lockbuild-cache": lockbuild.cache._make_parser()}
+COMMANDS = {
+    "lockbuild": lockbuild.cli.make_parser(),
+    "lockbuild-cache": lockbuild.cache._make_parser(),
+    "lockbuild-run": lockbuild.run._make_parser(),
+}
 
 # Options that the pages mention without the name of their program, and whose they are.
 OPTIONS_OF_OTHERS = {
@@ -50,6 +55,7 @@ OPTIONS_OF_OTHERS = {
     "--platform": "pip download",
     "--python": "uv build, pip",
     "--python-version": "pip download",
+    "--wheel-dir": "pip wheel",
 }
 
 # Languages in which nothing is checked here: Sphinx has to know them, or they are no code.
@@ -253,15 +259,18 @@ def test_sphinx_builds_the_pages_without_a_warning(tmp_path: Path) -> None:
         text=True,
     )
     assert (built.returncode, built.stderr) == (0, "")
+    # Where an option or a name is described, there is an anchor for it.
     page = (tmp_path / "html" / "command-line.html").read_text(encoding="utf-8")
-    # Where each option is described, there is an anchor for it.
     for name, parser in COMMANDS.items():
         for option in parser._option_string_actions:
             assert f'id="{name}-{option}"' in page
+    page = (tmp_path / "html" / "api.html").read_text(encoding="utf-8")
+    for name in lockbuild.__all__:
+        assert f'id="lockbuild.{name}"' in page
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("flock"), reason="the tutorial is for Linux")
+@pytest.mark.skipif(sys.platform == "win32", reason="the tutorial is for Linux and macOS")
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     checkout = tmp_path / "lockbuild"
     for name in ("src", "examples", "pyproject.toml", "README.md", "LICENSE"):
