@@ -58,7 +58,7 @@ OPTIONS_OF_OTHERS = {
     "--wheel-dir": "pip wheel",
 }
 
-# Languages in which nothing is checked here: Sphinx has to know them, or they are no code.
+# Languages whose syntax is not checked here: Sphinx has to know them, or they are no code.
 UNCHECKED = {"", "text", "make", "groovy"}
 
 
@@ -104,8 +104,13 @@ def shell_text(block: Block) -> str:
     return "\n".join(line.removeprefix("$ ") for line in block.text.splitlines() if line.startswith("$ "))
 
 
-def shell_blocks(page: Path) -> list[str]:
-    return [shell_text(block) for block in blocks(page) if block.language in ("sh", "console")]
+def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the calls of our commands in all blocks in which there may be some."""
+    for block in blocks(page):
+        if block.language in ("sh", "console"):
+            yield from our_commands(shell_text(block))
+        elif block.language in ("make", "groovy"):
+            yield from our_commands(block.text)
 
 
 def our_commands(text: str) -> Iterator[tuple[str, list[str]]]:
@@ -153,7 +158,7 @@ def test_the_pages_have_what_these_tests_look_for() -> None:
     assert "which-builds-lock" in anchors(readme)
     assert "--lock-timeout SECONDS" in set(code_spans(readme))
     assert {"sh", "toml", "console"} <= {block.language for block in blocks(readme)}
-    assert ("lockbuild", ["foo-1.0.tar.gz"]) in [call for text in shell_blocks(readme) for call in our_commands(text)]
+    assert ("lockbuild", ["foo-1.0.tar.gz"]) in list(commands(readme))
     assert list(our_commands("flock . sh -c 'x=1 bin/lockbuild -w 2>&1 | cat && lockbuild-cache list' &")) == [
         ("lockbuild", ["-w"]),
         ("lockbuild-cache", ["list"]),
@@ -191,19 +196,18 @@ def test_code_blocks_are_valid_in_their_language(page: Path) -> None:
                 # What is called bash there may belong to another system.
                 continue
             case "sh" | "console":
-                commands = shell_text(Block(language, text))
-                checked = subprocess.run(["bash", "-n", "-c", commands], capture_output=True, text=True)
-                assert (checked.returncode, checked.stderr) == (0, ""), commands
+                script = shell_text(Block(language, text))
+                checked = subprocess.run(["bash", "-n", "-c", script], capture_output=True, text=True)
+                assert (checked.returncode, checked.stderr) == (0, ""), script
             case _:
                 assert language in UNCHECKED or language.startswith("{"), f"nobody knows what {language!r} is"
 
 
 @each_page
 def test_every_command_in_a_block_is_one_that_the_parser_accepts(page: Path) -> None:
-    for text in shell_blocks(page):
-        for name, words in our_commands(text):
-            spelled = ["--outdir" if word == "--out-dir" else word for word in words]
-            assert complaint_about(COMMANDS[name], spelled) == "", f"{name} {words}"
+    for name, words in commands(page):
+        spelled = ["--outdir" if word == "--out-dir" else word for word in words]
+        assert complaint_about(COMMANDS[name], spelled) == "", f"{name} {words}"
 
 
 def complaint_about(parser: argparse.ArgumentParser, words: list[str]) -> str:
