@@ -65,7 +65,7 @@ def main(arguments: Sequence[str], prog: str = "lockbuild-run") -> int:
         return error.exit_status
 
 
-def _make_parser(prog: str) -> argparse.ArgumentParser:
+def _make_parser(prog: str = "lockbuild-run") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [options] [--] COMMAND [ARGUMENT ...]",
