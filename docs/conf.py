@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: ``sphinx-build -W docs docs/_build``, with the extra ``docs`` installed."""
+"""How Sphinx builds these pages: ``sphinx-build -W docs build/docs``, with the extra ``docs`` installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ author = project_copyright = "The lockbuild developers"
 version = release = version_of("lockbuild")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_argparse_cli"]
-exclude_patterns = ["_build"]
 # The anchors that a forge makes of headings, so that links work there and here.
 myst_heading_anchors = 4
 # Two hyphens begin an option; they are no dash.
