@@ -47,14 +47,11 @@ INTERRUPTED_STATUS = 130
 _HOST = os.path.join(os.path.dirname(__file__), "host.py")
 
 # Executes it in its compiled form, which Python does not keep for a script. The working directory is the source tree,
-# from which nothing may be imported.
-_EXECUTE = """
-import sys
-if not sys.path[0]:
-    del sys.path[0]
-from importlib.machinery import SourceFileLoader
-exec(SourceFileLoader("host", sys.argv[1]).get_code("host"))
-"""
+# from which nothing may be imported. On one line: it may be shown as the command of who holds a lock.
+_EXECUTE = (
+    "import sys; sys.path[0] or sys.path.pop(0); from importlib.machinery import SourceFileLoader as Loader; "
+    "exec(Loader('hook host', sys.argv[1]).get_code('hook host'))"
+)
 
 
 class HookRunner:
