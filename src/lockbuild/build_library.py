@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from lockbuild.events import Reporter
 
-__all__ = ["check_dependencies", "forward_log", "log_step", "run_pip", "safe_extractall"]
+__all__ = ["check_dependencies", "forward_log", "log_step", "pip_command", "run_pip", "safe_extractall"]
 
 
 @contextmanager
@@ -54,7 +54,13 @@ def run_pip(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Ma
     ``words`` are its command and the arguments, ``variables`` what its environment has beside ours. Raises
     `subprocess.CalledProcessError`.
     """
-    more = dict(variables)
+    command, more = pip_command(environment)
+    _ctx.run_subprocess([*command, *words], env={**(_pip_env() or os.environ), **more, **variables})
+
+
+def pip_command(environment: DefaultIsolatedEnv) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs pip for an environment, and the variables that it needs."""
+    variables = {}
     if environment._env_backend._has_valid_outer_pip:  # type: ignore[attr-defined]
         # `build` runs ``pip --python``. That starts pip twice: the first one only looks for its option, and starts its
         # own ``__pip-runner__.py`` under the other interpreter. Starting that at once saves a third of a second.
@@ -63,12 +69,12 @@ def run_pip(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Ma
             command = [sys.executable, "-m", "pip", "--python", environment.python_executable]
         else:
             command = [environment.python_executable, runner]
-            more["_PIP_RUNNING_IN_SUBPROCESS"] = "1"
+            variables["_PIP_RUNNING_IN_SUBPROCESS"] = "1"
     else:
         command = [environment.python_executable, "-Im", "pip"]
     if _ctx.verbosity > 1:
         command.append(f"-{'v' * (_ctx.verbosity - 1)}")
-    _ctx.run_subprocess([*command, *words], env={**(_pip_env() or os.environ), **more})
+    return command, variables
 
 
 def _pip_runner() -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockbuild.environments import BuildEnvironment, build_environment, extended
 from lockbuild.errors import CircularRequirementsError, shown
@@ -22,7 +22,7 @@ from lockbuild.project import LockDecision, Project, decide_lock, hint_at_shared
 from lockbuild.request import BuildRequest, BuildResult, Distribution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from lockbuild.hooks.backend import Backend
     from lockbuild.sdist import Sdist
@@ -83,7 +83,13 @@ def metadata(request: BuildRequest, reporter: Reporter | None = None) -> bytes:
         return _call_hooks(job, tree, "wheel", lambda backend: _prepare_metadata(job, backend), locks)
 
 
-def build_shared_wheel(archive: str, out_dir: str, request: BuildRequest, reporter: Reporter) -> str:
+def build_shared_wheel(
+    archive: str,
+    out_dir: str,
+    request: BuildRequest,
+    reporter: Reporter,
+    config_settings: Mapping[str, Any] | None = None,
+) -> str:
     """
     Build the wheel of an sdist that a build environment needs; return the wheel's path in the out-dir.
 
@@ -95,7 +101,7 @@ def build_shared_wheel(archive: str, out_dir: str, request: BuildRequest, report
         source=archive,
         distributions=("wheel",),
         out_dir=out_dir,
-        config_settings={},
+        config_settings=config_settings or {},
         isolation=True,
         env_dir=None,
         sdist_extract_dir=None,

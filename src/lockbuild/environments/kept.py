@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from build.env import DefaultIsolatedEnv
+
     from lockbuild.environments.key import EnvironmentKey
     from lockbuild.locks import InheritableLock
     from lockbuild.request import BuildRequest
@@ -51,6 +54,11 @@ _UNREACHABLE = (
 
 # How long to be content with an old environment, after an index could not be reached, before trying again, in seconds.
 _TRY_AGAIN_SECONDS = 300.0
+
+# How often a build for an environment that waits for another one looks whether that waits for it, in seconds.
+_CIRCLE_SECONDS = 0.25
+
+_setting_variables = threading.Lock()
 
 
 class KeptEnvironment:
@@ -180,7 +188,8 @@ def _make(
         reporter=reporter,
         create=True,
     )
-    with lock:
+    with _locked(lock, key, request):
+        request = request._replace(building=(*request.building, key.digest))
         if found := _find(folder, oldest, reporter):
             reporter.log(_describe_reuse(found[0]), ("step",))
             return found
@@ -194,8 +203,9 @@ def _make(
 
         heard = _InstallerOutput(reporter)
         try:
-            with forward_log(heard, request.verbosity), _environment_of_installer(lock):
-                manifest = _populate(generation, requirements, constraints, request, reporter)
+            with forward_log(heard, request.verbosity):
+                variables = _variables_for_installer(lock)
+                manifest = _populate(generation, requirements, constraints, request, reporter, variables)
         except BaseException as error:
             import shutil
 
@@ -212,8 +222,48 @@ def _make(
         return manifest, user
 
 
+@contextmanager
+def _locked(lock: DirectoryLock, key: EnvironmentKey, request: BuildRequest) -> Iterator[None]:
+    """
+    Hold the lock on the folder of a key. Raises what the lock does, and `CircularRequirementsError`.
+
+    A build that is itself one for an environment may wait for ever: one process makes A and needs B for an sdist in it,
+    another one makes B and needs A. So it says what it waits for, as a build does that waits for a shared one, and
+    looks whether that waits for it.
+    """
+    if not request.building:
+        with lock:
+            yield
+        return
+    from lockbuild.paths import builds_folder
+    from lockbuild.sharing.tickets import Ticket, Wish, is_circle
+
+    store = builds_folder(request.cache_dir)
+    wish = Wish(key.digest, request.building)
+    next_look = 0.0
+
+    def give_up_in_a_circle() -> bool:
+        nonlocal next_look
+        if time.monotonic() >= next_look:
+            next_look = time.monotonic() + _CIRCLE_SECONDS
+            if is_circle(store, wish):
+                raise CircularRequirementsError(lock.subject, os.getpid())
+        return False
+
+    with contextlib.ExitStack() as stack:
+        with Ticket(os.path.join(store, key.digest), wish):
+            lock.take_unless(give_up_in_a_circle)
+            stack.push(lock)
+        yield
+
+
 def _populate(
-    generation: Generation, requirements: Collection[str], constraints: str, request: BuildRequest, reporter: Reporter
+    generation: Generation,
+    requirements: Collection[str],
+    constraints: str,
+    request: BuildRequest,
+    reporter: Reporter,
+    variables: Mapping[str, str],
 ) -> Manifest:
     from build.env import DefaultIsolatedEnv
 
@@ -221,12 +271,8 @@ def _populate(
     with killing_descendants():
         environment = DefaultIsolatedEnv(installer=request.installer, path=generation.path).__enter__()
         paths = _paths(environment.path)
-        if request.installer == "pip" and requirements:
-            from lockbuild.wheels.resolve import fill
-
-            fill(environment, paths, requirements, constraints, request, reporter)
-        else:
-            environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
+        if requirements:
+            _install(environment, paths, requirements, constraints, request, reporter, variables)
     packages = _installed_packages({paths["purelib"], paths["platlib"]})
     names = _names(requirements)
     return Manifest(
@@ -240,6 +286,25 @@ def _populate(
     )
 
 
+def _install(
+    environment: DefaultIsolatedEnv,
+    paths: Mapping[str, str],
+    requirements: Collection[str],
+    constraints: str,
+    request: BuildRequest,
+    reporter: Reporter,
+    variables: Mapping[str, str],
+) -> None:
+    if request.installer == "pip":
+        from lockbuild.wheels.resolve import can_fill, fill
+
+        if can_fill(requirements, constraints):
+            fill(environment, paths, requirements, constraints, request, reporter, variables)
+            return
+    with _set_in_this_process(variables):
+        environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
+
+
 def _paths(environment: str) -> dict[str, str]:
     """Return where an environment that was made by this interpreter has what, by the names of ``sysconfig``."""
     import sysconfig
@@ -248,10 +313,9 @@ def _paths(environment: str) -> dict[str, str]:
     return sysconfig.get_paths("venv", {**sysconfig.get_config_vars(), **base})
 
 
-@contextmanager
-def _environment_of_installer(lock: DirectoryLock) -> Iterator[None]:
+def _variables_for_installer(lock: DirectoryLock) -> dict[str, str]:
     """
-    Set the variables that an installer and what it starts have to know.
+    Return the variables that an installer and what it starts have to know.
 
     Whoever edits a file that uv has linked into an environment edits uv's cache, and the environment that replaces
     the changed one has the edit, too: uv has to copy. And an sdist that is built for the environment may itself run
@@ -260,16 +324,28 @@ def _environment_of_installer(lock: DirectoryLock) -> Iterator[None]:
     variables = environment_for_hooks([lock.held] if lock.held else [])
     if os.environ.get("UV_LINK_MODE") != "clone":
         variables["UV_LINK_MODE"] = "copy"
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return variables
+
+
+@contextmanager
+def _set_in_this_process(variables: Mapping[str, str]) -> Iterator[None]:
+    """
+    Set variables for an installer that `build` runs, which hands it a copy of ours.
+
+    Of two threads that make environments, one would take the variables of the other for those that were there before,
+    and leave them behind. So they take turns.
+    """
+    with _setting_variables:
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 def _installed_packages(folders: Collection[str]) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """From requirements to an environment that has them: pip resolves and fetches, and the wheels come from the store.
 
-pip is run once, as ``pip wheel``: it resolves, takes each wheel from its own cache or from the index, builds what is
-only there as an sdist (once, then it is in pip's cache), and leaves all of them in a folder. What has been resolved is
-read from that folder. A resolution report (``pip install --dry-run --report``) would name the wheels and not leave
-them; a second run of pip would have to fetch those that the store does not have, and the start of pip alone takes
-longer than to link a small environment. ``pip download`` would leave sdists unbuilt.
+pip is run once, as ``pip wheel``: it resolves, takes each wheel from its own cache or from the index, has what is only
+there as an sdist built by `lockbuild.wheels.sdists` (then it is in pip's cache), and leaves all of them in a folder.
+What has been resolved is read from that folder. A resolution report (``pip install --dry-run --report``) would name the
+wheels and not leave them; a second run of pip would have to fetch those that the store does not have, and the start of
+pip alone takes longer than to link a small environment.
 
 All that pip is told holds, because it is pip that acts on it: variables, configuration files, constraints with hashes.
 Only the section ``[install]`` of a configuration file does not count for ``pip wheel``; so its settings are handed over
@@ -19,11 +19,12 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING
 
-from lockbuild.build_library import log_step, run_pip
+from lockbuild.build_library import log_step, pip_command, run_pip
 from lockbuild.environments.key import configuration_files
 from lockbuild.paths import wheel_folder
 from lockbuild.wheels.destination import Destination, with_headers
 from lockbuild.wheels.install import Installation, install_archives
+from lockbuild.wheels.sdists import PipCommand, building_for_pip
 from lockbuild.wheels.store import WheelStore
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from lockbuild.events import Reporter
     from lockbuild.request import BuildRequest
 
+# The build requirements of an sdist are not to be found where pip runs.
+_WITHOUT_CHECK = {"PIP_CHECK_BUILD_DEPENDENCIES": "0"}
+
 
 def fill(
     environment: DefaultIsolatedEnv,
@@ -42,17 +46,15 @@ def fill(
     constraints: str,
     request: BuildRequest,
     reporter: Reporter,
+    variables: Mapping[str, str],
 ) -> None:
     """
     Install requirements into an empty environment, with what `build` has pip install.
 
-    ``paths`` are those of ``sysconfig`` for it. Raises `subprocess.CalledProcessError` when pip fails, and what
-    `install_archives` raises.
+    ``paths`` are those of ``sysconfig`` for it, ``variables`` what pip's environment has beside ours. Raises
+    `subprocess.CalledProcessError` when pip fails, and what `install_archives` raises.
     """
     named = _distributions(requirements)
-    if named is None or " @ " in constraints:
-        environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
-        return
     listed = "\n".join(f"- {requirement}" for requirement in sorted(requirements))
     log_step(f"Installing packages in isolated environment:\n{listed}")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -67,14 +69,19 @@ def fill(
     )
     store = WheelStore(wheel_folder(request.cache_dir), request.cache_dir, request.lock_timeout, reporter)
     with tempfile.TemporaryDirectory(prefix="lockbuild-wheels-", ignore_cleanup_errors=True) as folder:
-        _fetch(environment, requirements, constraints, folder)
+        words = _words(requirements, constraints, folder)
+        settings = _settings_for_install()
+        command, needed = pip_command(environment)
+        pip = PipCommand(command, {**needed, **settings})
+        with building_for_pip(paths["purelib"], pip, variables, request) as for_hooks:
+            run_pip(environment, words, {**settings, **_WITHOUT_CHECK, **variables, **for_hooks})
         archives = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".whl")]
         install_archives(archives, {}, store, installation)
 
 
-def _fetch(environment: DefaultIsolatedEnv, requirements: Collection[str], constraints: str, folder: str) -> None:
+def _words(requirements: Collection[str], constraints: str, folder: str) -> list[str]:
     # In files, because pip heeds environment markers and hashes there.
-    words = ["wheel", "--use-pep517", "--no-input", "--wheel-dir", folder]
+    words = ["wheel", "--use-pep517", "--no-build-isolation", "--no-input", "--wheel-dir", folder]
     for option, name, content in (
         ("-r", "requirements.txt", "\n".join(requirements)),
         ("-c", "constraints.txt", constraints),
@@ -84,7 +91,7 @@ def _fetch(environment: DefaultIsolatedEnv, requirements: Collection[str], const
             with open(path, "w", encoding="utf-8") as file:
                 file.write(content)
             words += [option, path]
-    run_pip(environment, words, _settings_for_install())
+    return words
 
 
 def _settings_for_install() -> dict[str, str]:
@@ -108,16 +115,21 @@ def _settings_for_install() -> dict[str, str]:
     return settings
 
 
-def _distributions(requirements: Collection[str]) -> frozenset[str] | None:
+def can_fill(requirements: Collection[str], constraints: str) -> bool:
     """
-    Return the normalized names of the distributions that are required.
+    Tell whether `fill` does for these.
 
-    ``None`` where one is required by its URL: for that pip leaves a direct_url.json (PEP 610) that it alone can write.
+    It does not where something is named by its URL: for that pip leaves a direct_url.json (PEP 610) that it alone can
+    write.
     """
+    from packaging.requirements import Requirement
+
+    return " @ " not in constraints and not any(Requirement(requirement).url for requirement in requirements)
+
+
+def _distributions(requirements: Collection[str]) -> frozenset[str]:
+    """Return the normalized names of the distributions that are required."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    parsed = [Requirement(requirement) for requirement in requirements]
-    if any(requirement.url for requirement in parsed):
-        return None
-    return frozenset(canonicalize_name(requirement.name) for requirement in parsed)
+    return frozenset(canonicalize_name(Requirement(requirement).name) for requirement in requirements)
