@@ -89,16 +89,18 @@ class Wheelhouse:
                 archive.writestr(zipfile.ZipInfo(name_in_archive), text)
         return path
 
-    def add_sdist(self, name: str, version: str = "1.0", runs: Sequence[str] = ()) -> Path:
+    def add_sdist(
+        self, name: str, version: str = "1.0", runs: Sequence[str] = (), requires: Sequence[str] = ()
+    ) -> Path:
         """
         Add an sdist whose backend waits at the FIFO that ``SDIST_GATE_<NAME>`` names, and writes to SDIST_LOG.
 
-        ``runs`` is a command that it runs first, and that has to succeed.
+        ``runs`` is a command that it runs first, and that has to succeed. ``requires`` are its build requirements.
         """
         wheel = self.add_wheel(name, version)
         module = name.replace("-", "_")
         backend = _SDIST_BACKEND.format(wheel=wheel.name, package=name, variable=module.upper(), runs=list(runs))
-        project = '[build-system]\nrequires = []\nbuild-backend = "in_tree"\nbackend-path = ["."]\n'
+        project = f'[build-system]\nrequires = {list(requires)}\nbuild-backend = "in_tree"\nbackend-path = ["."]\n'
         files = {
             "pyproject.toml": project.encode(),
             "in_tree.py": backend.encode(),

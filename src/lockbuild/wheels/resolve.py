@@ -73,7 +73,7 @@ def fill(
         settings = _settings_for_install()
         command, needed = pip_command(environment)
         pip = PipCommand(command, {**needed, **settings})
-        with building_for_pip(paths["purelib"], pip, variables, request) as for_hooks:
+        with building_for_pip(paths["purelib"], pip, variables, request, reporter) as for_hooks:
             run_pip(environment, words, {**settings, **_WITHOUT_CHECK, **variables, **for_hooks})
         archives = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".whl")]
         install_archives(archives, {}, store, installation)

@@ -8,12 +8,15 @@ is good at stays its own: which version is taken, whether its hash is right, its
 The other way would be ``pip download``, and then to build what it leaves. But pip wants metadata before it goes on, and
 calls the backend for that, in an environment that it makes for each run; it does not look into its cache of built
 wheels then; and the wheel of a backend that has no hook for metadata (meson-python's: numpy, scipy) is built for its
-metadata by every run of pip, thrown away, and built once more. Here the wheel is built when pip asks for metadata, and given to
-it when it asks for the wheel. What that costs: the wheel of a version that pip then decides against is built, too.
+metadata by every run of pip, thrown away, and built once more. Here the wheel is built when pip asks for metadata, and
+given to it when it asks for the wheel. What that costs: the wheel of a version that pip then decides against is built,
+too.
 
 The protocol is that of pyproject-hooks' own script, ``_in_process.py HOOK FOLDER``, in the source tree: its arguments
 are in ``FOLDER/input.json``, and what is returned goes to ``FOLDER/output.json``. A ``.pth`` file in the environment
-that is being filled starts us instead of that script. It is there while pip runs, and no hook of the project's own does.
+that is being filled starts us instead of that script. It is there while pip runs, and no hook of the project's own
+does. pip keeps to itself what we write; so what a person has to know is passed on through a file beside the
+instructions.
 
 The sdist is packed again from what pip has unpacked, in a way that gives the same bytes each time, unless it was a
 ``.zip``, whose files have no times any more. One that lockbuild does not read is built by pip, as pip would do it.
@@ -26,24 +29,32 @@ import glob
 import json
 import math
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from lockbuild.errors import Interrupted, LockbuildError, SdistError
+from lockbuild.events import LockWait, Reporter
 from lockbuild.interruption import interruptible
 
 if TYPE_CHECKING:
     import tarfile
     from collections.abc import Iterator, Mapping
 
-    from lockbuild.events import Reporter
     from lockbuild.request import BuildRequest
 
 # Set for the pip whose hooks are ours: the path of a file for these. Not for a pip that is run by one of them.
 _VARIABLE = "LOCKBUILD_HOOKS_OF_PIP"
+
+# The file of events, beside that.
+_EVENTS = "events"
+
+# How often they are passed on, in seconds.
+_PASS_ON_SECONDS = 0.1
 
 _INTERCEPTION = (
     f"import os, sys; {_VARIABLE!r} in os.environ and len(sys.orig_argv) == 4"
@@ -62,14 +73,14 @@ class PipCommand(NamedTuple):
 
 @contextlib.contextmanager
 def building_for_pip(
-    site_packages: str, pip: PipCommand, variables: Mapping[str, str], request: BuildRequest
+    site_packages: str, pip: PipCommand, variables: Mapping[str, str], request: BuildRequest, reporter: Reporter
 ) -> Iterator[dict[str, str]]:
     """
     Build the sdists that a pip in here asks for; yield the variables that it has to be run with.
 
     ``site_packages`` is the folder of the environment that it is run for, ``pip`` how it is run. ``variables`` tell
-    what is built there of the locks around it. ``request`` is that of the build for which the environment is made, whose
-    key is the last of ``request.building``.
+    what is built there of the locks around it. ``request`` is that of the build for which the environment is made,
+    whose key is the last of ``request.building``; its ``reporter`` hears of waits and warnings, in another thread.
     """
     of_requirements = request._replace(constraints_file=None, reuse=True, config_settings={}, max_sdist_size=math.inf)
     instructions = {
@@ -87,16 +98,24 @@ def building_for_pip(
             json.dump(instructions, file)
         with open(interception, "x", encoding="ascii") as file:
             file.write(_INTERCEPTION.format(command=command))
+        over = threading.Event()
+        events = os.path.join(folder, _EVENTS)
+        open(events, "xb").close()
+        teller = threading.Thread(target=_pass_on, args=(events, reporter, over), daemon=True)
+        teller.start()
         try:
             yield {_VARIABLE: path}
         finally:
             os.unlink(interception)
+            over.set()
+            teller.join()
 
 
 def main() -> NoReturn:
     """Answer one call of a hook by pip."""
     hook, folder = sys.argv[1:]
-    with open(os.environ[_VARIABLE], encoding="utf-8", errors="surrogateescape") as file:
+    path = os.environ[_VARIABLE]
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
         instructions = json.load(file)
     with open(os.path.join(folder, "input.json"), encoding="utf-8") as file:
         arguments = json.load(file)["kwargs"]
@@ -118,7 +137,8 @@ def main() -> NoReturn:
     failures = (LockbuildError, BuildException, BuildBackendException, FailedProcessError, OSError)
     try:
         with interruptible():
-            answer = _answer(hook, tree, arguments, pip, request, console)
+            reporter = _Requirement(console, os.path.join(os.path.dirname(path), _EVENTS))
+            answer = _answer(hook, tree, arguments, pip, request, reporter)
     except Interrupted as interruption:
         sys.exit(interruption.exit_status)
     except (*failures, subprocess.CalledProcessError) as error:
@@ -128,6 +148,46 @@ def main() -> NoReturn:
     with open(os.path.join(folder, "output.json"), "w", encoding="utf-8") as file:
         json.dump({"unsupported": False, "return_val": answer}, file)
     sys.exit(0)
+
+
+class _Requirement(Reporter):
+    """Passes on what somebody who waits wants to know, and leaves the rest to pip, which shows it after a failure."""
+
+    def __init__(self, console: Reporter, events: str) -> None:
+        self._events = events
+        self.log = console.log  # type: ignore[method-assign]
+        self.detail = console.detail  # type: ignore[method-assign]
+
+    def warn(self, message: str) -> None:
+        self._write("warn", message)
+
+    def waiting(self, wait: LockWait) -> None:
+        self._write("waiting", wait)
+
+    def got_lock(self, subject: str, waited: float) -> None:
+        self._write("got_lock", subject, waited)
+
+    def _write(self, method: str, *arguments: object) -> None:
+        # One write at the end of the file: pip, and what it builds, may be several processes.
+        with open(self._events, "ab", buffering=0) as file:
+            file.write(pickle.dumps((method, arguments)))
+
+
+def _pass_on(events: str, reporter: Reporter, over: threading.Event) -> None:
+    """Pass on the events in a file, until it is over."""
+    with open(events, "rb") as file:
+        while True:
+            is_last = over.wait(_PASS_ON_SECONDS)
+            position = file.tell()
+            # The end of the file, or an event that is just being written.
+            with contextlib.suppress(EOFError, pickle.UnpicklingError):
+                while True:
+                    method, arguments = pickle.load(file)
+                    position = file.tell()
+                    getattr(reporter, method)(*arguments)
+            if is_last:
+                return
+            file.seek(position)
 
 
 def _answer(
