@@ -6,12 +6,16 @@ import os
 import re
 import subprocess
 import sys
+import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from lockbuild.events import Reporter
+from lockbuild.wheels.destination import locked
 from screen import on_screen, terminal
-from wheelhouse import end_all, make_probe_tree
+from wheelhouse import Wheelhouse, end_all, make_probe_tree, site_packages
 from witness import LOCKBUILD, PATIENCE, wait_until
 
 # Has a console at standard error, and does what its first argument says; "pause" lasts until a line comes in.
@@ -25,11 +29,16 @@ exec(sys.argv[1])
 
 
 def start(
-    code: str, error: int, *, hooks_write: bool = True, env: dict[str, str] | None = None
+    code: str,
+    error: int,
+    *,
+    hooks_write: bool = True,
+    env: dict[str, str] | None = None,
+    arguments: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     script = _SCRIPT.format(hooks_write=hooks_write)
     return subprocess.Popen(
-        [sys.executable, "-c", script, code],
+        [sys.executable, "-c", script, code, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=error,
@@ -139,6 +148,25 @@ def test_a_step_that_is_soon_over_is_not_told_of() -> None:
     assert b"".join(received) == b""
 
 
+def test_an_installation_tells_how_many_wheels_are_in_their_place(tmp_path: Path) -> None:
+    house = Wheelhouse(tmp_path)
+    wheels = [str(house.add_wheel(name, files={f"{name}/__init__.py": ""})) for name in ("one", "two", "three")]
+    environment = tmp_path / "environment"
+    venv.create(environment, symlinks=os.name != "nt")
+    late = site_packages(environment) / "two"
+    late.mkdir()
+    code = "import lockbuild; console.began('filling'); lockbuild.install_wheels(sys.argv[3:], sys.argv[2], "
+    code += "reporter=console); console.ended('filling', 1)"
+    with terminal() as (error, received):
+        # Nobody gets a file into one directory until we let go of it.
+        with locked(str(late), None, Reporter()):
+            process = start(code, error, arguments=[str(environment), *wheels])
+            wait_until(lambda: b" 1/3, " in b"".join(received) or b" 2/3, " in b"".join(received), "the bar")
+            assert b" 3/3, " not in b"".join(received)
+        finish(process)
+    assert on_screen(b"".join(received)) == [""]
+
+
 @pytest.mark.slow
 def test_a_build_tells_of_an_environment_that_takes_long(tmp_path: Path) -> None:
     tree = make_probe_tree(tmp_path / "probe")
@@ -155,12 +183,13 @@ def test_a_build_tells_of_an_environment_that_takes_long(tmp_path: Path) -> None
         )
         tree.started.append(build)
         try:
-            wait_until(lambda: b"* Making the build environment, 1 s" in b"".join(received), "the line")
+            line = b"* Finding and fetching the build requirements, 1 s"
+            wait_until(lambda: line in b"".join(received), "the line")
             gate.open()
             build.communicate(timeout=PATIENCE)
         finally:
             end_all(tree)
     assert build.returncode == 0
     shown = on_screen(b"".join(received))
-    assert not any("Making" in line for line in shown)
+    assert not any("Making" in line or "Finding" in line for line in shown)
     assert "* Building wheel..." in shown

@@ -37,7 +37,12 @@ _NO_COLORS = dict.fromkeys(_COLORS, "")
 _REPEAT_SECONDS = 15.0
 
 # The steps in which no hook runs, in words; not the wait for a lock, of which `Console.waiting` hears.
-_STEPS = {"environment": "Making the build environment", "publish": "Publishing"}
+_STEPS = {
+    "environment": "Making the build environment",
+    "resolving": "Finding and fetching the build requirements",
+    "filling": "Filling the build environment",
+    "publish": "Publishing",
+}
 
 
 class Console(Reporter):

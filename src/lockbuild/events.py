@@ -47,7 +47,12 @@ class Reporter:
         """Hear that a lock was taken after a wait of so many seconds of which `waiting` was told."""
 
     def began(self, step: str) -> None:
-        """Hear that a step of a build has begun; its names are those of `Timing`."""
+        """
+        Hear that a step of a build has begun; its names are those of `Timing`.
+
+        Two more are parts of ``environment``: ``resolving``, in which pip runs, and ``filling``, in which the wheels
+        that it has found are unpacked and linked.
+        """
 
     def progress(self, done: int, total: int) -> None:
         """Hear how much of the step that has begun is done: so many wheels of so many are in an environment."""

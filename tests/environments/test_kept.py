@@ -24,7 +24,7 @@ import pytest
 
 from lockbuild.environments.store import digest_of_contents
 from wheelhouse import ProbeTree, copy_tree, created, end_all, make_probe_tree, processes_naming, served, site_packages
-from witness import LOCKBUILD, PYTHON_BUILD, wait_until
+from witness import LOCKBUILD, PATIENCE, PYTHON_BUILD, wait_until
 
 NOBODY = 65534
 
@@ -106,7 +106,9 @@ def test_an_interrupted_maker_leaves_nothing(tree: ProbeTree, number: int, statu
     tree.wait_for_sdist("slow")
     maker.send_signal(number)
     assert maker.wait(timeout=30) == status
-    assert tree.environments() == tree.debris() == []
+    assert tree.environments() == []
+    # But the file of the build of the sdist, which was killed, in the environment for that.
+    assert all(path.parent.suffix == ".users" for path in tree.debris())
     assert created(tree.build()) == 1
 
 
@@ -181,6 +183,49 @@ def test_a_requirement_whose_own_build_needs_the_environment_is_an_error_and_no_
     assert "Gave up after" not in error
     assert "The build requirements form a circle: the build environment for circular, probe-backend " in error
     assert tree.environments() == tree.debris() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_two_threads_that_make_environments_leave_the_variables_of_their_process_alone(
+    tree: ProbeTree, installer: str
+) -> None:
+    tree.wheelhouse.add_sdist("one")
+    tree.wheelhouse.add_sdist("two")
+    gate = tree.make_gate()
+    projects = [str(tree.require(name, path=tree.control / name)) for name in ("one", "two")]
+    script = textwrap.dedent("""
+        import os, sys, threading
+        from lockbuild.events import Reporter
+        from lockbuild.frontend import build
+        from lockbuild.request import BuildRequest
+        installer, gate, *projects = sys.argv[1:]
+        before = dict(os.environ)
+        begun = threading.Event()
+        class Second(Reporter):
+            def log(self, message, kind=None):
+                if "Installing packages" in message:
+                    begun.set()
+        def run(project, reporter):
+            results.append(build(BuildRequest(project, ("wheel",), installer=installer), reporter))
+        results = []
+        first, second = (
+            threading.Thread(target=run, args=(project, reporter))
+            for project, reporter in zip(projects, (Reporter(), Second()))
+        )
+        first.start()
+        with open(gate, "w"):
+            # Its sdist is being built, and goes on when this is closed: when the other one is there, too.
+            second.start()
+            # Where they take turns with the variables, it waits for the first one.
+            begun.wait(2)
+        first.join()
+        second.join()
+        assert len(results) == 2
+        assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
+    """)
+    run = [sys.executable, "-c", script, installer, str(gate.path), *projects]
+    subprocess.run(run, env=tree.environ({"SDIST_GATE_ONE": str(gate.path)}), check=True, timeout=PATIENCE)
 
 
 # Finding one

@@ -44,10 +44,16 @@ _INSTALL = textwrap.dedent(
 
 
 class Warnings(Reporter):
-    """Keeps the warnings."""
+    """Keeps the warnings, and the progress with the thread that told of it."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.steps: list[tuple[int, int]] = []
+        self.threads: set[int] = set()
+
+    def progress(self, done: int, total: int) -> None:
+        self.steps.append((done, total))
+        self.threads.add(threading.get_ident())
 
     def warn(self, message: str) -> None:
         self.messages.append(message)
@@ -77,6 +83,16 @@ def problems(environment: Path) -> list[str]:
                         found.append(f"{name} is not what the RECORD of {record.parent.name} says")
     paths = [path for path in [*site.rglob("*"), *(environment / "share").rglob("*")] if path.is_file()]
     return found + [f"{path} is in no RECORD" for path in paths if path not in listed]
+
+
+def test_the_progress_counts_wheels_and_is_told_by_the_thread_that_installs(tmp_path: Path, environment: Path) -> None:
+    house = Wheelhouse(tmp_path)
+    reporter = Warnings()
+    install_wheels([add_crowded_wheel(house, number) for number in range(9)], environment, reporter=reporter)
+    assert reporter.steps[0] == (0, 9)
+    assert reporter.steps[-1] == (9, 9)
+    assert reporter.steps == sorted(reporter.steps)
+    assert reporter.threads == {threading.get_ident()}
 
 
 def add_crowded_wheel(house: Wheelhouse, number: int) -> Path:

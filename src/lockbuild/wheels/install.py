@@ -21,7 +21,7 @@ import contextlib
 import io
 import os
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ from lockbuild.wheels.links import Linker, write_whole
 from lockbuild.wheels.store import WheelChangedError, check
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from lockbuild.events import Reporter
     from lockbuild.request import LinkMode
@@ -148,7 +148,9 @@ def link_wheels(wheels: Sequence[UnpackedWheel], installation: Installation) -> 
     worker = _Worker(installation, claims)
     with ThreadPoolExecutor(installation.threads) as pool:
         try:
-            list(pool.map(worker.fill, _by_directory(placements).values()))
+            directories = list(_by_directory(placements).values())
+            for _ in _counting(pool.map(worker.fill, directories), directories, installation.reporter):
+                pass
         except BaseException:
             # A thread that waits for a directory would keep us from ending, after Ctrl-C for one.
             worker.stopped.set()
@@ -166,6 +168,21 @@ def link_wheels(wheels: Sequence[UnpackedWheel], installation: Installation) -> 
             os.replace(os.path.join(info, PART), os.path.join(info, "RECORD"))
         if installation.share_bytecode:
             note(wheel, os.path.dirname(info))
+
+
+def _counting(
+    filled: Iterable[None], directories: Sequence[Sequence[_Placement]], reporter: Reporter
+) -> Iterator[None]:
+    """Tell, in the thread that waits for the others, how many wheels are in all their directories."""
+    left = Counter(placement.name for here in directories for placement in here)
+    total = len(left)
+    reporter.progress(0, total)
+    for here, done in zip(directories, filled, strict=True):
+        names = Counter(placement.name for placement in here)
+        left -= names
+        if any(name not in left for name in names):
+            reporter.progress(total - len(left), total)
+        yield done
 
 
 class _Worker:

@@ -14,9 +14,11 @@ as variables, which override a file as that section overrides ``[global]``.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
 import sys
 import tempfile
+import time
 from typing import TYPE_CHECKING
 
 from lockbuild.build_library import log_step, pip_command, run_pip
@@ -28,7 +30,7 @@ from lockbuild.wheels.sdists import PipCommand, building_for_pip
 from lockbuild.wheels.store import WheelStore
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from build.env import DefaultIsolatedEnv
 
@@ -73,10 +75,24 @@ def fill(
         settings = _settings_for_install()
         command, needed = pip_command(environment)
         pip = PipCommand(command, {**needed, **settings})
-        with building_for_pip(paths["purelib"], pip, variables, request, reporter) as for_hooks:
+        with (
+            _step(reporter, "resolving"),
+            building_for_pip(paths["purelib"], pip, variables, request, reporter) as for_hooks,
+        ):
             run_pip(environment, words, {**settings, **_WITHOUT_CHECK, **variables, **for_hooks})
         archives = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".whl")]
-        install_archives(archives, {}, store, installation)
+        with _step(reporter, "filling"):
+            install_archives(archives, {}, store, installation)
+
+
+@contextlib.contextmanager
+def _step(reporter: Reporter, name: str) -> Iterator[None]:
+    reporter.began(name)
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        reporter.ended(name, time.perf_counter() - began)
 
 
 def _words(requirements: Collection[str], constraints: str, folder: str) -> list[str]:
