@@ -35,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from lockbuild.errors import Interrupted, LockbuildError, SdistError
@@ -98,17 +99,18 @@ def building_for_pip(
             json.dump(instructions, file)
         with open(interception, "x", encoding="ascii") as file:
             file.write(_INTERCEPTION.format(command=command))
-        over = threading.Event()
         events = os.path.join(folder, _EVENTS)
         open(events, "xb").close()
-        teller = threading.Thread(target=_pass_on, args=(events, reporter, over), daemon=True)
-        teller.start()
-        try:
-            yield {_VARIABLE: path}
-        finally:
-            os.unlink(interception)
-            over.set()
-            teller.join()
+        over = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            passing_on = pool.submit(_pass_on, events, reporter, over)
+            try:
+                yield {_VARIABLE: path}
+            finally:
+                os.unlink(interception)
+                over.set()
+            # An exception of the reporter.
+            passing_on.result()
 
 
 def main() -> NoReturn:
