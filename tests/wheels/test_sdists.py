@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from lockbuild.locks import DirectoryLock
+from lockbuild.paths import builds_folder
+from lockbuild.sharing.tickets import Ticket, Wish
 from machine import read_message
 from wheelhouse import ProbeTree, end_all, make_probe_tree, processes_naming
 from witness import PATIENCE, wait_until
@@ -152,3 +155,22 @@ def test_sdists_that_need_each_other_are_an_error_and_no_hang(tree: ProbeTree) -
         assert "The build requirements form a circle: " in error
     assert not tree.sdist_log.exists()
     assert not processes_naming(tree.store)
+
+
+@pytest.mark.slow
+def test_processes_that_wait_for_each_other_s_environments_are_a_circle(tree: ProbeTree) -> None:
+    """One makes an environment and needs another one for an sdist in it; who makes that needs the first one."""
+    tree.build()
+    [key] = tree.keys()
+    for manifest in key.glob("*.json"):
+        manifest.unlink()
+    first = "1" * 24
+    script = (
+        "import sys\nfrom lockbuild.frontend import build\nfrom lockbuild.request import BuildRequest\n"
+        f"build(BuildRequest(sys.argv[1], ('wheel',), building=({first!r}, 'sdist'), lock_timeout=20))"
+    )
+    wish = Wish(first, (key.name, "another sdist"))
+    with DirectoryLock(str(key)), Ticket(os.path.join(builds_folder(None), first), wish):
+        run = [sys.executable, "-c", script, str(tree.path)]
+        build = subprocess.run(run, env=tree.environ(), capture_output=True, text=True, check=False)
+    assert "CircularRequirementsError: The build requirements form a circle: the build environment for" in build.stderr
