@@ -29,7 +29,11 @@ class LockWait(NamedTuple):
 
 
 class Reporter:
-    """Hears of events. Every method may be called from the thread that builds, and must return soon."""
+    """
+    Hears of events. Every method may be called from the thread that builds, and must return soon.
+
+    While pip runs for a build environment, another thread tells of waits and warnings of what is built for that.
+    """
 
     def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
         """Hear a message of the library ``build``, with its kinds: ``step``, ``subprocess`` and what follows it."""
