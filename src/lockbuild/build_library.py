@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
 
     from lockbuild.events import Reporter
 
-__all__ = ["check_dependencies", "forward_log", "log_step", "pip_command", "run_pip", "safe_extractall"]
+__all__ = [
+    "check_dependencies",
+    "forward_log",
+    "log_step",
+    "pip_command",
+    "run_pip",
+    "safe_extractall",
+    "set_for_installer",
+]
+
+_setting_variables = threading.Lock()
 
 
 @contextmanager
@@ -45,6 +56,27 @@ def forward_log(reporter: Reporter, verbosity: int) -> Iterator[None]:
 def log_step(message: str) -> None:
     """Log a step as `build` does."""
     _ctx.log(message, kind=("step",))
+
+
+@contextmanager
+def set_for_installer(variables: Mapping[str, str]) -> Iterator[None]:
+    """
+    Set variables for an installer that `build` runs, which hands it a copy of ours.
+
+    Of two threads that make environments, one would take the variables of the other for those that were there before,
+    and leave them behind. So they take turns.
+    """
+    with _setting_variables:
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 def run_pip(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Mapping[str, str]) -> None:

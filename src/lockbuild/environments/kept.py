@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -57,8 +56,6 @@ _TRY_AGAIN_SECONDS = 300.0
 
 # How often a build for an environment that waits for another one looks whether that waits for it, in seconds.
 _CIRCLE_SECONDS = 0.25
-
-_setting_variables = threading.Lock()
 
 
 class KeptEnvironment:
@@ -301,7 +298,9 @@ def _install(
         if can_fill(requirements, constraints):
             fill(environment, paths, requirements, constraints, request, reporter, variables)
             return
-    with _set_in_this_process(variables):
+    from lockbuild.build_library import set_for_installer
+
+    with set_for_installer(variables):
         environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
 
 
@@ -325,27 +324,6 @@ def _variables_for_installer(lock: DirectoryLock) -> dict[str, str]:
     if os.environ.get("UV_LINK_MODE") != "clone":
         variables["UV_LINK_MODE"] = "copy"
     return variables
-
-
-@contextmanager
-def _set_in_this_process(variables: Mapping[str, str]) -> Iterator[None]:
-    """
-    Set variables for an installer that `build` runs, which hands it a copy of ours.
-
-    Of two threads that make environments, one would take the variables of the other for those that were there before,
-    and leave them behind. So they take turns.
-    """
-    with _setting_variables:
-        before = {name: os.environ.get(name) for name in variables}
-        os.environ.update(variables)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
 
 
 def _installed_packages(folders: Collection[str]) -> dict[str, str]:
