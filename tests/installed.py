@@ -27,9 +27,10 @@ def contents(environment: Path) -> dict[str, object]:
                 rows = [row.rsplit(",", 2) for row in content.decode().splitlines() if ".data/scripts/" not in row]
                 found[name] = sorted(row[:1] if "/bin/" in row[0] else row for row in rows), mode
             elif path.parent.name == "bin":
-                # The form of a shebang, and the quotes in what an installer writes for an entry point.
+                # The form of a shebang, and all but the import and the call in what is written for an entry point.
                 content = re.sub(rb"\A#!(/bin/sh\n'''exec' .*\n' '''\n|\S+\n)", b"", content)
-                found[name] = content.replace(b'"', b"'"), mode
+                written = re.findall(rb"^\s*(from \S+ import \S+|sys\.exit\(.*)$", content, re.MULTILINE)
+                found[name] = (written if b"sys.argv[0]" in content else content), mode
             else:
                 found[name] = content, mode
     return found
