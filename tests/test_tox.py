@@ -307,7 +307,7 @@ def test_it_builds_with_uv_where_tox_uv_is_installed(project: WitnessTree, tmp_p
     venv, python = tmp_path / "venv", str(tmp_path / "venv" / "bin" / "python")
     for words in (
         [sys.executable, "-m", "venv", "--without-pip", str(venv)],
-        ["uv", "pip", "install", "--quiet", "--python", python, "--no-deps", "tox-uv-bare"],
+        [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, "--no-deps", "tox-uv-bare"],
     ):
         subprocess.run(words, check=True)
     # Everything else is taken from where these tests run.
