@@ -17,7 +17,7 @@ def main() -> None:
     data: list[tuple[str, dict[str, float]]] = [
         (title, medians) for title, medians in json.load(sys.stdin) if title != "--version"
     ]
-    figure, axes = plt.subplots(figsize=(8, 0.55 * sum(len(medians) + 1 for _, medians in data)))
+    figure, axes = plt.subplots(figsize=(8, 0.26 * sum(len(medians) + 1 for _, medians in data)))
     position, ticks = 0.0, []
     for title, medians in data:
         middle = position + (len(medians) - 1) / 2
@@ -30,7 +30,7 @@ def main() -> None:
     axes.set_yticks([place for place, _ in ticks], [title for _, title in ticks])
     axes.invert_yaxis()
     axes.set_xlabel("seconds, median")
-    axes.margins(x=0.2)
+    axes.margins(x=0.2, y=0.01)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()

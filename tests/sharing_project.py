@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from machine import read_message
-from witness import LOCKBUILD, PATIENCE, wait_until
+from witness import LOCKBUILD, PATIENCE, complete_lines, wait_until
 
 WHEEL = "shared-1.0-py3-none-any.whl"
 
@@ -88,7 +88,7 @@ class SharingProject:
     def runs(self, word: str = "enter") -> list[int]:
         """Return the hook processes that have entered build_wheel so far, in order."""
         log = self.folder / "log"
-        lines = log.read_text().splitlines() if log.exists() else []
+        lines = complete_lines(log)
         return [int(line.split()[1]) for line in lines if line.startswith(word)]
 
     def wait_for_run(self, count: int = 1, word: str = "enter") -> None:

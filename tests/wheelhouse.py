@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from witness import LOCKBUILD, PATIENCE, Gate, wait_until
+from witness import LOCKBUILD, PATIENCE, Gate, complete_lines, wait_until
 
 BACKEND = Path(__file__).with_name("probe_backend.py")
 
@@ -234,8 +234,7 @@ class ProbeTree:
 
     def hooks(self, hook: str = "build_wheel") -> list[dict[str, Any]]:
         """Return what the calls of a hook have told so far, in order."""
-        log = self.control / "probe.log"
-        lines = log.read_text().splitlines() if log.exists() else []
+        lines = complete_lines(self.control / "probe.log")
         return [told for line in lines if (told := json.loads(line))["hook"] == hook]
 
     def prefixes(self) -> list[str]:

@@ -28,6 +28,11 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.005)
 
 
+def complete_lines(log: Path) -> list[str]:
+    """Return the lines of a log, without one that is just being written; none while there is no log."""
+    return log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
+
+
 @dataclass
 class WitnessTree:
     """
@@ -91,9 +96,7 @@ class WitnessTree:
 
     def log(self) -> list[tuple[str, int, str]]:
         """Return what the hooks have written so far: (word, pid, hook or other pid)."""
-        if not self.log_file.exists():
-            return []
-        return [(w, int(p), h) for w, p, h in (line.split() for line in self.log_file.read_text().splitlines())]
+        return [(w, int(p), h) for w, p, h in (line.split() for line in complete_lines(self.log_file))]
 
     def entered(self, hook: str) -> list[int]:
         """Return the process numbers of those that have entered a hook, in order."""

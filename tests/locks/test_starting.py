@@ -12,7 +12,7 @@ import pytest
 from lockbuild.locks.starting import PLACES
 from machine import wait_until_it_waits
 from wheelhouse import ProbeTree, end_all, make_probe_tree
-from witness import wait_until
+from witness import complete_lines, wait_until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="there is no hook host elsewhere")
 
@@ -52,7 +52,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProbeTree]
 def imports(tree: ProbeTree, word: str) -> list[int]:
     """Return the processes that have noted a word, in order."""
     log = tree.control / "imports.log"
-    lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+    lines = [line.split() for line in complete_lines(log)]
     return [int(pid) for noted, pid in lines if noted == word]
 
 
