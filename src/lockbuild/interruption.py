@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 from lockbuild.errors import Interrupted
@@ -13,6 +14,9 @@ from lockbuild.locks.processes import descendants, is_running
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
+
+# How long to wait for processes that were killed, in seconds: not at all, unless the kernel cannot get rid of one.
+_DEATH_SECONDS = 0.1
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -52,4 +56,8 @@ def killing_descendants() -> Iterator[None]:
             if is_running(process):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(process.pid, signal.SIGKILL)
+        # Whoever removes their temporary files now would else meet them in the middle of a system call.
+        deadline = time.monotonic() + _DEATH_SECONDS
+        while any(map(is_running, interruption.descendants)) and time.monotonic() < deadline:
+            time.sleep(0.001)
         raise

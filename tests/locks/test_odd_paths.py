@@ -88,7 +88,7 @@ def test_messages_stay_on_one_line_whatever_the_console_can_show(
     gate = tree.make_gate()
     holder = tree.start(gate=gate.path, env=env)
     tree.wait_for_entry()
-    waiter = tree.start("--wheel", "-v", "--lock-timeout", "0.6", env=env)
+    waiter = tree.start("--wheel", "-v", "--lock-timeout", "1.2", env=env)
     encoding = "latin-1" if console == "Latin-1" else "utf-8"
     out, error = read_bytes(waiter)
     assert waiter.returncode == 75, error
@@ -98,7 +98,7 @@ def test_messages_stay_on_one_line_whatever_the_console_can_show(
     assert [line.split()[:2] for line in lines if "Locking" not in line] == [["*", "Waiting"], ["ERROR", "Gave"]]
     assert all(line.isprintable() for line in lines), lines
     assert lines[0].startswith("  Locking ")
-    assert lines[-1].startswith("ERROR Gave up after 0.6 s: ")
+    assert lines[-1].startswith("ERROR Gave up after 1.2 s: ")
     assert f"is held by {holder.pid} (" in lines[-1]
     gate.open()
     assert holder.wait() == 0

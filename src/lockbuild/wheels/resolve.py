@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from lockbuild.build_library import log_step, pip_command, run_pip
 from lockbuild.environments.key import configuration_files
+from lockbuild.interruption import killing_descendants
 from lockbuild.paths import wheel_folder
 from lockbuild.wheels.destination import Destination, with_headers
 from lockbuild.wheels.install import Installation, install_archives
@@ -78,6 +79,7 @@ def fill(
         with (
             _step(reporter, "resolving"),
             building_for_pip(paths["purelib"], pip, variables, request, reporter) as for_hooks,
+            killing_descendants(),
         ):
             run_pip(environment, words, {**settings, **_WITHOUT_CHECK, **variables, **for_hooks})
         archives = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".whl")]

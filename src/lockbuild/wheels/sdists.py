@@ -127,6 +127,8 @@ def main() -> NoReturn:
     os.chdir(instructions["directory"])
     os.environ.clear()
     os.environ.update(instructions["environ"])
+    # What is left here when this process is killed is removed by the one for which pip runs.
+    tempfile.tempdir = os.path.dirname(path)
     from build import BuildBackendException, BuildException, FailedProcessError
 
     from lockbuild.console import Console
