@@ -281,8 +281,8 @@ def _add_lock_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cache-dir",
         metavar="DIR",
-        help="lockbuild's cache folder, which holds the lock files (default: LOCKBUILD_CACHE_DIR, else the platform's "
-        "place for caches)",
+        help="lockbuild's cache folder, for lock files, build environments and wheels (default: LOCKBUILD_CACHE_DIR, "
+        "else the platform's place for caches)",
     )
 
 

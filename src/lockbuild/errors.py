@@ -118,7 +118,7 @@ class WheelError(LockbuildError):
 
 
 class CacheFolderError(LockbuildError):
-    """No folder can be had in which lock files are safe."""
+    """No folder can be had in which lock files, or what is kept, are safe."""
 
 
 class CircularRequirementsError(LockbuildError):
