@@ -359,7 +359,11 @@ def test_a_signal_while_waiting_for_the_lock(witness_tree: WitnessTree, number: 
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("number", [*SIGNALS, signal.SIGKILL])
-def test_the_host_of_a_build_that_waits_ends_with_it(witness_tree: WitnessTree, number: signal.Signals) -> None:
+def test_the_host_of_a_build_that_waits_ends_with_it(
+    witness_tree: WitnessTree, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without it there is no host before the lock is taken.
+    monkeypatch.delenv("LOCKBUILD_PREIMPORT", raising=False)
     use_hook(witness_tree, "pass")
     gate = witness_tree.make_gate()
     holder = witness_tree.start(gate=gate.path)
