@@ -434,9 +434,12 @@ def test_bytecode_that_python_writes_or_a_person_removes_is_no_change(tree: Prob
 
 
 @pytest.mark.slow
-def test_an_edit_through_a_hard_link_of_uv_does_not_come_back_with_the_replacement(tree: ProbeTree) -> None:
-    """A uv that links its cache's files into environments would hand the edited file out again."""
-    env = {"UV_LINK_MODE": None}
+@pytest.mark.parametrize("mode", [None, "clone", "hardlink", "symlink", "copy"])
+def test_an_edit_in_an_environment_made_by_uv_does_not_come_back_with_the_replacement(
+    tree: ProbeTree, mode: str | None
+) -> None:
+    """A file that is also one of uv's cache would be handed out again as edited. uv links where it cannot clone."""
+    env = {"UV_LINK_MODE": mode}
     tree.build("--installer", "uv", env=env)
     changed = the_environment(tree)
     _edit_in_place(changed)

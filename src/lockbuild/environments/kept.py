@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from lockbuild.environments.key import EnvironmentKey
     from lockbuild.locks import InheritableLock
-    from lockbuild.request import BuildRequest
+    from lockbuild.request import BuildRequest, Installer
 
 # What installers say when an index cannot be reached, as opposed to: when it has no such version.
 _UNREACHABLE = (
@@ -110,13 +110,14 @@ def kept_environment(
     Yield the environment that is kept under a key, made if it was not there, for as long as the build uses it.
 
     One that was made before ``oldest``, in seconds since the epoch, is made again.
-    ``on_candidate`` is told of one that will be it, if it turns out that it was not changed or removed. Raises what
-    `build` raises when it cannot be made, `LockTimeoutError` when another process makes it for too long.
+    ``on_candidate`` is told of one that will be it, if it turns out that it was not changed or removed, or can be
+    completed: backends may be imported there already, but no hook may run. Raises what `build` raises when it cannot be
+    made, `LockTimeoutError` when another process makes it for too long.
     """
     folder = os.path.join(store, key.digest)
     found = _find(folder, oldest, reporter, on_candidate)
     if found is None:
-        found = _make(folder, key, requirements, constraints, request, reporter, oldest)
+        found = _make(folder, key, requirements, constraints, request, reporter, oldest, on_candidate)
     else:
         reporter.log(_describe_reuse(found[0]), ("step",))
     manifest, user = found
@@ -143,7 +144,7 @@ def _find(
     folder: str,
     oldest: float,
     reporter: Reporter,
-    on_candidate: Callable[[KeptEnvironment], object] = lambda _: None,
+    on_candidate: Callable[[KeptEnvironment], object],
 ) -> tuple[Manifest, User] | None:
     """Find the newest complete and unchanged environment that was not made before ``oldest``, and begin to use it."""
     for generation in generations(folder):
@@ -171,6 +172,7 @@ def _make(
     request: BuildRequest,
     reporter: Reporter,
     oldest: float,
+    on_candidate: Callable[[KeptEnvironment], object],
 ) -> tuple[Manifest, User]:
     """Make an environment under its key's lock, unless somebody else has while we waited for that."""
     subject = f"the build environment for {', '.join(key.requirements) or 'no requirements'}"
@@ -187,7 +189,7 @@ def _make(
     )
     with _locked(lock, key, request):
         request = request._replace(building=(*request.building, key.digest))
-        if found := _find(folder, oldest, reporter):
+        if found := _find(folder, oldest, reporter, on_candidate):
             reporter.log(_describe_reuse(found[0]), ("step",))
             return found
         older = next(((g, m) for g in generations(folder) if (m := g.read_manifest()) and _is_unchanged(g, m)), None)
@@ -199,11 +201,18 @@ def _make(
         from lockbuild.build_library import forward_log
 
         heard = _InstallerOutput(reporter)
+        user = None
         try:
             with forward_log(heard, request.verbosity):
                 variables = _variables_for_installer(lock)
                 manifest = _populate(generation, requirements, constraints, request, reporter, variables)
+            user = User(generation)
+            # A backend is imported on one core, while the other one does the rest.
+            on_candidate(KeptEnvironment(manifest, user))
+            manifest = _complete(generation, manifest, request.installer)
         except BaseException as error:
+            if user is not None:
+                user.end()
             import shutil
 
             shutil.rmtree(generation.path, ignore_errors=True)
@@ -211,8 +220,6 @@ def _make(
                 _note_unreachable(folder)
                 return _use_older(*older, reporter)
             raise
-        generation.write_manifest(manifest)
-        user = User(generation)
         if not user.begin():
             raise CacheFolderError(f"{generation.path} was removed as soon as it was made; is the cache being cleared?")
         remove_unused(folder, keep=lambda each: each == generation)
@@ -279,8 +286,25 @@ def _populate(
         requirements=tuple(sorted(requirements)),
         packages=packages,
         required={name: version for name, version in sorted(packages.items()) if name in names},
-        contents=digest_of_contents(generation.path),
+        contents="",
     )
+
+
+def _complete(generation: Generation, manifest: Manifest, installer: Installer) -> Manifest:
+    """
+    Complete an environment that has its files; return its whole manifest.
+
+    uv has linked them to its own cache, which is not ours: whoever edited a file here would edit it there, and the
+    environment that replaces the changed one would have the edit, too. To have uv copy them would take as long, while
+    nothing else can be done.
+    """
+    if installer == "uv":
+        from lockbuild.wheels.links import separate
+
+        separate(generation.path)
+    manifest = manifest._replace(contents=digest_of_contents(generation.path))
+    generation.write_manifest(manifest)
+    return manifest
 
 
 def _install(
@@ -316,13 +340,13 @@ def _variables_for_installer(lock: DirectoryLock) -> dict[str, str]:
     """
     Return the variables that an installer and what it starts have to know.
 
-    Whoever edits a file that uv has linked into an environment edits uv's cache, and the environment that replaces
-    the changed one has the edit, too: uv has to copy. And an sdist that is built for the environment may itself run
-    lockbuild: that has to know what is locked around it.
+    An sdist that is built for the environment may itself run lockbuild: that has to know what is locked around it. And
+    an environment of symbolic links would not be whole without uv's cache; what uv links otherwise is seen to
+    afterwards (`_complete`).
     """
     variables = environment_for_hooks([lock.held] if lock.held else [])
-    if os.environ.get("UV_LINK_MODE") != "clone":
-        variables["UV_LINK_MODE"] = "copy"
+    if os.environ.get("UV_LINK_MODE", "symlink") == "symlink":
+        variables["UV_LINK_MODE"] = "hardlink"
     return variables
 
 

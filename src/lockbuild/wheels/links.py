@@ -14,6 +14,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -76,6 +77,21 @@ class Linker:
         with _beside(target) as hidden:
             self.place(source, hidden)
             os.replace(hidden, target)
+
+
+def separate(folder: str) -> None:
+    """
+    Give every file below a folder that has names elsewhere, too, an inode of its own, with its permissions and times.
+
+    Whoever reads a file meanwhile finds it whole.
+    """
+    for parent, _, names in os.walk(folder):
+        for path in (os.path.join(parent, name) for name in names):
+            status = os.lstat(path)
+            if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
+                with _beside(path) as hidden:
+                    shutil.copy2(path, hidden)
+                    os.replace(hidden, path)
 
 
 def write_whole(target: str, content: bytes, executable: bool = False) -> None:
