@@ -57,6 +57,37 @@ while True:
 """
 
 
+def state(pid: int) -> str:
+    """Return the letter that the kernel has for what a process does; X for one that is no more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process has not ended."""
+    return state(pid) not in ("Z", "X")
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def is_free(path: Path) -> bool:
+    """Try the kernel's lock on a file or directory, as ``flock -n`` does."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def read_message(process: subprocess.Popen[str], text: str) -> str:
     """
     Return the next line on a process's standard error that contains ``text``.

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lockbuild.environments import BuildEnvironment, build_environment, extended
 from lockbuild.errors import CircularRequirementsError, shown
 from lockbuild.events import Reporter
-from lockbuild.hooks.caller import HookRunner
 from lockbuild.job import Job
 from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
 from lockbuild.locks.starting import AllPlacesTakenError
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from lockbuild.hooks.backend import Backend
+    from lockbuild.hooks.caller import HookRunner
     from lockbuild.sdist import Sdist
 
 T = TypeVar("T")
@@ -43,7 +43,8 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
         from lockbuild.artifacts import list_artifacts
 
         before = list_artifacts(out_dir)
-    with Job(request, reporter, out_dir) as job:
+    wanted = len(request.distributions) or (1 if is_sdist(request.source) else 2)
+    with Job(request, reporter, out_dir, distributions=wanted) as job:
         if is_sdist(request.source):
             built = _build_from_sdist(job, _read_sdist(job), request.distributions or ("wheel",))
         elif request.distributions:
@@ -243,7 +244,7 @@ def _call_hooks(
         project = read_project(tree)
         tree_lock = job.lock_source_tree(project.tree)
         stack.callback(tree_lock.close)
-        hooks = stack.enter_context(HookRunner(job.output_handler(), job.tee()))
+        hooks = stack.enter_context(job.hook_runner())
 
         outer = tuple(locks)
 

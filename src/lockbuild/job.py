@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from lockbuild.errors import EnvironmentFolderError
+from lockbuild.hooks.caller import HookRunner
 from lockbuild.locks import DirectoryLock, SourceTreeLock
 from lockbuild.request import BuildRequest, Timing
 
@@ -24,11 +25,18 @@ class Job:
     """
     What all the steps of one build share; a context manager, at whose end its staging folder is removed.
 
-    With ``collects_output`` hooks' output is shown only when something is wrong; with --quiet it is not shown at all.
+    ``distributions`` is how many are to be built, at most. With ``collects_output`` hooks' output is shown only when
+    something is wrong; with --quiet it is not shown at all.
     """
 
     def __init__(
-        self, request: BuildRequest, reporter: Reporter, out_dir: str, *, collects_output: bool = False
+        self,
+        request: BuildRequest,
+        reporter: Reporter,
+        out_dir: str,
+        *,
+        distributions: int = 1,
+        collects_output: bool = False,
     ) -> None:
         self.request = request
         self.reporter = reporter
@@ -37,6 +45,8 @@ class Job:
         self.timings: list[Timing] = []
         self.shared: SharedBuild | None = None
         """Set while this process builds for others, too."""
+        self._distributions_left = distributions
+        self._hooks: HookRunner | None = None
         self._started = time.time()
         self._staging: TemporaryDirectory[str] | None = None
 
@@ -45,7 +55,9 @@ class Job:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove what the build has left in its staging folder."""
+        """End a hook host that nobody needs any more; remove what the build has left in its staging folder."""
+        if self._hooks is not None:
+            self._hooks.close()
         if self._staging is not None:
             self._staging.cleanup()
 
@@ -106,7 +118,31 @@ class Job:
             tree, cache_dir=self.request.cache_dir, timeout=self.request.lock_timeout, reporter=self.reporter
         )
 
-    def output_handler(self) -> Callable[[Sequence[str], bytes, int], None] | None:
+    @contextlib.contextmanager
+    def hook_runner(self) -> Iterator[HookRunner]:
+        """
+        Yield what runs the hooks of one distribution.
+
+        The process that has imported the backend is kept for that of the next one, where there is one and the output
+        goes the same way.
+        """
+        self._distributions_left -= 1
+        if self.shared is not None:
+            with contextlib.closing(HookRunner(self._output_handler(), self._tee())) as runner:
+                yield runner
+            return
+        if self._hooks is None:
+            self._hooks = HookRunner(self._output_handler())
+        self._hooks.keeps_host = self._distributions_left > 0
+        is_kept = False
+        try:
+            yield self._hooks
+            is_kept = self._hooks.keeps_host
+        finally:
+            if not is_kept:
+                self._hooks.close()
+
+    def _output_handler(self) -> Callable[[Sequence[str], bytes, int], None] | None:
         """Return what is to be done with the output of hooks; ``None`` lets it go where ours goes."""
         if not self.collects_output:
             return None if self.request.verbosity >= 0 or self.shared else lambda *_: None
@@ -121,7 +157,7 @@ class Job:
 
         return show
 
-    def tee(self) -> Tee | None:
+    def _tee(self) -> Tee | None:
         """Return what writes down the output of hooks for those who wait for this build."""
         if self.shared is None or self.shared.output is None:
             return None

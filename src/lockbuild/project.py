@@ -36,6 +36,22 @@ BRINGS_SETUPTOOLS = {
 SHARES_THE_TREE = {"pdm.backend": ".pdm-build/"}
 
 
+# Backends that do not look at the working directory while they are imported: one import serves the hooks of any tree.
+# A test watches each of them. scikit_build_core.build is none: it reads pyproject.toml.
+IMPORTED_ALIKE_EVERYWHERE = frozenset(
+    {
+        "flit_core.buildapi",
+        "hatchling.build",
+        "maturin",
+        "mesonpy",
+        "pdm.backend",
+        "poetry.core.masonry.api",
+        SETUPTOOLS_BACKEND,
+        "uv_build",
+    }
+)
+
+
 class Project(NamedTuple):
     """A source tree, its backend, and its own wishes for lockbuild."""
 
@@ -47,6 +63,11 @@ class Project(NamedTuple):
     requires: tuple[str, ...]
     lock: LockPolicy
     """From ``[tool.lockbuild]``; ``auto`` where that is silent."""
+
+    @property
+    def backend_module(self) -> str:
+        """The module that a hook process imports."""
+        return self.backend.partition(":")[0]
 
 
 class LockDecision(NamedTuple):
@@ -149,7 +170,7 @@ def decide_lock(
     if policy != "auto":
         origin = "--lock" if requested else "tool.lockbuild.lock in pyproject.toml"
         return LockDecision(policy == "always", f"{origin} is {policy}", final=True)
-    if project.backend.partition(":")[0] == SETUPTOOLS_BACKEND:
+    if project.backend_module == SETUPTOOLS_BACKEND:
         return LockDecision(True, f"its backend is {project.backend}")
     if is_installed is not None:
         if is_installed("setuptools"):
@@ -157,7 +178,7 @@ def decide_lock(
         return LockDecision(False, f"its backend is {project.backend}, and its build environment has no setuptools")
     if _bring_setuptools((*project.requires, *extra_requires)):
         return LockDecision(True, "it requires setuptools")
-    if reason := BRINGS_SETUPTOOLS.get(project.backend.partition(":")[0]):
+    if reason := BRINGS_SETUPTOOLS.get(project.backend_module):
         return LockDecision(True, f"its backend is {project.backend}: {reason}")
     return LockDecision(False, f"its backend is {project.backend}, and it does not require setuptools")
 
@@ -168,7 +189,7 @@ def hint_at_shared_tree(project: Project, decision: LockDecision) -> Iterator[No
     try:
         yield
     except Exception as error:
-        shared = SHARES_THE_TREE.get(project.backend.partition(":")[0])
+        shared = SHARES_THE_TREE.get(project.backend_module)
         if shared and not decision.locked:
             error.add_note(
                 f"{project.backend} writes to {shared} in the source tree; if another build of it ran at the "

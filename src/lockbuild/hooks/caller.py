@@ -15,12 +15,13 @@ import signal
 import subprocess
 import sys
 import time
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING
 
 from lockbuild.errors import Interrupted
 from lockbuild.hooks.terminal import Terminal
 from lockbuild.locks import SourceTreeLock
 from lockbuild.locks.starting import take_place
+from lockbuild.project import IMPORTED_ALIKE_EVERYWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,6 +62,9 @@ class HookRunner:
     With ``on_output`` the hooks' standard output and error are collected in one file instead of being inherited. The
     function is given the command, the output and the exit status of each hook that has ended. With ``tee`` it is
     passed on and written down instead.
+
+    It may run the hooks of several trees, one after the other. While it ``keeps_host``, one that has imported a backend
+    goes on from tree to tree.
     """
 
     def __init__(
@@ -72,24 +76,24 @@ class HookRunner:
         self._output: IO[bytes] | None = None
         self._read_until = 0
         self._host: _Host | None = None
-        self._host_suits: tuple[str, dict[int, int]] = ("", {})
+        self._host_suits: tuple[str, dict[int, int]] | None = None
+        self.keeps_host = False
 
-    def __enter__(self) -> Self:
-        """Start nothing yet."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End a host that was started and not used."""
+    def close(self) -> None:
+        """End a host that nobody uses."""
         self._end_host()
 
     @contextlib.contextmanager
     def under(self, locks: Sequence[InheritableLock]) -> Iterator[None]:
         """Run hooks under these locks. No hook is left running afterwards, except where the kernel cannot end one."""
         outer, self._locks = self._locks, locks
+        is_kept = False
         try:
             yield
+            is_kept = self.keeps_host and self._free_host()
         finally:
-            self._end_host()
+            if not is_kept:
+                self._end_host()
             self._locks = outer
 
     def warm_up(
@@ -109,15 +113,17 @@ class HookRunner:
         python = environment.python_executable if environment else sys.executable
         if os.name != "posix" or self._host_would_suit(python, locks):
             return
-        self._end_host()
         isolation = (environment.make_extra_environ() if environment else None) or {}
         # The variable by which pyproject-hooks tells its script of the backend.
         environ = {"_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
-        backend = project.backend.partition(":")[0]
+        if self._host is not None and self._host.serves(python, environ) and self._host.take_locks(_descriptors(locks)):
+            self._host_suits = (python, _epochs(locks))
+            return
+        self._end_host()
         descriptor = take_place(place) if place is not None else None
         # An interpreter that is not there is found out by those who look at the environment.
         with contextlib.suppress(OSError):
-            self._start_host(python, project.tree, environ, backend, locks, descriptor)
+            self._start_host(python, project.tree, environ, project.backend_module, locks, descriptor)
 
     def _start_host(
         self,
@@ -129,16 +135,24 @@ class HookRunner:
         place: int | None = None,
     ) -> None:
         self._open_output()
-        descriptors = [descriptor for lock in locks for descriptor in lock.descriptors]
+        serves_more = self.keeps_host and backend in IMPORTED_ALIKE_EVERYWHERE
         try:
-            self._host = _Host(python, cwd, environ, backend, descriptors, self._streams(), self._tee, place)
+            self._host = _Host(
+                python, cwd, environ, backend, _descriptors(locks), self._streams(), self._tee, place, serves_more
+            )
         finally:
             if place is not None:
                 os.close(place)
-        self._host_suits = (python, {id(lock): lock.epoch for lock in locks})
+        self._host_suits = (python, _epochs(locks))
 
     def _host_would_suit(self, python: str, locks: Sequence[InheritableLock]) -> bool:
-        return self._host is not None and self._host_suits == (python, {id(lock): lock.epoch for lock in locks})
+        return self._host is not None and self._host_suits == (python, _epochs(locks))
+
+    def _free_host(self) -> bool:
+        """Have the host let go of the locks; false if there is none that is of any use afterwards."""
+        # Until it has been asked for the next tree, it suits none.
+        self._host_suits = None
+        return self._host is not None and self._host.serves_more and self._host.take_locks(())
 
     def _end_host(self) -> None:
         host, self._host = self._host, None
@@ -231,8 +245,16 @@ class HookRunner:
         return environment_for_hooks(held)
 
 
+def _descriptors(locks: Sequence[InheritableLock]) -> list[int]:
+    return [descriptor for lock in locks for descriptor in lock.descriptors]
+
+
+def _epochs(locks: Sequence[InheritableLock]) -> dict[int, int]:
+    return {id(lock): lock.epoch for lock in locks}
+
+
 class _Host:
-    """A running hook host."""
+    """A running hook host. One that ``serves_more`` can go on to other trees, under other locks."""
 
     def __init__(
         self,
@@ -244,9 +266,12 @@ class _Host:
         streams: tuple[int | None, int | None],
         tee: Tee | None,
         place: int | None,
+        serves_more: bool,
     ) -> None:
         self._tee = tee
-        requests, self._requests = os.pipe()
+        self.serves_more = serves_more
+        self._started_with = (python, os.environ | environ)
+        requests, self._requests = _socket_pair() if serves_more else os.pipe()
         self._replies, replies = os.pipe()
         self._hook: int | None = None
         self._was_asked = False
@@ -300,6 +325,29 @@ class _Host:
         # say that it may still run.
         self._signal_hook(signal.SIGKILL)
         return self._process.wait() or -signal.SIGKILL
+
+    def serves(self, python: str, environ: Mapping[str, str]) -> bool:
+        """Tell whether hooks of another tree could have come from this host, if it was started for them."""
+        return self.serves_more and self._started_with == (python, os.environ | environ)
+
+    def take_locks(self, descriptors: Sequence[int]) -> bool:
+        """
+        Let go of the locks under which hooks have run, and have the next ones run under those of these open files.
+
+        False when a build that is nested in a hook still runs, or the host is no more: then it can only be ended.
+        """
+        deadline = time.monotonic() + _HOST_SECONDS
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._requests, json.dumps({"locks": len(descriptors)}).encode() + b"\n")
+        if self._read_reply(deadline) != ("under", 0):
+            return False
+        if not descriptors:
+            return True
+        import socket
+
+        with contextlib.suppress(BrokenPipeError), socket.socket(fileno=os.dup(self._requests)) as channel:
+            socket.send_fds(channel, [b"\0"], descriptors)
+        return self._read_reply(deadline) == ("under", len(descriptors))
 
     def end(self) -> bool:
         """
@@ -366,3 +414,10 @@ class _Host:
         if self._hook is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._hook, number)
+
+
+def _socket_pair() -> tuple[int, int]:
+    """Return two connected sockets, as `os.pipe` would: open files can be sent through them."""
+    import socket
+
+    return tuple(each.detach() for each in socket.socketpair())  # type: ignore[return-value]

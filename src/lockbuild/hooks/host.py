@@ -5,17 +5,22 @@ through files, as pyproject-hooks' own script writes it.
 
 Arguments: HOST BACKEND PLACE REQUESTS REPLIES LOCK...
     The path of this file, as what executes it needs it; the name of a module to import before the first fork, or "-";
-    and numbers of inherited descriptors: a file to close when that is imported, or 0; the pipe to read requests from;
-    the pipe to write replies to; and the open files that carry the locks under which hooks run.
+    and numbers of inherited descriptors: a file to close when that is imported, or 0; the pipe or socket to read
+    requests from; the pipe to write replies to; and the open files that carry the locks under which hooks run.
 Requests: a line of JSON each, one after the other
     {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...},
      "tree": [DEVICE, INODE] of the source tree that is locked, or null,
      "nested": [PATH, ...] of the lock files by which builds that the hook runs exclude each other}
+        runs a hook.
+    {"locks": NUMBER}
+        lets go of the locks, and then takes others, whose open files come through the socket after the reply.
     The end of the pipe asks the host to end.
 Replies: a line each
     "started PID"     the hook runs as process PID, which is also its process group
     "stopped SIGNAL"  a signal has stopped it (a terminal that it may not read, a debugger)
     "ended STATUS"    it has ended, with this exit status, negative for the signal that killed it
+    "under NUMBER"    a hook would now run under so many locks: none, when it has let go of the former ones
+    "busy 0"          it has not, because a build that is nested in a hook still runs
 
 A hook process is what `python SCRIPT HOOK_NAME CONTROL_DIR` would be: sys.argv, sys.path, __main__ and the signal
 handlers are as there, standard streams are inherited. The one difference is that BACKEND has been imported already. The
@@ -54,7 +59,7 @@ _LOOK_SECONDS = 0.1
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import IO, Any, NoReturn, TypedDict
+    from typing import IO, Any, NoReturn, NotRequired, TypedDict
 
     class _Request(TypedDict):
         argv: list[str]
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
         environ: dict[str, str]
         tree: list[int] | None
         nested: list[str]
+        locks: NotRequired[int]
 
 
 # The files that keep to themselves what was written last.
@@ -119,6 +125,15 @@ def serve() -> _Request | None:
             buffered += received
         line, _, buffered = buffered.partition(b"\n")
         request: _Request = json.loads(line)
+        if "locks" in request:
+            if _let_go(locks):
+                _reply(replies, "under 0")
+                if request["locks"]:
+                    locks = _receive_locks(requests, request["locks"])
+                    _reply(replies, f"under {len(locks)}")
+            else:
+                _reply(replies, "busy 0")
+            continue
         nested[:] = request["nested"]
         _compile(request["argv"][0])
         hook = os.fork()
@@ -266,25 +281,61 @@ def _group_runs(group: int) -> bool:
 
 def _end() -> NoReturn:
     """End this process, and with it the locks, when no build that is nested in its hooks runs any more."""
+    _end_nesting(wait=True)
+    os._exit(0)
+
+
+def _let_go(locks: list[int]) -> bool:
+    """Close the open files that carry the locks; false if a build that is nested in the hooks still needs them."""
+    if not _end_nesting(wait=False):
+        return False
+    nested.clear()
+    while locks:
+        os.close(locks.pop())
+    return True
+
+
+def _end_nesting(wait: bool) -> bool:
+    """Let no more builds go on under our locks. Those that do are waited for, or make it return false."""
     import fcntl
 
     descriptors = []
-    for path in nested:
-        try:
-            descriptors.append(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+    try:
+        for path in nested:
             try:
-                fcntl.flock(descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                # It may take its time. Who reads our output shall not wait for that.
-                null = os.open(os.devnull, os.O_RDWR)
-                for descriptor in (0, 1, 2):
-                    os.dup2(null, descriptor)
-                fcntl.flock(descriptors[-1], fcntl.LOCK_EX)
-            os.unlink(path)
-        except OSError:
-            # Somebody has removed it: no nested build can have begun since.
-            pass
-    os._exit(0)
+                descriptors.append(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+                try:
+                    fcntl.flock(descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if not wait:
+                        return False
+                    # It may take its time. Who reads our output shall not wait for that.
+                    null = os.open(os.devnull, os.O_RDWR)
+                    for descriptor in (0, 1, 2):
+                        os.dup2(null, descriptor)
+                    fcntl.flock(descriptors[-1], fcntl.LOCK_EX)
+                os.unlink(path)
+            except OSError:
+                # Somebody has removed it: no nested build can have begun since.
+                pass
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return True
+
+
+def _receive_locks(requests: int, number: int) -> list[int]:
+    """Receive the open files that carry the locks under which the next hooks run."""
+    import socket
+
+    channel = socket.socket(fileno=requests)
+    try:
+        _, descriptors, _, _ = socket.recv_fds(channel, 1, number)
+    finally:
+        channel.detach()
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return descriptors
 
 
 def _run(request: _Request) -> NoReturn:
