@@ -25,6 +25,7 @@ def _tell(hook: str) -> None:
     line = {
         "hook": hook,
         "pid": os.getpid(),
+        "ppid": os.getppid(),
         "prefix": sys.prefix,
         "base_prefix": sys.base_prefix,
         "executable": sys.executable,

@@ -1,6 +1,6 @@
 """``python -m lockbuild``."""
 
-from lockbuild.cli import entrypoint
+from lockbuild.program import entrypoint
 
 if __name__ == "__main__":
     entrypoint(prog="python -m lockbuild")

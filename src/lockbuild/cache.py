@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 from lockbuild.environments.store import Generation, age_in_words, generations, remove_unused
 from lockbuild.errors import LockbuildError, LockTimeoutError, shown
 from lockbuild.locks import DirectoryLock
-from lockbuild.paths import cache_folder, disk_use, environment_folder, key_folders
+from lockbuild.paths import disk_use, environment_folder, hosts_folder, key_folders
 from lockbuild.settings import duration
+from lockbuild.user_folders import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +70,19 @@ def prune(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> l
             removed += remove_unused(folder, keep=lambda generation: generation.last_used() > oldest)
             if not generations(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+    _prune_notes(oldest, cache_dir)
     return removed
+
+
+def _prune_notes(oldest: float, cache_dir: str | None) -> None:
+    """Remove the notes on hook hosts that are older than that; the next build writes one again if it needs it."""
+    cache = cache_folder(cache_dir)
+    folder = hosts_folder(environment_folder(cache_dir)) if cache and os.path.isdir(cache) else None
+    for name in os.listdir(folder) if folder else ():
+        path = os.path.join(folder or "", name)
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_mtime < oldest:
+                os.unlink(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -6,11 +6,7 @@ Only what it takes to read the command line is imported here; `_run` imports the
 from __future__ import annotations
 
 import argparse
-import atexit
-import contextlib
-import gc
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lockbuild.console import Console
+    from lockbuild.hooks.early import EarlyHost
     from lockbuild.request import BuildRequest
 
 # The options that `build` does not have.
@@ -49,32 +46,12 @@ _OWN_OPTIONS = frozenset(
 _HELP_FOR_FAILED_BUILDS = "https://build.pypa.io/en/stable/how-to/troubleshooting.html#debug-a-failed-build"
 
 
-def entrypoint(prog: str = "lockbuild") -> NoReturn:
+def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild", early: EarlyHost | None = None) -> NoReturn:
     """
-    Run the console script ``lockbuild`` as a process of its own: end it when the last word is said.
+    Run the command line and exit with its status: 0, 1 for a failed build, 2 for wrong usage, 75 for a timeout.
 
-    Python would collect garbage while it imports, and at the end take apart every module and object; that is a tenth
-    of a warm build. Nothing here waits for a finalizer: what has to be undone is undone by ``with``.
+    ``early`` is a hook host that was started in the expectation that the build needs it.
     """
-    gc.disable()
-    status = 1
-    try:
-        main(prog=prog)
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 0
-    except KeyboardInterrupt:
-        # Before the build had begun: it handles its signals itself.
-        status = 128 + signal.SIGINT
-    # Of those who measure us, for example.
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(status)
-
-
-def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild") -> NoReturn:
-    """Run the command line and exit with its status: 0, 1 for a failed build, 2 for wrong usage, 75 for a timeout."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser(prog)
     parsed = parser.parse_args(_spell_as_build_does(arguments))
@@ -83,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild") -> NoR
         # Paths may hold bytes that are no text; they are shown, not a reason to fail.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        status = _run(parsed)
+        status = _run(parsed, early)
     except BrokenPipeError:
         # Whoever read our output has had enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -359,7 +336,7 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
         parser.error("--env-dir and --sdist-extract-dir: each needs a folder of its own")
 
 
-def _run(parsed: argparse.Namespace) -> int:
+def _run(parsed: argparse.Namespace, early: EarlyHost | None) -> int:
     from lockbuild.console import Console
     from lockbuild.interruption import interruptible
 
@@ -368,7 +345,7 @@ def _run(parsed: argparse.Namespace) -> int:
     console = Console(parsed.verbosity, hooks_write=parsed.verbosity >= 0 and not parsed.metadata)
     try:
         with interruptible():
-            _build(parsed, console)
+            _build(parsed, console, early)
     except Interrupted as interruption:
         return interruption.exit_status
     except LockbuildError as error:
@@ -380,7 +357,7 @@ def _run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _build(parsed: argparse.Namespace, console: Console) -> None:
+def _build(parsed: argparse.Namespace, console: Console, early: EarlyHost | None) -> None:
     import time
     import warnings
 
@@ -394,7 +371,7 @@ def _build(parsed: argparse.Namespace, console: Console) -> None:
     if parsed.metadata:
         console.result(_as_json(frontend.metadata(request, console)))
         return
-    result = frontend.build(request, console)
+    result = frontend.build(request, console, early)
     timings = (Timing("start", start), *result.timings) if parsed.timings else ()
     if parsed.report is not None:
         from lockbuild.artifacts import write_report
@@ -402,6 +379,11 @@ def _build(parsed: argparse.Namespace, console: Console) -> None:
         write_report(parsed.report, result.artifacts, timings)
     console.timings(timings)
     console.built([artifact.name for artifact in result.artifacts])
+    if early is not None and early.has_news and request.cache_dir is None:
+        from lockbuild.paths import environment_folder, hosts_folder
+
+        if folder := hosts_folder(environment_folder(None)):
+            early.write_note(folder)
     if request.isolation and request.use_cache:
         from lockbuild.daily import prune_once_a_day
 

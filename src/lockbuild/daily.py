@@ -8,7 +8,7 @@ import sys
 import time
 
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
-from lockbuild.paths import cache_folder
+from lockbuild.user_folders import cache_folder
 
 # How often, in seconds.
 _PRUNE_SECONDS = 86400.0

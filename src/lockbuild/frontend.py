@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lockbuild.environments import BuildEnvironment, build_environment, extended
 from lockbuild.errors import CircularRequirementsError, shown
 from lockbuild.events import Reporter
+from lockbuild.hooks.starting import AllPlacesTakenError
 from lockbuild.job import Job
 from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
-from lockbuild.locks.starting import AllPlacesTakenError
 from lockbuild.project import LockDecision, Project, decide_lock, hint_at_shared_tree, read_project
 from lockbuild.request import BuildRequest, BuildResult, Distribution
 
@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 
     from lockbuild.hooks.backend import Backend
     from lockbuild.hooks.caller import HookRunner
+    from lockbuild.hooks.early import EarlyHost
     from lockbuild.sdist import Sdist
 
 T = TypeVar("T")
 
 
-def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResult:
+def build(request: BuildRequest, reporter: Reporter | None = None, early: EarlyHost | None = None) -> BuildResult:
     """
     Build what the request asks for; return the artifacts, which are then in its out-dir.
 
+    ``early`` is a hook host that was started in the expectation that this build needs it, which it may not.
     Raises `LockbuildError`, the exceptions of ``build``, and `OSError`.
     """
     reporter = reporter or Reporter()
@@ -44,7 +46,7 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
 
         before = list_artifacts(out_dir)
     wanted = len(request.distributions) or (1 if is_sdist(request.source) else 2)
-    with Job(request, reporter, out_dir, distributions=wanted) as job:
+    with Job(request, reporter, out_dir, distributions=wanted, early=early) as job:
         if is_sdist(request.source):
             built = _build_from_sdist(job, _read_sdist(job), request.distributions or ("wheel",))
         elif request.distributions:

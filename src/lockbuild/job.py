@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 
     from lockbuild.events import Reporter
+    from lockbuild.hooks.early import EarlyHost
     from lockbuild.hooks.tee import Tee
     from lockbuild.sharing.build import SharedBuild
 
@@ -26,7 +27,7 @@ class Job:
     What all the steps of one build share; a context manager, at whose end its staging folder is removed.
 
     ``distributions`` is how many are to be built, at most. With ``collects_output`` hooks' output is shown only when
-    something is wrong; with --quiet it is not shown at all.
+    something is wrong; with --quiet it is not shown at all. ``early`` may be the first hook host.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Job:
         *,
         distributions: int = 1,
         collects_output: bool = False,
+        early: EarlyHost | None = None,
     ) -> None:
         self.request = request
         self.reporter = reporter
@@ -47,6 +49,7 @@ class Job:
         """Set while this process builds for others, too."""
         self._distributions_left = distributions
         self._hooks: HookRunner | None = None
+        self._early = early
         self._started = time.time()
         self._staging: TemporaryDirectory[str] | None = None
 
@@ -132,7 +135,9 @@ class Job:
                 yield runner
             return
         if self._hooks is None:
-            self._hooks = HookRunner(self._output_handler())
+            handler = self._output_handler()
+            # Its output goes where ours goes.
+            self._hooks = HookRunner(handler, early=None if handler else self._early)
         self._hooks.keeps_host = self._distributions_left > 0
         is_kept = False
         try:

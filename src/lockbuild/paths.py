@@ -1,4 +1,4 @@
-"""The cache folder, and the private folder that stands in for it where it cannot be written."""
+"""What lies where in the cache folder, and the private folder that stands in for it where it cannot be written."""
 
 from __future__ import annotations
 
@@ -6,71 +6,18 @@ import contextlib
 import errno
 import os
 import stat
-import sys
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import CacheFolderError, shown
+from lockbuild.user_folders import HOSTS_SUFFIX, cache_folder, is_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lockbuild.events import Reporter
 
-CACHE_DIR_VARIABLE = "LOCKBUILD_CACHE_DIR"
-
 # How often the folder for lock files is made when it vanishes again at once.
 _ATTEMPTS = 20
-
-
-def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
-    """
-    Return where the cache folder should be, as an absolute path: what is requested, else ``LOCKBUILD_CACHE_DIR``,
-    else the platform's place for the user's caches. ``None`` where the user has no home to have such a place in.
-    """
-    chosen = requested or os.environ.get(CACHE_DIR_VARIABLE)
-    if chosen:
-        # A "~" comes here from files that no shell has read, such as tox.ini.
-        return os.path.abspath(os.path.expanduser(chosen))
-    if plain := _xdg_folder("XDG_CACHE_HOME", ".cache"):
-        return os.path.join(plain, "lockbuild")
-    import platformdirs
-
-    # Without HOME and without an entry in the user database "~" stays as it is, or platformdirs says so.
-    try:
-        folder = platformdirs.user_cache_dir("lockbuild", appauthor=False)
-    except RuntimeError:
-        return None
-    return folder if os.path.isabs(folder) else None
-
-
-def configuration_folders(program: str) -> tuple[list[str], str]:
-    """Return where a program looks for its configuration: the folders for everybody, and the user's."""
-    plain = _xdg_folder("XDG_CONFIG_HOME", ".config")
-    if plain and not os.environ.get("XDG_CONFIG_DIRS"):
-        return [f"/etc/xdg/{program}"], os.path.join(plain, program)
-    import platformdirs
-
-    common = platformdirs.site_config_dir(program, appauthor=False, multipath=True).split(os.pathsep)
-    return common, platformdirs.user_config_dir(program, appauthor=False, roaming=True)
-
-
-def _xdg_folder(variable: str, below_home: str) -> str | None:
-    """
-    Return one of the user's folders as the XDG base directory specification has it, where that is plain.
-
-    Everything else is left to platformdirs, whose import would take longer than all that a build does before its hook
-    host starts. A test compares the two.
-    """
-    if sys.platform != "linux" or "ANDROID_DATA" in os.environ:
-        return None
-    if folder := os.environ.get(variable):
-        return folder if _is_plain(folder) else None
-    home = os.environ.get("HOME", "")
-    return os.path.join(home, below_home) if _is_plain(home) else None
-
-
-def _is_plain(path: str) -> bool:
-    return path.startswith("/") and path == os.path.normpath(path).strip()
 
 
 def environment_folder(requested: str | os.PathLike[str] | None) -> str:
@@ -108,7 +55,7 @@ def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str) -
         try:
             os.makedirs(cache, exist_ok=True)
             _make_private_folder(folder)
-            if _is_private(os.lstat(folder)) and os.access(folder, os.W_OK | os.X_OK):
+            if is_private(os.lstat(folder)) and os.access(folder, os.W_OK | os.X_OK):
                 return folder
         except OSError as error:
             raise CacheFolderError(f"{folder} cannot be made: {error.strerror}") from error
@@ -143,10 +90,18 @@ def spellings_folder(store: str) -> str | None:
 
     ``None`` where there is no such folder that only this user can write.
     """
-    folder = f"{store}-spellings"
+    return _folder_beside(f"{store}-spellings")
+
+
+def hosts_folder(store: str) -> str | None:
+    """Return the folder, beside that of the environments, of the notes on hook hosts; as `spellings_folder`."""
+    return _folder_beside(f"{store}{HOSTS_SUFFIX}")
+
+
+def _folder_beside(folder: str) -> str | None:
     with contextlib.suppress(OSError):
         _make_private_folder(folder)
-        if _is_private(os.lstat(folder)):
+        if is_private(os.lstat(folder)):
             return folder
     return None
 
@@ -209,7 +164,7 @@ def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
     locks = os.path.join(folder, "locks")
     try:
         _make_private_folder(folder)
-        if is_private := _is_private(os.lstat(folder)):
+        if ours := is_private(os.lstat(folder)):
             _make_private_folder(locks)
             if not os.access(locks, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "it cannot be written")
@@ -218,7 +173,7 @@ def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
             f"No place for lock files: {reason}, and {shown(folder)} cannot be made: {error.strerror}; "
             "name a writable folder with --cache-dir"
         ) from error
-    if not is_private:
+    if not ours:
         raise CacheFolderError(
             f"No place for lock files: {reason}, and {shown(folder)} is not a folder that only you can write; "
             "remove it, or name a writable folder with --cache-dir"
@@ -230,11 +185,3 @@ def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
 def _make_private_folder(path: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
-
-
-def _is_private(found: os.stat_result) -> bool:
-    if not stat.S_ISDIR(found.st_mode):
-        return False
-    if not hasattr(os, "getuid"):
-        return True
-    return found.st_uid == os.getuid() and not found.st_mode & 0o077

@@ -26,6 +26,7 @@ from lockbuild.environments.store import (
 )
 from lockbuild.errors import CacheFolderError, CircularRequirementsError
 from lockbuild.events import Reporter
+from lockbuild.hooks.early import isolation_of
 from lockbuild.interruption import killing_descendants
 from lockbuild.locks import DirectoryLock
 from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
@@ -79,12 +80,8 @@ class KeptEnvironment:
         return self._manifest.requirements
 
     def make_extra_environ(self) -> dict[str, str]:
-        """Return the variables that isolate hooks, the same that `build` sets."""
-        path = os.environ.get("PATH")
-        return {
-            "PATH": self._manifest.scripts if path is None else os.pathsep.join((self._manifest.scripts, path)),
-            "PYTHONPATH": "",
-        }
+        """Return the variables that isolate hooks."""
+        return isolation_of(self._manifest.scripts)
 
     def required_versions(self) -> Mapping[str, str]:
         """Return the installed versions of the distributions that the requirements name."""

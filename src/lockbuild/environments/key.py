@@ -16,7 +16,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lockbuild.digest import digest_of_file, sha256
-from lockbuild.paths import configuration_folders
+from lockbuild.user_folders import configuration_folders
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

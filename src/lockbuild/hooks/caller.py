@@ -18,15 +18,17 @@ import time
 from typing import IO, TYPE_CHECKING
 
 from lockbuild.errors import Interrupted
+from lockbuild.hooks.early import host_command, host_environ, socket_pair
+from lockbuild.hooks.starting import take_place
 from lockbuild.hooks.terminal import Terminal
 from lockbuild.locks import SourceTreeLock
-from lockbuild.locks.starting import take_place
 from lockbuild.project import IMPORTED_ALIKE_EVERYWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lockbuild.environments import BuildEnvironment
+    from lockbuild.hooks.early import Child, EarlyHost
     from lockbuild.hooks.tee import Tee
     from lockbuild.locks import InheritableLock
     from lockbuild.project import Project
@@ -45,15 +47,6 @@ _TEE_SECONDS = 0.05
 # The exit status of a hook process that ended by KeyboardInterrupt, as host.py sets it.
 INTERRUPTED_STATUS = 130
 
-_HOST = os.path.join(os.path.dirname(__file__), "host.py")
-
-# Executes it in its compiled form, which Python does not keep for a script. The working directory is the source tree,
-# from which nothing may be imported. On one line: it may be shown as the command of who holds a lock.
-_EXECUTE = (
-    "import sys; sys.path[0] or sys.path.pop(0); from importlib.machinery import SourceFileLoader as Loader; "
-    "exec(Loader('hook host', sys.argv[1]).get_code('hook host'))"
-)
-
 
 class HookRunner:
     """
@@ -64,11 +57,14 @@ class HookRunner:
     passed on and written down instead.
 
     It may run the hooks of several trees, one after the other. While it ``keeps_host``, one that has imported a backend
-    goes on from tree to tree.
+    goes on from tree to tree. The first one may be ``early``.
     """
 
     def __init__(
-        self, on_output: Callable[[Sequence[str], bytes, int], None] | None = None, tee: Tee | None = None
+        self,
+        on_output: Callable[[Sequence[str], bytes, int], None] | None = None,
+        tee: Tee | None = None,
+        early: EarlyHost | None = None,
     ) -> None:
         self._locks: Sequence[InheritableLock] = ()
         self._on_output = on_output
@@ -77,6 +73,8 @@ class HookRunner:
         self._read_until = 0
         self._host: _Host | None = None
         self._host_suits: tuple[str, dict[int, int]] | None = None
+        self._host_is_expected = False
+        self._early = early
         self.keeps_host = False
 
     def close(self) -> None:
@@ -114,16 +112,26 @@ class HookRunner:
         if os.name != "posix" or self._host_would_suit(python, locks):
             return
         isolation = (environment.make_extra_environ() if environment else None) or {}
-        # The variable by which pyproject-hooks tells its script of the backend.
-        environ = {"_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
-        if self._host is not None and self._host.serves(python, environ) and self._host.take_locks(_descriptors(locks)):
-            self._host_suits = (python, _epochs(locks))
+        environ = host_environ(project.backend, isolation)
+        is_alike = project.backend_module in IMPORTED_ALIKE_EVERYWHERE
+        if self._early is not None:
+            early, self._early = self._early, None
+            if is_alike and environment is not None and environment.generation is not None:
+                early.was_needed(python, project.backend, place)
+            if started := early.take():
+                origin = (started.python, started.environ)
+                self._host = _Host(started.process, started.requests, started.replies, self._tee, origin)
+        if self._host is not None and self._host_suits is None and self._host.origin == (python, environ):
+            # It is sent the locks before the first hook.
+            self._host_is_expected = True
             return
         self._end_host()
         descriptor = take_place(place) if place is not None else None
         # An interpreter that is not there is found out by those who look at the environment.
         with contextlib.suppress(OSError):
-            self._start_host(python, project.tree, environ, project.backend_module, locks, descriptor)
+            self._start_host(
+                python, project.tree, environ, project.backend, locks, descriptor, self.keeps_host and is_alike
+            )
 
     def _start_host(
         self,
@@ -133,26 +141,57 @@ class HookRunner:
         backend: str | None,
         locks: Sequence[InheritableLock],
         place: int | None = None,
+        serves_more: bool = False,
     ) -> None:
         self._open_output()
-        serves_more = self.keeps_host and backend in IMPORTED_ALIKE_EVERYWHERE
+        requests = socket_pair() if serves_more else os.pipe()
+        replies = os.pipe()
+        inherited = (place or 0, requests[0], replies[1], *_descriptors(locks))
+        stdout, stderr = self._streams()
         try:
-            self._host = _Host(
-                python, cwd, environ, backend, _descriptors(locks), self._streams(), self._tee, place, serves_more
+            process = subprocess.Popen(
+                host_command(python, backend, inherited),
+                cwd=cwd,
+                env=environ,
+                pass_fds=inherited[0 if place else 1 :],
+                stdout=stdout,
+                stderr=stderr,
+                # A Ctrl-C at the terminal is for the frontend, which then asks the hook's group to end.
+                process_group=0,
             )
+        except BaseException:
+            os.close(requests[1])
+            os.close(replies[0])
+            raise
         finally:
+            os.close(requests[0])
+            os.close(replies[1])
             if place is not None:
                 os.close(place)
+        self._host = _Host(process, requests[1], replies[0], self._tee, (python, environ) if serves_more else None)
         self._host_suits = (python, _epochs(locks))
 
     def _host_would_suit(self, python: str, locks: Sequence[InheritableLock]) -> bool:
         return self._host is not None and self._host_suits == (python, _epochs(locks))
 
+    def _send_locks_to_expected_host(self, python: str) -> bool:
+        """Have the host that was expected run hooks under our locks; false if it is not that, or cannot."""
+        is_expected, self._host_is_expected = self._host_is_expected, False
+        if self._host is None or self._host.origin is None or self._host.origin[0] != python or not is_expected:
+            return False
+        # It may still import the backend.
+        if not self._host.take_locks(_descriptors(self._locks), None):
+            return False
+        self._host_suits = (python, _epochs(self._locks))
+        return True
+
     def _free_host(self) -> bool:
         """Have the host let go of the locks; false if there is none that is of any use afterwards."""
-        # Until it has been asked for the next tree, it suits none.
+        # Until it is expected for the next tree, it suits none.
         self._host_suits = None
-        return self._host is not None and self._host.serves_more and self._host.take_locks(())
+        if self._host is None or self._host.origin is None:
+            return False
+        return self._host.take_locks((), time.monotonic() + _HOST_SECONDS)
 
     def _end_host(self) -> None:
         host, self._host = self._host, None
@@ -181,10 +220,10 @@ class HookRunner:
         """
         environ = dict(extra_environ or {}) | self._environment_of_locks()
         if os.name == "posix":
-            if not self._host_would_suit(cmd[0], self._locks):
+            if not self._host_would_suit(cmd[0], self._locks) and not self._send_locks_to_expected_host(cmd[0]):
                 self._end_host()
             if self._host is None:
-                self._start_host(cmd[0], cwd, environ, None, self._locks)
+                self._start_host(cmd[0], cwd, os.environ | environ, None, self._locks)
                 assert self._host is not None
             status = self._host.run(cmd[1:], cwd or os.getcwd(), environ, self._locked_tree(), self._lend_locks())
         else:
@@ -254,47 +293,29 @@ def _epochs(locks: Sequence[InheritableLock]) -> dict[int, int]:
 
 
 class _Host:
-    """A running hook host. One that ``serves_more`` can go on to other trees, under other locks."""
+    """
+    A running hook host.
+
+    One that can go on to other trees, under other locks, knows its ``origin``: the interpreter and the variables with
+    which it was started. Hooks that would have had the same may have it.
+    """
 
     def __init__(
         self,
-        python: str,
-        cwd: str | None,
-        environ: Mapping[str, str],
-        backend: str | None,
-        descriptors: Sequence[int],
-        streams: tuple[int | None, int | None],
+        process: subprocess.Popen[bytes] | Child,
+        requests: int,
+        replies: int,
         tee: Tee | None,
-        place: int | None,
-        serves_more: bool,
+        origin: tuple[str, Mapping[str, str]] | None,
     ) -> None:
+        self.origin = origin
+        self._process = process
+        self._requests = requests
+        self._replies = replies
         self._tee = tee
-        self.serves_more = serves_more
-        self._started_with = (python, os.environ | environ)
-        requests, self._requests = _socket_pair() if serves_more else os.pipe()
-        self._replies, replies = os.pipe()
         self._hook: int | None = None
         self._was_asked = False
         self._buffered = b""
-        inherited = (place or 0, requests, replies, *descriptors)
-        try:
-            self._process = subprocess.Popen(
-                [python, "-c", _EXECUTE, _HOST, backend or "-", *map(str, inherited)],
-                cwd=cwd,
-                env=os.environ | environ,
-                pass_fds=inherited[0 if place else 1 :],
-                stdout=streams[0],
-                stderr=streams[1],
-                # A Ctrl-C at the terminal is for the frontend, which then asks the hook's group to end.
-                process_group=0,
-            )
-        except BaseException:
-            os.close(self._requests)
-            os.close(self._replies)
-            raise
-        finally:
-            os.close(requests)
-            os.close(replies)
 
     def run(
         self,
@@ -326,17 +347,13 @@ class _Host:
         self._signal_hook(signal.SIGKILL)
         return self._process.wait() or -signal.SIGKILL
 
-    def serves(self, python: str, environ: Mapping[str, str]) -> bool:
-        """Tell whether hooks of another tree could have come from this host, if it was started for them."""
-        return self.serves_more and self._started_with == (python, os.environ | environ)
-
-    def take_locks(self, descriptors: Sequence[int]) -> bool:
+    def take_locks(self, descriptors: Sequence[int], deadline: float | None) -> bool:
         """
         Let go of the locks under which hooks have run, and have the next ones run under those of these open files.
 
-        False when a build that is nested in a hook still runs, or the host is no more: then it can only be ended.
+        False when a build that is nested in a hook still runs, the host is no more, or it does not answer before the
+        deadline: then it can only be ended.
         """
-        deadline = time.monotonic() + _HOST_SECONDS
         with contextlib.suppress(BrokenPipeError):
             os.write(self._requests, json.dumps({"locks": len(descriptors)}).encode() + b"\n")
         if self._read_reply(deadline) != ("under", 0):
@@ -414,10 +431,3 @@ class _Host:
         if self._hook is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._hook, number)
-
-
-def _socket_pair() -> tuple[int, int]:
-    """Return two connected sockets, as `os.pipe` would: open files can be sent through them."""
-    import socket
-
-    return tuple(each.detach() for each in socket.socketpair())  # type: ignore[return-value]

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import os
 
-from lockbuild.locks.kernel import LockFile, LocksUnsupportedError, NotALockFileError, try_to_lock
-
 # One that gets ready for each that runs its hooks would do if both took the same time; to import takes longer.
 PLACES = 2
 
@@ -29,9 +27,11 @@ def take_place(lock_file: str) -> int | None:
 
     Raises `AllPlacesTakenError`.
     """
-    for number in range(PLACES):
+    from lockbuild.locks.kernel import LockFile, LocksUnsupportedError, NotALockFileError, try_to_lock
+
+    for path in _places(lock_file):
         try:
-            descriptor = LockFile(f"{lock_file}.starting.{number}").open()
+            descriptor = LockFile(path).open()
         except (OSError, NotALockFileError):
             return None
         try:
@@ -42,3 +42,26 @@ def take_place(lock_file: str) -> int | None:
             return None
         os.close(descriptor)
     raise AllPlacesTakenError
+
+
+def take_known_place(lock_file: str) -> int:
+    """
+    As `take_place`, for a build that has imported next to nothing: only where there was a place before.
+
+    Raises `AllPlacesTakenError`, or `OSError`.
+    """
+    import fcntl
+
+    for path in _places(lock_file):
+        # Somebody may have put a FIFO or a link there.
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError:
+            os.close(descriptor)
+    raise AllPlacesTakenError
+
+
+def _places(lock_file: str) -> list[str]:
+    return [f"{lock_file}.starting.{number}" for number in range(PLACES)]

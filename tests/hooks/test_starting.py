@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.locks.starting import PLACES
+from lockbuild.hooks.starting import PLACES
 from machine import wait_until_it_waits
 from wheelhouse import ProbeTree, end_all, make_probe_tree
 from witness import complete_lines, wait_until
