@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from lockbuild.hooks.early import _name_of_note
 from machine import ADOPTER, is_free, is_running, linux_only, parent
 from wheelhouse import ProbeTree, end_all, make_probe_tree
 from witness import LOCKBUILD, complete_lines, wait_until
@@ -146,15 +145,34 @@ def test_a_host_that_was_not_needed_is_ended(tree: ProbeTree) -> None:
     assert run(tree)["started"] == ["os.posix_spawn"]
 
 
-@pytest.mark.parametrize("options", [["--no-such-option"], ["--metadata", "--sdist"]])
-def test_a_build_that_does_not_begin_leaves_no_host(tree: ProbeTree, options: list[str]) -> None:
+def test_a_build_that_does_not_come_to_a_hook_leaves_no_host(tree: ProbeTree) -> None:
     tree.build()
-    words = ["--wheel", *options, "--outdir", str(tree.control / "out"), str(tree.path)]
-    note(tree).rename(note(tree).with_name(_name_of_note(words)))
+    # The frontend waits there, so that the host is seen to run before the frontend fails.
+    (tree.path / "pyproject.toml").unlink()
+    os.mkfifo(tree.path / "pyproject.toml")
     gate = tree.make_gate()
-    build = tree.start(*options, env={"IMPORT_GATE": str(gate.path)}, out_dir=tree.control / "out")
-    assert build.wait(timeout=60) == 2
-    assert not any(is_running(pid) for pid, _ in imports(tree, "begin")[1:])
+    build = tree.start(env={"IMPORT_GATE": str(gate.path)})
+    wait_until(lambda: len(imports(tree, "begin")) == 2, "the early host")
+    [_, (host, its_parent)] = imports(tree, "begin")
+    assert its_parent == build.pid
+    (tree.path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "mesonpy"\n[tool.lockbuild]\nlock = "perhaps"\n'
+    )
+    assert build.wait(timeout=60) == 1
+    assert not is_running(host)
+
+
+def test_a_host_that_is_killed_while_it_imports_is_replaced(tree: ProbeTree) -> None:
+    tree.build()
+    gate = tree.make_gate()
+    build = tree.start(env={"IMPORT_GATE": str(gate.path)})
+    wait_until(lambda: len(imports(tree, "begin")) == 2, "the early host")
+    os.kill(imports(tree, "begin")[-1][0], signal.SIGKILL)
+    # For each of the two hooks the backend is imported in the hook's own process.
+    for count in (3, 4):
+        wait_until(lambda count=count: len(imports(tree, "begin")) == count, "the import by a hook")  # type: ignore[misc]
+        gate.open()
+    tree.finish(build)
 
 
 def test_the_output_of_hooks_is_dropped_where_it_is_to_be_dropped(tree: ProbeTree) -> None:

@@ -35,12 +35,13 @@ _note("end")
 """
 
 
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProbeTree]:
+# Under the second name it stands in for a backend whose host is started on a guess.
+@pytest.fixture(params=["noting_backend", "mesonpy"])
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[ProbeTree]:
     tree = make_probe_tree(tmp_path / "probe")
-    tree.wheelhouse.add_wheel("noting-backend", files={"noting_backend.py": _BACKEND}, requires=["probe-backend"])
+    tree.wheelhouse.add_wheel("noting-backend", files={f"{request.param}.py": _BACKEND}, requires=["probe-backend"])
     (tree.path / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["noting-backend"]\nbuild-backend = "noting_backend"\n'
+        f'[build-system]\nrequires = ["noting-backend"]\nbuild-backend = "{request.param}"\n'
         '[tool.lockbuild]\nlock = "always"\n'
     )
     monkeypatch.delenv("LOCKBUILD_PREIMPORT", raising=False)
