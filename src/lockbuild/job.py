@@ -138,7 +138,8 @@ class Job:
             handler = self._output_handler()
             # Its output goes where ours goes.
             self._hooks = HookRunner(handler, early=None if handler else self._early)
-        self._hooks.keeps_host = self._distributions_left > 0
+        # In the folder of --env-dir an environment is made anew for each, at one path: what was imported tells nothing.
+        self._hooks.keeps_host = self._distributions_left > 0 and self.request.env_dir is None
         is_kept = False
         try:
             yield self._hooks

@@ -13,6 +13,7 @@ import pytest
 
 from lockbuild.project import IMPORTED_ALIKE_EVERYWHERE
 from machine import ADOPTER, is_free, is_running, linux_only, parent
+from wheelhouse import Wheelhouse
 from witness import LOCKBUILD, Gate, WitnessTree, wait_until
 
 # A backend that says who imports it and who runs a hook. It stands in for one of those that are imported alike
@@ -40,6 +41,22 @@ def build_sdist(*arguments):
 def build_wheel(*arguments):
     _tell("build_wheel", os.getppid())
     print("the wheel is built in", os.getcwd(), flush=True)
+    return witness_backend.build_wheel(*arguments)
+"""
+
+# A backend of a version, which makes sdists that require the next one.
+_REQUIRES_ANOTHER = """
+import pathlib, witness_backend
+from witness_backend import *
+
+def build_sdist(*arguments):
+    print("built by {0}", flush=True)
+    project = pathlib.Path("pyproject.toml")
+    project.write_text(project.read_text().replace("1.0", "2.0"))
+    return witness_backend.build_sdist(*arguments)
+
+def build_wheel(*arguments):
+    print("built by {0}", flush=True)
     return witness_backend.build_wheel(*arguments)
 """
 
@@ -115,6 +132,37 @@ def test_a_backend_that_may_look_where_it_is_imported_is_imported_for_each_tree(
     tree.assert_all_succeed(tree.start("-v"))
     assert len(told(tree, "import")) == 2
     assert told(tree, "build_sdist") != told(tree, "build_wheel")
+
+
+@pytest.mark.parametrize("searched", ["lib", ""], ids=["a folder", "the tree"])
+def test_what_is_searched_from_the_working_directory_is_searched_in_each_tree(tree: WitnessTree, searched: str) -> None:
+    tree.assert_all_succeed(tree.start("-v", env={"PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{searched}"}))
+    assert len(told(tree, "import")) == 2
+    assert told(tree, "build_sdist") != told(tree, "build_wheel")
+
+
+@pytest.mark.slow
+def test_a_second_environment_in_the_folder_of_the_first_has_a_backend_of_its_own(
+    witness_tree: WitnessTree, house: Wheelhouse
+) -> None:
+    witness = (witness_tree.path / "witness_backend.py").read_text()
+    for version in ("1.0", "2.0"):
+        files = {"mesonpy.py": _REQUIRES_ANOTHER.format(version), "witness_backend.py": witness}
+        house.add_wheel("meson-python", version, files)
+    (witness_tree.path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["meson-python==1.0"]\nbuild-backend = "mesonpy"\n'
+    )
+    folder = witness_tree.control / "env"
+    env = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(house.folder), "LOCKBUILD_PREIMPORT": None}
+    done = subprocess.run(
+        [*LOCKBUILD, "--env-dir", folder, "-o", witness_tree.out_dir, witness_tree.path],
+        env=witness_tree.environ(env),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    built = [line for line in done.stdout.splitlines() if line.startswith("built by")]
+    assert built == ["built by 1.0", "built by 2.0"]
 
 
 def test_a_host_that_has_failed_serves_no_other_tree(tree: WitnessTree) -> None:

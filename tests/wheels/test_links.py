@@ -75,6 +75,34 @@ def test_separated_files_have_no_name_elsewhere_and_are_otherwise_the_same(tmp_p
     assert sorted(folder.iterdir()) == [linked, own, symlink]
 
 
+# Separates a folder, and while the first file is copied somebody removes the others.
+_VANISH = """
+import os, sys
+from lockbuild.wheels.links import separate
+folder, = sys.argv[1:]
+def remove_others(event, arguments):
+    if event == "shutil.copyfile":
+        for name in os.listdir(folder):
+            if not name.startswith(".") and name != os.path.basename(arguments[0]):
+                os.unlink(os.path.join(folder, name))
+sys.addaudithook(remove_others)
+separate(folder)
+"""
+
+
+def test_a_file_that_vanishes_while_others_are_separated_does_not_matter(tmp_path: Path) -> None:
+    """Python writes bytecode under a name that it soon takes away, and the backend is imported meanwhile."""
+    (tmp_path / "cached").mkdir()
+    (tmp_path / "folder").mkdir()
+    for name in ("one", "two", "three"):
+        (tmp_path / "cached" / name).write_text(name)
+        (tmp_path / "folder" / name).hardlink_to(tmp_path / "cached" / name)
+    subprocess.run([sys.executable, "-c", _VANISH, tmp_path / "folder"], check=True)
+    [left] = (tmp_path / "folder").iterdir()
+    assert left.read_text() == left.name
+    assert left.stat().st_nlink == 1
+
+
 _REFLINK = """
 import os, sys, venv
 from lockbuild.wheels import install_wheels

@@ -113,7 +113,7 @@ class HookRunner:
             return
         isolation = (environment.make_extra_environ() if environment else None) or {}
         environ = host_environ(project.backend, isolation)
-        is_alike = project.backend_module in IMPORTED_ALIKE_EVERYWHERE
+        is_alike = project.backend_module in IMPORTED_ALIKE_EVERYWHERE and not _searches_cwd(environ)
         if self._early is not None:
             early, self._early = self._early, None
             if is_alike and environment is not None and environment.generation is not None:
@@ -286,6 +286,12 @@ class HookRunner:
 
 def _descriptors(locks: Sequence[InheritableLock]) -> list[int]:
     return [descriptor for lock in locks for descriptor in lock.descriptors]
+
+
+def _searches_cwd(environ: Mapping[str, str]) -> bool:
+    """Tell whether PYTHONPATH leads Python to the working directory, as it is when a process starts, or below it."""
+    path = environ.get("PYTHONPATH", "")
+    return path != "" and not all(map(os.path.isabs, path.split(os.pathsep)))
 
 
 def _epochs(locks: Sequence[InheritableLock]) -> dict[int, int]:

@@ -83,11 +83,15 @@ def separate(folder: str) -> None:
     """
     Give every file below a folder that has names elsewhere, too, an inode of its own, with its permissions and times.
 
-    Whoever reads a file meanwhile finds it whole.
+    Whoever reads a file meanwhile finds it whole. Whoever removes one, or renames it, does not disturb.
     """
     for parent, _, names in os.walk(folder):
         for path in (os.path.join(parent, name) for name in names):
-            status = os.lstat(path)
+            try:
+                status = os.lstat(path)
+            except FileNotFoundError:
+                # A Python that imports from here writes bytecode: each file first under another name.
+                continue
             if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
                 with _beside(path) as hidden:
                     shutil.copy2(path, hidden)
