@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from lockbuild.environments.store import digest_of_contents
+from machine import after_setup, as_root
 from wheelhouse import ProbeTree, copy_tree, created, end_all, make_probe_tree, processes_naming, served, site_packages
 from witness import LOCKBUILD, PATIENCE, PYTHON_BUILD, wait_until
 
@@ -446,6 +447,27 @@ def test_an_edit_in_an_environment_made_by_uv_does_not_come_back_with_the_replac
     assert created(tree.build("--installer", "uv", env=env)) == 1
     late = site_packages(the_environment(tree)) / "probe_backend_late.py"
     assert late.read_text() == "VALUE = 1\n"
+
+
+@as_root
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("mkfs.btrfs") is None, reason="makes a file system that has reflinks")
+@pytest.mark.parametrize("mode", [None, "hardlink"])
+def test_where_there_are_reflinks_uv_leaves_no_file_to_be_renamed(tree: ProbeTree, mode: str | None) -> None:
+    """On Btrfs a folder that is listed while a file in it is replaced may seem to have none of that name."""
+    tree.wheelhouse.add_wheel("large", files={"large.txt": "1" * 40 * 2**20})
+    tree.require("large")
+    image, mounted = tree.control / "image", tree.control / "mounted"
+    mounted.mkdir()
+    with image.open("wb") as file:
+        file.truncate(300 * 2**20)
+    subprocess.run(["mkfs.btrfs", "-q", "-m", "single", image], check=True)
+    env = {"UV_LINK_MODE": mode, "LOCKBUILD_CACHE_DIR": f"{mounted}/cache", "UV_CACHE_DIR": f"{mounted}/uv"}
+    shell = f'"$@"\nsync\ndf --block-size=1M --output=used {mounted}'
+    command = after_setup(f"mount -o loop {image} {mounted}", command=("sh", "-ec", shell, "sh", *LOCKBUILD))
+    out, error = tree.start("--installer", "uv", env=env, command=command).communicate(timeout=PATIENCE)
+    # What uv has in its cache and what the environment has are the same blocks.
+    assert 40 <= int(out.splitlines()[-1]) < 80, out + error
 
 
 # Resolving again

@@ -291,9 +291,9 @@ def _complete(generation: Generation, manifest: Manifest, installer: Installer) 
     """
     Complete an environment that has its files; return its whole manifest.
 
-    uv has linked them to its own cache, which is not ours: whoever edited a file here would edit it there, and the
-    environment that replaces the changed one would have the edit, too. To have uv copy them would take as long, while
-    nothing else can be done.
+    Where uv could not clone them it has linked them to its own cache, which is not ours: whoever edited a file here
+    would edit it there, and the environment that replaces the changed one would have the edit, too. To have uv copy
+    them would take as long, while nothing else can be done.
     """
     if installer == "uv":
         from lockbuild.wheels.links import separate
@@ -338,12 +338,12 @@ def _variables_for_installer(lock: DirectoryLock) -> dict[str, str]:
     Return the variables that an installer and what it starts have to know.
 
     An sdist that is built for the environment may itself run lockbuild: that has to know what is locked around it. And
-    an environment of symbolic links would not be whole without uv's cache; what uv links otherwise is seen to
-    afterwards (`_complete`).
+    an environment of symbolic links would not be whole without uv's cache. Clones share nothing but blocks. Where uv
+    makes hard links instead, for want of them, that is seen to afterwards (`_complete`).
     """
     variables = environment_for_hooks([lock.held] if lock.held else [])
-    if os.environ.get("UV_LINK_MODE", "symlink") == "symlink":
-        variables["UV_LINK_MODE"] = "hardlink"
+    if os.environ.get("UV_LINK_MODE") != "copy":
+        variables["UV_LINK_MODE"] = "clone"
     return variables
 
 
