@@ -59,10 +59,13 @@ class Job:
 
     def __exit__(self, *_: object) -> None:
         """End a hook host that nobody needs any more; remove what the build has left in its staging folder."""
-        if self._hooks is not None:
-            self._hooks.close()
-        if self._staging is not None:
-            self._staging.cleanup()
+        with contextlib.ExitStack() as stack:
+            if self._staging is not None:
+                # The second time has something to do when the first is interrupted.
+                stack.callback(self._staging.cleanup)
+                stack.callback(self._staging.cleanup)
+            if self._hooks is not None:
+                self._hooks.close()
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:

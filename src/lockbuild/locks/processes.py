@@ -105,7 +105,8 @@ def can_tell_ancestors() -> bool:
 def _stat_fields(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/PID/stat`` that follow the command, which may itself hold blanks and brackets."""
     try:
-        with open(f"{_PROC}/{pid}/stat", encoding="ascii", errors="replace") as file:
+        # A signal handler asks, too (`interruptible`): an encoding that Python has at its start is not half imported.
+        with open(f"{_PROC}/{pid}/stat", encoding="utf-8", errors="replace") as file:
             stat = file.read()
     except OSError:
         return None
