@@ -21,9 +21,10 @@ def entrypoint(prog: str = "lockbuild") -> NoReturn:
     of a warm build. Nothing here waits for a finalizer: what has to be undone is undone by ``with``.
     """
     gc.disable()
-    early = start_early(sys.argv[1:])
+    early = None
     status = 1
     try:
+        early = start_early(sys.argv[1:])
         from lockbuild.cli import main
 
         main(prog=prog, early=early)
