@@ -53,15 +53,8 @@ def make_setuptools_tree(path: Path, witness: WitnessTree) -> WitnessTree:
 def start_uv(tree: WitnessTree, gate: Gate | None = None) -> subprocess.Popen[str]:
     # The shebang-less uv of this environment, not one that PATH may have.
     uv = Path(sys.executable).with_name("uv")
-    process = subprocess.Popen(
-        [str(uv), *UV_BUILD[1:], "--wheel", "--out-dir", str(tree.control / "uv-out"), str(tree.path)],
-        env=tree.environ(gate=gate.path if gate else None),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    tree.started.append(process)
-    return process
+    words = (*UV_BUILD[1:], "--wheel", "--out-dir", str(tree.control / "uv-out"), str(tree.path))
+    return tree.start_process(str(uv), *words, gate=gate.path if gate else None)
 
 
 def open_files(pid: int) -> set[str]:
@@ -208,10 +201,7 @@ try:
 except BlockingIOError as error:
     print("told:", error, file=sys.stderr)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tree.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    tree.started.append(process)
+    process = tree.start_process(sys.executable, "-c", program, str(tree.path))
     assert read_message(process, "") == "told: the terminal takes no more"
     gate.open()
     for status, _, error in tree.finish(uv):
