@@ -22,6 +22,20 @@ PATIENCE = 60.0
 # For builds that leave out what `WitnessTree.use_hook` has put before a hook.
 PLAIN: Mapping[str, str | None] = {"WITNESS_PLAIN": "1"}
 
+_SETUP = """\
+import sys
+sys.path.insert(0, ".")
+from setuptools import setup
+from witness_backend import _wait_at_gate, _witness
+
+if "bdist_wheel" in sys.argv:
+    with _witness("build_wheel"):
+        _wait_at_gate()
+        setup(name="witness", version="1.0", py_modules=["witness_backend"])
+else:
+    setup(name="witness", version="1.0", py_modules=["witness_backend"])
+"""
+
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
     """Wait for an event that another process brings about (a file, a line in a log)."""
@@ -80,6 +94,13 @@ class WitnessTree:
         in_tree = "" if self.site else 'backend-path = ["."]\n'
         (self.path / "pyproject.toml").write_text(
             f'[build-system]\nrequires = ["setuptools"]\nbuild-backend = "{name}"\n{in_tree}'
+        )
+
+    def use_setuptools(self) -> None:
+        """Have the tree built by setuptools itself; its builds of wheels are witnesses."""
+        (self.path / "setup.py").write_text(_SETUP)
+        (self.path / "pyproject.toml").write_text(
+            '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
         )
 
     def use_hook(self, body: str, hook: str = "build_wheel") -> None:

@@ -80,6 +80,16 @@ class Family:
         return time.monotonic() - start
 
 
+def orphan_a_hook(tree: WitnessTree, before: str = DEAF) -> Family:
+    """Kill the frontend of a build that is inside `ENDLESS`. As long as its host is stopped, the orphan lives."""
+    tree.use_hook(endless(tree, before))
+    frontend = start_adopted(tree)
+    family = Family(tree)
+    os.kill(family.host, signal.SIGSTOP)
+    kill_and_wait(frontend)
+    return family
+
+
 def lock_files(tree: WitnessTree) -> list[Path]:
     """Return everything that a build of the tree holds a lock on: the tree, our lock file, uv's."""
     found = [tree.path]
@@ -118,12 +128,7 @@ def test_a_frontend_killed_in_mid_hook_takes_the_hook_and_its_compiler_with_it(
 
 @pytest.mark.usefixtures("each_place")
 def test_every_lock_is_held_until_the_orphaned_hook_has_gone(witness_tree: WitnessTree) -> None:
-    witness_tree.use_hook(endless(witness_tree, DEAF))
-    frontend = start_adopted(witness_tree)
-    family = Family(witness_tree)
-    # As long as its host is stopped, the orphan lives.
-    os.kill(family.host, signal.SIGSTOP)
-    kill_and_wait(frontend)
+    family = orphan_a_hook(witness_tree)
     assert is_running(family.hook)
     assert [path for path in lock_files(witness_tree) if is_free(path)] == []
     # Not even the host's death frees them.
@@ -141,11 +146,7 @@ def test_every_lock_is_held_until_the_orphaned_hook_has_gone(witness_tree: Witne
 @pytest.mark.usefixtures("each_place")
 def test_the_host_holds_the_locks_until_it_has_killed_what_the_hook_started(witness_tree: WitnessTree) -> None:
     # The hook itself has closed its copies of the locks, as a program does that makes itself a daemon.
-    witness_tree.use_hook(endless(witness_tree, DEAF + "os.closerange(3, 256)\n"))
-    frontend = start_adopted(witness_tree)
-    family = Family(witness_tree)
-    os.kill(family.host, signal.SIGSTOP)
-    kill_and_wait(frontend)
+    family = orphan_a_hook(witness_tree, DEAF + "os.closerange(3, 256)\n")
     assert [path for path in lock_files(witness_tree) if is_free(path)] == []
     os.kill(family.host, signal.SIGCONT)
     wait_until(lambda: all(map(is_free, lock_files(witness_tree))), "the release")
@@ -166,11 +167,7 @@ def test_a_stopped_orphan_goes_too(witness_tree: WitnessTree) -> None:
 
 
 def test_who_waits_for_an_orphaned_hook_is_never_told_of_a_process_that_is_gone(witness_tree: WitnessTree) -> None:
-    witness_tree.use_hook(endless(witness_tree, DEAF))
-    frontend = start_adopted(witness_tree)
-    family = Family(witness_tree)
-    os.kill(family.host, signal.SIGSTOP)
-    kill_and_wait(frontend)
+    family = orphan_a_hook(witness_tree)
     waiter = witness_tree.start(env=PLAIN)
     assert waiter.stderr is not None
     line = waiter.stderr.readline()
