@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import venv
@@ -57,6 +58,16 @@ def witness_tree(tmp_path: Path) -> Iterator[WitnessTree]:
         # Something that the test left behind may still have the pipes open.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=10)
+
+
+@pytest.fixture
+def processes_to_kill() -> Iterator[list[int]]:
+    """Collect the numbers of processes that outlive a build on purpose; they are killed after the test."""
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,6 @@ import ensurepip, pathlib, sys, sysconfig, venv
 if sys.implementation.name == "cpython" and pathlib.Path(sysconfig.get_path("include"), "Python.h").exists():
     print(*sys.version_info[:2])
 """
-
 
 # Starts a program and adopts its orphans. A process group whose parent is gone is "orphaned": the kernel has a stopped
 # one go on. Adopted, it stays as it is.
@@ -86,6 +85,17 @@ def is_free(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def start_adopted(
+    tree: WitnessTree, *options: str, env: Mapping[str, str | None] | None = None, gate: Path | None = None
+) -> int:
+    """Start a build as `WitnessTree.start` does; return its process number. What it leaves behind has a parent."""
+    pid_file = tree.control / "adopted"
+    pid_file.unlink(missing_ok=True)
+    adopter = (sys.executable, "-c", ADOPTER, *LOCKBUILD)
+    tree.start(*options, command=adopter, env={**(env or {}), "PID_FILE": str(pid_file)}, gate=gate)
+    return int(tree.told(pid_file.name))
 
 
 def read_message(process: subprocess.Popen[str], text: str) -> str:

@@ -76,16 +76,8 @@ def call(hook: str, tree: WitnessTree, out: Path, env: Mapping[str, str] | None 
     """Have a hook called as frontends do it: in a process of its own, in the tree."""
     out.mkdir(exist_ok=True)
     arguments = "" if hook.startswith("get_requires") else repr(str(out))
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"from lockbuild import backend; print(backend.{hook}({arguments}))"],
-        cwd=tree.path,
-        env=tree.environ(env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    tree.started.append(process)
-    return process
+    program = f"from lockbuild import backend; print(backend.{hook}({arguments}))"
+    return tree.start_process(sys.executable, "-c", program, env=env, cwd=tree.path)
 
 
 def test_it_has_the_hooks_that_setuptools_has() -> None:

@@ -323,20 +323,28 @@ def test_a_failed_build_and_one_without_the_cache_start_no_removal(tree: ProbeTr
     assert _stamp(tree).stat().st_mtime == before
 
 
+def at_the_start_of_every_python(tree: ProbeTree, program: str) -> dict[str, str | None]:
+    """Return the variables with which whatever Python a build starts, and its own, runs a program first."""
+    folder = tree.control / "customized"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(program)
+    return {"PYTHONPATH": str(folder)}
+
+
 @pytest.mark.slow
 def test_a_build_does_not_wait_for_the_removal(tree: ProbeTree) -> None:
     """The removal waits for ever; the build has ended, and its output with it."""
     tree.build()
     _let_a_day_pass(tree)
-    waiting, pid = tree.control / "waiting", tree.control / "pid"
-    waiting.mkdir()
-    (waiting / "sitecustomize.py").write_text(
+    pid = tree.control / "pid"
+    environ = at_the_start_of_every_python(
+        tree,
         "import os, sys, time\n"
         "if 'lockbuild.cache' in sys.orig_argv:\n"
         f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
-        "    time.sleep(600)\n"
+        "    time.sleep(600)\n",
     )
-    tree.build(env={"PYTHONPATH": str(waiting)})
+    tree.build(env=environ)
     wait_until(lambda: pid.exists() and pid.read_text(), "the removal")
     os.kill(int(pid.read_text()), signal.SIGKILL)
 
@@ -346,9 +354,9 @@ def test_of_builds_that_end_together_one_starts_the_removal(tree: ProbeTree) -> 
     """All of them have looked at the stamp before any of them touches it: their own process waits there."""
     tree.build()
     _let_a_day_pass(tree)
-    counting, count = tree.control / "counting", tree.control / "count"
-    counting.mkdir()
-    (counting / "sitecustomize.py").write_text(
+    count = tree.control / "count"
+    environ = at_the_start_of_every_python(
+        tree,
         "import os, sys, time\n"
         "if 'lockbuild.cache' in sys.orig_argv:\n"
         f"    open({str(count)!r}, 'a').write('x')\n"
@@ -361,13 +369,13 @@ def test_of_builds_that_end_together_one_starts_the_removal(tree: ProbeTree) -> 
         f"            while sum(n.startswith('looked-') for n in os.listdir({str(tree.control)!r})) < 4:\n"
         "                time.sleep(0.01)\n"
         "        return found\n"
-        "    os.stat = late\n"
+        "    os.stat = late\n",
     )
-    builds = [tree.start(env={"PYTHONPATH": str(counting)}) for _ in range(4)]
+    builds = [tree.start(env=environ) for _ in range(4)]
     tree.finish(*builds)
     wait_until(count.exists, "the removal")
     # Whatever else they had started would have been started before they ended; give it time to say so.
-    tree.build(env={"PYTHONPATH": str(counting)})
+    tree.build(env=environ)
     assert count.read_text() == "x"
 
 

@@ -887,21 +887,16 @@ ISOLATED_ROWS = [
         ignored=UNFORESEEN,
         ours=lambda o: o.errors == ["ERROR No such file or directory: 'c.txt'"],
     ),
-    Row(
-        "constraints that conflict",
-        "-w --dependency-constraints-txt c.txt project",
-        {**project(pyproject=build_system(requires='["flit_core >= 3.12"]')), "c.txt": "flit_core < 3\n"},
-        status=1,
-        contains="ResolutionImpossible",
-        ignored={"stdout": NOT_OURS},
-    ),
-    Row(
-        "constraints that conflict, uv",
-        "-w --installer uv --dependency-constraints-txt c.txt project",
-        {**project(pyproject=build_system(requires='["flit_core >= 3.12"]')), "c.txt": "flit_core < 3\n"},
-        status=1,
-        contains="No solution found",
-        ignored={"stdout": NOT_OURS},
+    *(
+        Row(
+            f"constraints that conflict, {installer}",
+            f"-w --installer {installer} --dependency-constraints-txt c.txt project",
+            {**project(pyproject=build_system(requires='["flit_core >= 3.12"]')), "c.txt": "flit_core < 3\n"},
+            status=1,
+            contains=words,
+            ignored={"stdout": NOT_OURS},
+        )
+        for installer, words in (("pip", "ResolutionImpossible"), ("uv", "No solution found"))
     ),
     Row(
         "a requirement that is nowhere",

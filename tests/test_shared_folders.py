@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,16 +38,7 @@ def start(
     words = [*LOCKBUILD, *options, "--outdir", str(tree.control / out), str(tree.path)]
     if ENV in options:
         words[len(LOCKBUILD) : len(LOCKBUILD)] = ["--installer", "uv"]
-    process = subprocess.Popen(
-        words,
-        env=tree.environ(gate=gate.path if gate else None),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-    )
-    tree.started.append(process)
-    return process
+    return tree.start_process(*words, gate=gate.path if gate else None, cwd=cwd)
 
 
 def stop_at_the_wheel(tree: WitnessTree, *options: str) -> tuple[subprocess.Popen[str], Gate]:
@@ -129,21 +121,8 @@ for _ in range(150):
         shutil.rmtree(folder)
 """
     for number in range(4):
-        tree.started.append(
-            subprocess.Popen(
-                [
-                    LOCKBUILD[0],
-                    "-c",
-                    program,
-                    str(tmp_path / "env"),
-                    str(tmp_path / "mark"),
-                    str(tmp_path / f"{number}"),
-                ],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        paths = (tmp_path / name for name in ("env", "mark", str(number)))
+        tree.start_process(sys.executable, "-c", program, *map(str, paths))
     for status, _, error in tree.finish():
         assert status == 0, error
 

@@ -197,15 +197,7 @@ def test_a_reader_of_one_out_dir_never_sees_a_broken_artifact_while_ten_builds_w
 
 
 def start_isolated(tree: WitnessTree, *options: str, out_dir: Path, gate: Path | None = None) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [*LOCKBUILD, *options, "--out-dir", str(out_dir), str(tree.path)],
-        env=tree.environ(gate=gate),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    tree.started.append(process)
-    return process
+    return tree.start_process(*LOCKBUILD, *options, "--out-dir", str(out_dir), str(tree.path), gate=gate)
 
 
 def declare(tree: WitnessTree, requires: str, setting: str | None) -> None:

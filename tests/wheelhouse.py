@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from witness import LOCKBUILD, PATIENCE, Gate, complete_lines, wait_until
+from witness import LOCKBUILD, PATIENCE, Gate, changed, complete_lines, wait_until
 
 BACKEND = Path(__file__).with_name("probe_backend.py")
 
@@ -187,12 +187,7 @@ class ProbeTree:
             "PROBE_LOG": str(self.control / "probe.log"),
             "SDIST_LOG": str(self.sdist_log),
         }
-        for name, value in (extra or {}).items():
-            if value is None:
-                environ.pop(name, None)
-            else:
-                environ[name] = value
-        return environ
+        return changed(environ, extra)
 
     def start(
         self,

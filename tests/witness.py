@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,23 @@ PYTHON_BUILD = (sys.executable, "-m", "build")
 # After how many seconds an event that has to come is given up. Long, because the machine may be busy with other tests;
 # no test is slower for it, because what is waited for ends the wait.
 PATIENCE = 60.0
+
+# For builds that leave out what `WitnessTree.use_hook` has put before a hook.
+PLAIN: Mapping[str, str | None] = {"WITNESS_PLAIN": "1"}
+
+_SETUP = """\
+import sys
+sys.path.insert(0, ".")
+from setuptools import setup
+from witness_backend import _wait_at_gate, _witness
+
+if "bdist_wheel" in sys.argv:
+    with _witness("build_wheel"):
+        _wait_at_gate()
+        setup(name="witness", version="1.0", py_modules=["witness_backend"])
+else:
+    setup(name="witness", version="1.0", py_modules=["witness_backend"])
+"""
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
@@ -33,6 +51,11 @@ def complete_lines(log: Path) -> list[str]:
     return log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
 
 
+def changed(environ: Mapping[str, str], changes: Mapping[str, str | None] | None) -> dict[str, str]:
+    """Return an environment with other values of these variables, and without those that are ``None``."""
+    return {name: value for name, value in {**environ, **(changes or {})}.items() if value is not None}
+
+
 @dataclass
 class WitnessTree:
     """
@@ -45,6 +68,8 @@ class WitnessTree:
     control: Path
     """A folder outside the tree for the witness log, gates and out-dirs."""
     started: list[subprocess.Popen[str]] = field(default_factory=list)
+    site: Path | None = None
+    """The folder on Python's path that the backend is in; ``None`` for one that is in the tree."""
 
     @property
     def log_file(self) -> Path:
@@ -54,16 +79,61 @@ class WitnessTree:
     def out_dir(self) -> Path:
         return self.control / "out"
 
+    def install_backend(self) -> Path:
+        """Move the backend out of the tree; return the folder that has to be on Python's path from now on."""
+        self.site = self.control / "site"
+        self.site.mkdir()
+        (self.path / "witness_backend.py").rename(self.site / "witness_backend.py")
+        self.use_backend("witness_backend")
+        return self.site
+
+    def use_backend(self, name: str, source: str | None = None) -> None:
+        """Have the tree built by a module that is where the witness is, written there if its source is given."""
+        if source is not None:
+            ((self.site or self.path) / f"{name}.py").write_text(source)
+        in_tree = "" if self.site else 'backend-path = ["."]\n'
+        (self.path / "pyproject.toml").write_text(
+            f'[build-system]\nrequires = ["setuptools"]\nbuild-backend = "{name}"\n{in_tree}'
+        )
+
+    def use_setuptools(self) -> None:
+        """Have the tree built by setuptools itself; its builds of wheels are witnesses."""
+        (self.path / "setup.py").write_text(_SETUP)
+        (self.path / "pyproject.toml").write_text(
+            '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        )
+
+    def use_hook(self, body: str, hook: str = "build_wheel") -> None:
+        """
+        Have a hook do ``body`` first, inside the witness; not in builds with `PLAIN` in their environment.
+
+        It tells its process number as ``hook`` when it begins, and ``body`` may ``tell(name, text)`` more: see `told`.
+        """
+        variant = f"""
+import json, os, signal, subprocess, sys, threading, time
+import witness_backend
+from witness_backend import *
+
+def act():
+{textwrap.indent(textwrap.dedent(body), "    ")}
+
+def {hook}(*arguments, **options):
+    if "WITNESS_PLAIN" not in os.environ:
+        with witness_backend._witness("act"):
+            tell("hook", str(os.getpid()))
+            act()
+    return witness_backend.{hook}(*arguments, **options)
+"""
+        self.use_backend("variant", variant)
+
+    def told(self, name: str) -> str:
+        """Wait until a hook has told something under a name; return that."""
+        wait_until((self.control / name).exists, name)
+        return (self.control / name).read_text()
+
     def environ(self, extra: Mapping[str, str | None] | None = None, gate: Path | None = None) -> dict[str, str]:
-        environ = os.environ | {"WITNESS_LOG": str(self.log_file)}
-        if gate is not None:
-            environ["WITNESS_GATE"] = str(gate)
-        for name, value in (extra or {}).items():
-            if value is None:
-                environ.pop(name, None)
-            else:
-                environ[name] = value
-        return environ
+        ours = {"WITNESS_LOG": str(self.log_file)} | ({"WITNESS_GATE": str(gate)} if gate else {})
+        return changed(os.environ | ours, extra)
 
     def start(
         self,
@@ -78,13 +148,18 @@ class WitnessTree:
     ) -> subprocess.Popen[str]:
         """Start ``lockbuild -n --wheel`` (or what ``options`` say) on the tree; ended when the test ends."""
         words = [*command, "-n", *(options or ("--wheel",)), "--outdir", str(out_dir or self.out_dir)]
+        return self.start_process(*words, str(source or self.path), env=env, gate=gate, cwd=cwd, **popen)
+
+    def start_process(
+        self, *words: str, env: Mapping[str, str | None] | None = None, gate: Path | None = None, **popen: object
+    ) -> subprocess.Popen[str]:
+        """Start any command, with a build's environment; it is ended when the test ends."""
         process: subprocess.Popen[str] = subprocess.Popen(
-            [*words, str(source or self.path)],
+            words,
             env=self.environ(env, gate),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            cwd=cwd,
             **popen,  # type: ignore[call-overload]
         )
         self.started.append(process)
@@ -147,7 +222,6 @@ def make_witness_tree(folder: Path) -> WitnessTree:
     tree.mkdir(parents=True)
     control.mkdir()
     shutil.copy(Path(__file__).with_name("witness_backend.py"), tree)
-    (tree / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "witness_backend"\nbackend-path = ["."]\n'
-    )
-    return WitnessTree(tree, control)
+    witness_tree = WitnessTree(tree, control)
+    witness_tree.use_backend("witness_backend")
+    return witness_tree

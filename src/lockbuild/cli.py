@@ -1,6 +1,7 @@
 """The command line: words in, a `BuildRequest`, an exit status out. It is that of ``build``, and a little more.
 
-Only what it takes to read the command line is imported here; `_run` imports the frontend.
+Only what it takes to read the command line is imported here; `_run` imports the frontend. What most builds do without
+has modules of its own, which are imported when they are needed: `lockbuild.config_settings`, `lockbuild.failures`.
 """
 
 from __future__ import annotations
@@ -11,21 +12,18 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lockbuild import __version__
-from lockbuild.errors import Interrupted, LockbuildError, SettingsError, shown
+from lockbuild.errors import Interrupted, LockbuildError
 from lockbuild.settings import (
-    DEFAULT_ENV_MAX_AGE,
     DEFAULT_MAX_SDIST_SIZE,
     ENV_MAX_AGE_VARIABLE,
     INSTALLER_VARIABLE,
     LINK_MODE_VARIABLE,
     LOCK_TIMEOUT_VARIABLE,
-    PREIMPORT_VARIABLE,
     REUSE_VARIABLE,
     duration,
-    from_environment,
+    make_request,
     seconds,
     size,
-    switch,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
     from lockbuild.console import Console
     from lockbuild.hooks.early import EarlyHost
-    from lockbuild.request import BuildRequest
 
 # The options that `build` does not have.
 _OWN_OPTIONS = frozenset(
@@ -42,8 +39,6 @@ _OWN_OPTIONS = frozenset(
         *("--max-sdist-size", "--no-cache", "--no-reuse", "--refresh", "--reuse", "--timings"),
     }
 )
-
-_HELP_FOR_FAILED_BUILDS = "https://build.pypa.io/en/stable/how-to/troubleshooting.html#debug-a-failed-build"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild", early: EarlyHost | None = None) -> NoReturn:
@@ -352,7 +347,9 @@ def _run(parsed: argparse.Namespace, early: EarlyHost | None) -> int:
         console.error(str(error), getattr(error, "__notes__", ()))
         return error.exit_status
     except Exception as error:  # noqa: BLE001 - whatever it is, a person gets one line
-        _report_failure(error, parsed, console)
+        from lockbuild.failures import report_failure
+
+        report_failure(error, parsed, console)
         return 1
     return 0
 
@@ -367,7 +364,7 @@ def _build(parsed: argparse.Namespace, console: Console, early: EarlyHost | None
     from lockbuild.request import Timing
 
     warnings.showwarning = lambda message, *_, **__: console.warn(str(message))
-    request = _make_request(parsed)
+    request = make_request(parsed)
     if parsed.metadata:
         console.result(_as_json(frontend.metadata(request, console)))
         return
@@ -390,117 +387,12 @@ def _build(parsed: argparse.Namespace, console: Console, early: EarlyHost | None
         prune_once_a_day(request.cache_dir)
 
 
-def _make_request(parsed: argparse.Namespace) -> BuildRequest:
-    from lockbuild.request import INSTALLERS, LINK_MODES, BuildRequest
-
-    if parsed.installer not in INSTALLERS:
-        raise SettingsError(f"{INSTALLER_VARIABLE} must be one of {', '.join(INSTALLERS)}, not {parsed.installer!r}")
-    if parsed.link_mode not in LINK_MODES:
-        raise SettingsError(f"{LINK_MODE_VARIABLE} must be one of {', '.join(LINK_MODES)}, not {parsed.link_mode!r}")
-    timeout, max_age = parsed.lock_timeout, parsed.env_max_age
-    if timeout is None:
-        timeout = from_environment(LOCK_TIMEOUT_VARIABLE, seconds, "a number of seconds")
-    if max_age is None:
-        max_age = from_environment(ENV_MAX_AGE_VARIABLE, duration, "a time like 3600 or 24h")
-    preimport = from_environment(PREIMPORT_VARIABLE, switch, "0 or 1")
-    return BuildRequest(
-        source=parsed.srcdir,
-        distributions=tuple(parsed.distributions or ()),
-        out_dir=parsed.outdir,
-        config_settings=_config_settings(parsed),
-        isolation=not parsed.no_isolation,
-        skip_dependency_check=parsed.skip_dependency_check,
-        constraints_file=parsed.dependency_constraints_txt,
-        installer=parsed.installer,
-        link_mode=parsed.link_mode,
-        env_dir=parsed.env_dir,
-        sdist_extract_dir=parsed.sdist_extract_dir,
-        lock=parsed.lock,
-        lock_timeout=timeout,
-        cache_dir=parsed.cache_dir,
-        use_cache=not parsed.no_cache,
-        env_max_age=DEFAULT_ENV_MAX_AGE if max_age is None else max_age,
-        refresh=parsed.refresh,
-        preimport=preimport is not False,
-        reuse=bool(from_environment(REUSE_VARIABLE, switch, "1 or 0") if parsed.reuse is None else parsed.reuse),
-        coalesce=parsed.coalesce,
-        max_sdist_size=parsed.max_sdist_size,
-        clear=parsed.clear,
-        verbosity=parsed.verbosity,
-    )
-
-
-def _config_settings(parsed: argparse.Namespace) -> dict[str, Any]:
-    import json
-    import warnings
-
-    if parsed.config_json:
-        try:
-            settings = json.loads(parsed.config_json)
-        except json.JSONDecodeError as error:
-            raise SettingsError(f"Invalid JSON in --config-json: {error}") from error
-        if not isinstance(settings, dict):
-            raise SettingsError("--config-json must contain a JSON object (dict), not a list or primitive value")
-        return settings
-    collected: dict[str, Any] = {}
-    for word in parsed.config_settings or ():
-        key, separator, value = word.partition("=")
-        if not separator:
-            warnings.warn(
-                f"Config setting {key!r} was passed without a value; this form is not supported by pip. "
-                f"Write {key}= instead to be compatible with both tools",
-                stacklevel=2,
-            )
-        if key not in collected:
-            collected[key] = value
-        elif isinstance(collected[key], list):
-            collected[key].append(value)
-        else:
-            collected[key] = [collected[key], value]
-    return collected
-
-
 def _as_json(metadata: bytes) -> str:
     import json
 
     from packaging.metadata import parse_email
 
     return json.dumps(parse_email(metadata)[0], ensure_ascii=False, indent=2)
-
-
-def _report_failure(error: Exception, parsed: argparse.Namespace, console: Console) -> None:
-    """Print why a build has failed: as ``build`` words it where it does, in one line everywhere else."""
-    import subprocess
-    import traceback
-
-    from build import BuildBackendException, BuildException, FailedProcessError
-
-    if isinstance(error, BuildBackendException):
-        tips = [*getattr(error, "__notes__", ()), _hint(parsed)]
-        if not isinstance(error.exception, subprocess.CalledProcessError):
-            console.traceback("".join(traceback.format_exception(error.exception, limit=-1)).strip("\n"))
-        console.error(str(error), tips)
-    elif isinstance(error, (BuildException, FailedProcessError, subprocess.CalledProcessError)):
-        console.error(str(error).replace(parsed.srcdir, shown(parsed.srcdir)))
-    elif isinstance(error, BrokenPipeError):
-        raise error
-    elif isinstance(error, OSError):
-        console.error(f"{error.strerror}: {error.filename!r}" if error.filename is not None else str(error))
-    else:
-        if parsed.verbosity > 0:
-            console.traceback("".join(traceback.format_exception(error)).strip("\n"))
-        console.error(f"{type(error).__name__}: {error} (this is a bug in lockbuild; -v shows where)")
-
-
-def _hint(parsed: argparse.Namespace) -> str:
-    named = ((parsed.env_dir, "the build environment"), (parsed.sdist_extract_dir, "the extracted sources"))
-    kept = [f"{label} at {path}" for path, label in named if path is not None]
-    action = (
-        f"inspect {' and '.join(kept)}"
-        if kept
-        else "pass --env-dir and --sdist-extract-dir to keep the build environment and sources"
-    )
-    return f"{action}, then see {_HELP_FOR_FAILED_BUILDS} for help debugging a failed build"
 
 
 def _prepare_windows_console() -> None:

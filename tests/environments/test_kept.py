@@ -738,7 +738,7 @@ def test_builds_that_hold_their_trees_locks_share_the_making_of_the_larger_envir
 
 def _comparable(told: dict[str, Any]) -> dict[str, Any]:
     """Return what a hook told, with its environment's path and what differs from process to process replaced."""
-    text = json.dumps({key: value for key, value in told.items() if key != "pid"})
+    text = json.dumps({key: value for key, value in told.items() if key not in ("pid", "ppid")})
     text = text.replace(str(told["prefix"]), "<environment>")
     comparable: dict[str, Any] = json.loads(text)
     for name in (

@@ -2,75 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from witness import LOCKBUILD, PYTHON_BUILD, WitnessTree, wait_until
+from machine import is_running, parent
+from witness import LOCKBUILD, PLAIN, PYTHON_BUILD, WitnessTree, wait_until
 
 WHEEL = "witness-1.0-py3-none-any.whl"
 
 
-def use_hook(tree: WitnessTree, body: str, hook: str = "build_wheel") -> None:
-    """Have the tree's hook do ``body`` first, inside the witness. It may ``tell`` something to the test."""
-    text = f"""
-import json, os, signal, subprocess, sys, threading, time
-import witness_backend
-from witness_backend import *
-
-def tell(name, text):
-    with open(f"{tree.control}/{{name}}.new", "w") as file:
-        file.write(text)
-    os.rename(f"{tree.control}/{{name}}.new", f"{tree.control}/{{name}}")
-
-def act():
-{textwrap.indent(body, "    ")}
-
-def {hook}(*arguments, **options):
-    with witness_backend._witness("act"):
-        act()
-    return witness_backend.{hook}(*arguments, **options)
-"""
-    (tree.path / "variant.py").write_text(text)
-    (tree.path / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "variant"\nbackend-path = ["."]\n'
-    )
-
-
-def told(tree: WitnessTree, name: str) -> str:
-    wait_until((tree.control / name).exists, name)
-    return (tree.control / name).read_text()
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def assert_lock_is_free(tree: WitnessTree) -> None:
-    tree.assert_all_succeed(
-        tree.start("--wheel", "--lock-timeout", "0", source=plain_tree(tree), out_dir=tree.control / "next")
-    )
-
-
-def plain_tree(tree: WitnessTree) -> Path:
-    """Put the witness itself back in the place of a hook's variant."""
-    (tree.path / "variant.py").write_text("from witness_backend import *\n")
-    return tree.path
+    tree.assert_all_succeed(tree.start("--wheel", "--lock-timeout", "0", env=PLAIN, out_dir=tree.control / "next"))
 
 
 def assert_fails(tree: WitnessTree, build: subprocess.Popen[str]) -> str:
@@ -81,15 +29,6 @@ def assert_fails(tree: WitnessTree, build: subprocess.Popen[str]) -> str:
     assert error.splitlines()[-1].startswith("ERROR ")
     assert not (tree.out_dir / WHEEL).exists()
     return error
-
-
-@pytest.fixture
-def processes_to_kill() -> Iterator[list[int]]:
-    pids: list[int] = []
-    yield pids
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_each_hook_is_a_fresh_process(witness_tree: WitnessTree) -> None:
@@ -122,10 +61,7 @@ def build_wheel(*arguments):
     note("build_wheel")
     return witness_backend.build_wheel(*arguments)
 """
-    (witness_tree.path / "variant.py").write_text(text)
-    (witness_tree.path / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "variant"\nbackend-path = ["."]\n'
-    )
+    witness_tree.use_backend("variant", text)
     build = witness_tree.start("--sdist", "--wheel")
     witness_tree.assert_all_succeed(build)
     lines = [line.split() for line in Path(f"{witness_tree.log_file}.pids").read_text().splitlines()]
@@ -141,8 +77,7 @@ def build_wheel(*arguments):
 
 
 def test_a_hook_finds_the_process_that_python_m_build_gives_it(witness_tree: WitnessTree) -> None:
-    use_hook(
-        witness_tree,
+    witness_tree.use_hook(
         """
 tell(os.environ["TELL"], json.dumps({
     "modules of ours": [name for name in sys.modules if name.partition(".")[0] in ("lockbuild", "host")],
@@ -165,7 +100,7 @@ tell(os.environ["TELL"], json.dumps({
     for name, command in (("ours", LOCKBUILD), ("theirs", PYTHON_BUILD)):
         build = witness_tree.start(command=command, stdin=subprocess.DEVNULL, env={"TELL": name})
         witness_tree.assert_all_succeed(build)
-    assert json.loads(told(witness_tree, "ours")) == json.loads(told(witness_tree, "theirs"))
+    assert json.loads(witness_tree.told("ours")) == json.loads(witness_tree.told("theirs"))
 
 
 @pytest.mark.parametrize(
@@ -184,26 +119,25 @@ tell(os.environ["TELL"], json.dumps({
     ids=lambda body: body[:30],
 )
 def test_a_hook_that_ends_badly_fails_the_build(witness_tree: WitnessTree, body: str) -> None:
-    use_hook(witness_tree, body)
+    witness_tree.use_hook(body)
     error = assert_fails(witness_tree, witness_tree.start())
     assert error.splitlines()[-1] == "ERROR Backend subprocess exited when trying to invoke build_wheel"
     assert_lock_is_free(witness_tree)
 
 
 def test_a_hook_that_ends_well_before_its_work_is_done_fails_the_build(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, "os._exit(0)")
+    witness_tree.use_hook("os._exit(0)")
     assert_fails(witness_tree, witness_tree.start())
     assert_lock_is_free(witness_tree)
 
 
 def test_a_thread_that_exits_ends_no_hook(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, "thread = threading.Thread(target=sys.exit, args=[3])\nthread.start()\nthread.join()")
+    witness_tree.use_hook("thread = threading.Thread(target=sys.exit, args=[3])\nthread.start()\nthread.join()")
     witness_tree.assert_all_succeed(witness_tree.start())
 
 
 def test_threads_and_exit_functions_of_a_hook_come_to_their_end(witness_tree: WitnessTree) -> None:
-    use_hook(
-        witness_tree,
+    witness_tree.use_hook(
         """
 import atexit
 atexit.register(tell, "exit", "")
@@ -216,8 +150,7 @@ threading.Thread(target=lambda: (time.sleep(0.2), tell("thread", ""))).start()
 
 
 def test_a_file_that_a_hook_has_left_open_is_written_out(witness_tree: WitnessTree) -> None:
-    use_hook(
-        witness_tree,
+    witness_tree.use_hook(
         f"""
 global text, binary
 text = open("{witness_tree.control}/text", "w")
@@ -252,7 +185,7 @@ print("last words", end="")
 )
 def test_what_a_hook_does_to_its_process_stays_in_there(witness_tree: WitnessTree, body: str) -> None:
     # The first hook does it; the second one, the host and the frontend go on.
-    use_hook(witness_tree, body, "get_requires_for_build_wheel")
+    witness_tree.use_hook(body, "get_requires_for_build_wheel")
     text = (witness_tree.path / "variant.py").read_text()
     # What the witness needs for its own last words is what such a hook may have thrown away.
     text = text.replace('with witness_backend._witness("act"):', "if True:").replace(
@@ -265,16 +198,16 @@ def test_what_a_hook_does_to_its_process_stays_in_there(witness_tree: WitnessTre
 
 
 def test_a_hook_that_has_joined_another_process_group_ends_with_its_frontend(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, "os.setpgid(0, os.getpgid(os.getppid()))\ntell('pid', str(os.getpid()))\ntime.sleep(1000)")
+    witness_tree.use_hook("os.setpgid(0, os.getpgid(os.getppid()))\ntell('pid', str(os.getpid()))\ntime.sleep(1000)")
     build = witness_tree.start()
-    hook = int(told(witness_tree, "pid"))
+    hook = int(witness_tree.told("pid"))
     build.kill()
     wait_until(lambda: not is_running(hook), "the end of the hook")
     assert_lock_is_free(witness_tree)
 
 
 def test_a_child_of_a_hook_may_start_a_session(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, "subprocess.run(['true'], check=True, start_new_session=True)")
+    witness_tree.use_hook("subprocess.run(['true'], check=True, start_new_session=True)")
     witness_tree.assert_all_succeed(witness_tree.start())
 
 
@@ -286,9 +219,9 @@ def test_what_a_hook_leaves_running_lives_on_and_holds_up_nothing(
         "a program": "pid = subprocess.Popen(['sleep', '1000'], stdout=null, stderr=null).pid",
         "a fork": "pid = os.fork()\nif not pid:\n    os.dup2(null, 1); os.dup2(null, 2); time.sleep(1000)",
     }[how]
-    use_hook(witness_tree, f"null = os.open(os.devnull, os.O_RDWR)\n{start}\ntell('pid', str(pid))")
+    witness_tree.use_hook(f"null = os.open(os.devnull, os.O_RDWR)\n{start}\ntell('pid', str(pid))")
     build = witness_tree.start()
-    left = int(told(witness_tree, "pid"))
+    left = int(witness_tree.told("pid"))
     processes_to_kill.append(left)
     witness_tree.assert_all_succeed(build)
     assert_lock_is_free(witness_tree)
@@ -296,13 +229,12 @@ def test_what_a_hook_leaves_running_lives_on_and_holds_up_nothing(
 
 
 def test_what_a_failed_hook_leaves_running_ends_before_the_lock_is_free(witness_tree: WitnessTree) -> None:
-    use_hook(
-        witness_tree,
+    witness_tree.use_hook(
         "compiler = subprocess.Popen(['sh', '-c', 'trap \"\" INT TERM; sleep 1000'])\n"
         "tell('pid', str(compiler.pid))\nos.kill(os.getpid(), signal.SIGKILL)",
     )
     build = witness_tree.start()
-    compiler = int(told(witness_tree, "pid"))
+    compiler = int(witness_tree.told("pid"))
     build.wait()
     assert not is_running(compiler)
     assert_fails(witness_tree, build)
@@ -313,7 +245,7 @@ LARGE = "for number in range(20000):\n    print('x' * 100, number)\n    print('y
 
 
 def test_large_output_passes_through(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, LARGE)
+    witness_tree.use_hook(LARGE)
     [(status, out, err)] = witness_tree.finish(witness_tree.start())
     assert status == 0
     assert out.count("x" * 100) == 20000
@@ -322,7 +254,7 @@ def test_large_output_passes_through(witness_tree: WitnessTree) -> None:
 
 
 def test_with_q_large_output_is_taken_in_and_not_shown(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, LARGE)
+    witness_tree.use_hook(LARGE)
     [(status, out, err)] = witness_tree.finish(witness_tree.start("--wheel", "-q"))
     assert status == 0
     assert "xxx" not in out + err
@@ -334,13 +266,13 @@ def test_metadata_shows_the_output_of_a_hook_only_when_it_fails(witness_tree: Wi
         command = [*LOCKBUILD, "-n", "--metadata", *options, str(witness_tree.path)]
         return subprocess.run(command, env=witness_tree.environ(), capture_output=True, text=True, check=False)
 
-    use_hook(witness_tree, LARGE, "prepare_metadata_for_build_wheel")
+    witness_tree.use_hook(LARGE, "prepare_metadata_for_build_wheel")
     done = run()
     assert done.returncode == 0
     assert json.loads(done.stdout)["name"] == "witness"
     assert "xxx" not in done.stderr
-    use_hook(
-        witness_tree, "os.write(1, b'one\\n'); os.write(2, b'two\\n'); os._exit(3)", "prepare_metadata_for_build_wheel"
+    witness_tree.use_hook(
+        "os.write(1, b'one\\n'); os.write(2, b'two\\n'); os._exit(3)", "prepare_metadata_for_build_wheel"
     )
     done = run()
     assert done.returncode == 1
@@ -349,39 +281,36 @@ def test_metadata_shows_the_output_of_a_hook_only_when_it_fails(witness_tree: Wi
 
 
 def test_standard_input_reaches_the_hook(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, "tell('read', sys.stdin.read())")
+    witness_tree.use_hook("tell('read', sys.stdin.read())")
     build = witness_tree.start(stdin=subprocess.PIPE)
     out, err = build.communicate("a line\nand another\n", timeout=60)
     assert build.returncode == 0, err
     assert out.splitlines()[-1] == f"Successfully built {WHEEL}"
-    assert told(witness_tree, "read") == "a line\nand another\n"
+    assert witness_tree.told("read") == "a line\nand another\n"
 
 
 @pytest.mark.parametrize("options", [(), ("-q",)])
 def test_a_host_that_is_killed_takes_its_hook_along_and_fails_the_build(
     witness_tree: WitnessTree, options: tuple[str, ...]
 ) -> None:
-    use_hook(
-        witness_tree,
+    witness_tree.use_hook(
         "for number in (signal.SIGINT, signal.SIGTERM):\n    signal.signal(number, signal.SIG_IGN)\n"
         "compiler = subprocess.Popen(['sleep', '1000'])\n"
         "tell('pids', f'{os.getpid()} {compiler.pid}')\ntime.sleep(1000)",
     )
     build = witness_tree.start("--wheel", *options)
-    hook, compiler = map(int, told(witness_tree, "pids").split())
+    hook, compiler = map(int, witness_tree.told("pids").split())
     os.kill(parent(hook), signal.SIGKILL)
     error = assert_fails(witness_tree, build)
     assert "Traceback" not in error
     wait_until(lambda: not is_running(hook) and not is_running(compiler), "the end of the hook")
-    plain_tree(witness_tree)
-    witness_tree.assert_all_succeed(witness_tree.start(out_dir=witness_tree.control / "next"))
+    witness_tree.assert_all_succeed(witness_tree.start(env=PLAIN, out_dir=witness_tree.control / "next"))
 
 
 def test_the_lock_is_not_free_before_the_hook_of_a_killed_host_has_gone(witness_tree: WitnessTree) -> None:
     """The host dies while a stopped frontend cannot notice; the frontend then may not free what the hook still uses."""
     # A child of the hook that was forked and moved to a group of its own survives the end of the hook's group.
-    use_hook(
-        witness_tree,
+    witness_tree.use_hook(
         """
 pid = os.fork()
 if not pid:
@@ -394,7 +323,7 @@ time.sleep(1000)
 """,
     )
     build = witness_tree.start()
-    hook, worker = map(int, told(witness_tree, "pids").split())
+    hook, worker = map(int, witness_tree.told("pids").split())
     try:
         os.kill(parent(hook), signal.SIGKILL)
         assert_fails(witness_tree, build)
@@ -412,14 +341,14 @@ def test_a_build_that_was_started_with_signals_blocked_ends(witness_tree: Witnes
         "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGUSR1}); "
         "os.execv(sys.argv[1], sys.argv[1:])"
     )
-    use_hook(witness_tree, "tell('blocked', json.dumps(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))))")
+    witness_tree.use_hook("tell('blocked', json.dumps(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))))")
     build = witness_tree.start(command=(sys.executable, "-c", blocking, *LOCKBUILD))
     witness_tree.assert_all_succeed(build)
-    assert json.loads(told(witness_tree, "blocked")) == sorted([signal.SIGCHLD, signal.SIGUSR1])
+    assert json.loads(witness_tree.told("blocked")) == sorted([signal.SIGCHLD, signal.SIGUSR1])
 
 
 def test_a_hook_that_kills_its_host_fails_the_build(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, "os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(1000)", "get_requires_for_build_wheel")
+    witness_tree.use_hook("os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(1000)", "get_requires_for_build_wheel")
     build = witness_tree.start()
     hook = witness_tree.wait_for_entry("act")
     assert_fails(witness_tree, build)

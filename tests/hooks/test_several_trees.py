@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lockbuild.project import IMPORTED_ALIKE_EVERYWHERE
-from machine import ADOPTER, is_free, is_running, linux_only, parent
+from machine import is_free, is_running, linux_only, parent, start_adopted
 from wheelhouse import Wheelhouse
 from witness import LOCKBUILD, Gate, WitnessTree, wait_until
 
@@ -86,19 +86,12 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="elsewhere there is n
 def tree(witness_tree: WitnessTree, monkeypatch: pytest.MonkeyPatch) -> WitnessTree:
     """A tree with an installed backend, which is imported before the lock is had."""
     monkeypatch.delenv("LOCKBUILD_PREIMPORT", raising=False)
-    site = witness_tree.control / "site"
-    site.mkdir()
-    (witness_tree.path / "witness_backend.py").rename(site / "witness_backend.py")
+    monkeypatch.setenv("PYTHONPATH", str(witness_tree.install_backend()))
+    # The sdist has it.
     (witness_tree.path / "witness_backend.py").write_text("")
-    monkeypatch.setenv("PYTHONPATH", str(site))
     monkeypatch.setenv("TOLD", str(witness_tree.control / "told"))
-    use_backend(witness_tree, "mesonpy")
+    witness_tree.use_backend("mesonpy", _BACKEND)
     return witness_tree
-
-
-def use_backend(tree: WitnessTree, name: str) -> None:
-    (tree.control / "site" / f"{name}.py").write_text(_BACKEND)
-    (tree.path / "pyproject.toml").write_text(f'[build-system]\nrequires = ["setuptools"]\nbuild-backend = "{name}"\n')
 
 
 def told(tree: WitnessTree, what: str) -> list[int]:
@@ -128,7 +121,7 @@ def test_one_process_imports_the_backend_for_the_sdist_and_for_the_wheel(tree: W
 
 
 def test_a_backend_that_may_look_where_it_is_imported_is_imported_for_each_tree(tree: WitnessTree) -> None:
-    use_backend(tree, "looks_around")
+    tree.use_backend("looks_around", _BACKEND)
     tree.assert_all_succeed(tree.start("-v"))
     assert len(told(tree, "import")) == 2
     assert told(tree, "build_sdist") != told(tree, "build_wheel")
@@ -193,18 +186,10 @@ def test_the_tree_of_the_sdist_is_free_while_the_wheel_is_built(tree: WitnessTre
 @linux_only
 def test_the_lock_of_the_second_tree_outlives_a_killed_frontend_as_long_as_the_hook_lives(tree: WitnessTree) -> None:
     gate, extracted = tree.make_gate(), tree.control / "extracted"
-    pid_file = tree.control / "frontend"
-    tree.start(
-        "--sdist-extract-dir",
-        str(extracted),
-        command=(sys.executable, "-c", ADOPTER, *LOCKBUILD),
-        env={"PID_FILE": str(pid_file)},
-        gate=gate.path,
-    )
+    frontend = start_adopted(tree, "--sdist-extract-dir", str(extracted), gate=gate.path)
     hook = tree.wait_for_entry("build_wheel")
     host = parent(hook)
     os.kill(host, signal.SIGSTOP)
-    frontend = int(pid_file.read_text())
     os.kill(frontend, signal.SIGKILL)
     wait_until(lambda: not is_running(frontend), "the end of the frontend")
     held = [extracted / "witness-1.0", extracted]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from machine import after_setup, as_root, bind, error_line, linux_only, second_tree, wait_until_it_waits
+from machine import after_setup, as_root, bind, error_line, linux_only, parent, second_tree, wait_until_it_waits
 from witness import WitnessTree, wait_until
 
 pytestmark = linux_only
@@ -135,8 +135,7 @@ def test_a_holder_in_a_container_is_named_by_the_number_that_it_has_outside(witn
     message = wait_until_it_waits(waiter)
     named = re.search(r"held by (\d+) \(", message)
     assert named, message
-    parent = Path(f"/proc/{named[1]}/stat").read_text().rpartition(")")[2].split()[1]
-    assert int(parent) == container.pid
+    assert parent(int(named[1])) == container.pid
     gate.open()
     witness_tree.assert_all_succeed()
 

@@ -99,10 +99,7 @@ def test_nothing_overlaps_tears_or_stays_behind_while_frontends_are_killed(witne
     seed = int(os.environ.get("CHAOS_SEED", random.randrange(1 << 32)))
     print(f"CHAOS_SEED={seed}")
     dice = random.Random(seed)
-    (witness_tree.path / "chaotic.py").write_text(CHAOTIC_BACKEND)
-    (witness_tree.path / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "chaotic"\nbackend-path = ["."]\n'
-    )
+    witness_tree.use_backend("chaotic", CHAOTIC_BACKEND)
     mark = f"CHAOS={witness_tree.control}"
     environ = {"CHAOS": str(witness_tree.control), "WITNESS_WORK": "0.01"}
     folders = [witness_tree.control / name for name in ("shared", "left", "right")]

@@ -7,13 +7,10 @@ is ended. The signals are sent while the build is known to be where the test wan
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
-import sys
 import tarfile
-import textwrap
 import time
 import zipfile
 from collections.abc import Iterator
@@ -21,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from machine import ADOPTER
-from witness import LOCKBUILD, WitnessTree, wait_until
+from machine import is_free, is_running, start_adopted, state
+from witness import LOCKBUILD, PLAIN, WitnessTree, wait_until
 
 # Each of them takes a second or two, and there are many.
 pytestmark = pytest.mark.slow
@@ -46,42 +43,10 @@ time.sleep(1000)
 DEAF = "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n    signal.signal(number, signal.SIG_IGN)\n"
 
 
-def use_hook(tree: WitnessTree, body: str, hook: str = "build_wheel") -> None:
-    """Have the tree's hook do ``body`` first, inside the witness; not in builds with ``PLAIN`` in the environment."""
-    text = f"""
-import os, signal, subprocess, sys, time
-import witness_backend
-from witness_backend import *
-
-def tell(name, text):
-    with open(f"{tree.control}/{{name}}.new", "w") as file:
-        file.write(text)
-    os.rename(f"{tree.control}/{{name}}.new", f"{tree.control}/{{name}}")
-
-def act():
-{textwrap.indent(body, "    ")}
-
-def {hook}(*arguments, **options):
-    if "PLAIN" not in os.environ:
-        with witness_backend._witness("act"):
-            act()
-    return witness_backend.{hook}(*arguments, **options)
-"""
-    site = tree.control / "site"
-    (site if site.exists() else tree.path).joinpath("variant.py").write_text(text)
-    backend_path = "" if site.exists() else 'backend-path = ["."]\n'
-    (tree.path / "pyproject.toml").write_text(
-        f'[build-system]\nrequires = ["setuptools"]\nbuild-backend = "variant"\n{backend_path}'
-    )
-
-
 @pytest.fixture
 def installed(witness_tree: WitnessTree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the backend where Python looks for modules, and not in the tree: the host starts before the lock is had."""
-    site = witness_tree.control / "site"
-    site.mkdir()
-    (witness_tree.path / "witness_backend.py").rename(site / "witness_backend.py")
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", str(witness_tree.install_backend()))
 
 
 @pytest.fixture(params=["in-tree", "installed"])
@@ -95,14 +60,6 @@ def endless(tree: WitnessTree, before: str = "") -> str:
     return before + ENDLESS.format(control=tree.control)
 
 
-def start_adopted(tree: WitnessTree) -> int:
-    """Start a build below `ADOPTER`; return the process number of the frontend."""
-    pid_file = tree.control / "frontend"
-    tree.start(command=(sys.executable, "-c", ADOPTER, *LOCKBUILD), env={"PID_FILE": str(pid_file)})
-    wait_until(pid_file.exists, "the frontend")
-    return int(pid_file.read_text())
-
-
 def kill_and_wait(*pids: int) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
@@ -113,9 +70,8 @@ class Family:
     """The processes of a build that is inside `ENDLESS`: hook, host, and what the hook has started."""
 
     def __init__(self, tree: WitnessTree) -> None:
-        wait_until((tree.control / "pids").exists, "the hook")
-        self.hook, self.host, compiler = map(int, (tree.control / "pids").read_text().split())
-        self.all = (self.hook, self.host, compiler, int((tree.control / "sleep").read_text()))
+        self.hook, self.host, compiler = map(int, tree.told("pids").split())
+        self.all = (self.hook, self.host, compiler, int(tree.told("sleep")))
 
     def wait_until_gone(self) -> float:
         """Return after how many seconds none of them ran any more."""
@@ -124,27 +80,14 @@ class Family:
         return time.monotonic() - start
 
 
-def is_running(pid: int) -> bool:
-    return state(pid) not in ("Z", "X")
-
-
-def state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
-
-
-def is_free(path: Path) -> bool:
-    """Try the kernel's lock on a file or directory, as ``flock -n`` does."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
+def orphan_a_hook(tree: WitnessTree, before: str = DEAF) -> Family:
+    """Kill the frontend of a build that is inside `ENDLESS`. As long as its host is stopped, the orphan lives."""
+    tree.use_hook(endless(tree, before))
+    frontend = start_adopted(tree)
+    family = Family(tree)
+    os.kill(family.host, signal.SIGSTOP)
+    kill_and_wait(frontend)
+    return family
 
 
 def lock_files(tree: WitnessTree) -> list[Path]:
@@ -163,18 +106,8 @@ def artifacts(tree: WitnessTree) -> list[str]:
 
 
 def assert_next_build_succeeds(tree: WitnessTree, *options: str) -> None:
-    tree.assert_all_succeed(tree.start(*options, env={"PLAIN": "1"}))
+    tree.assert_all_succeed(tree.start(*options, env=PLAIN))
     assert "witness-1.0-py3-none-any.whl" in artifacts(tree)
-
-
-@pytest.fixture
-def processes_to_kill() -> Iterator[list[int]]:
-    """Collect the numbers of processes that outlive a build on purpose; they are killed after the test."""
-    pids: list[int] = []
-    yield pids
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("each_place")
@@ -182,12 +115,12 @@ def processes_to_kill() -> Iterator[list[int]]:
 def test_a_frontend_killed_in_mid_hook_takes_the_hook_and_its_compiler_with_it(
     witness_tree: WitnessTree, before: str
 ) -> None:
-    use_hook(witness_tree, endless(witness_tree, before))
+    witness_tree.use_hook(endless(witness_tree, before))
     first = witness_tree.start()
     family = Family(witness_tree)
     assert all(map(is_running, family.all))
     first.kill()
-    second = witness_tree.start(env={"PLAIN": "1"})
+    second = witness_tree.start(env=PLAIN)
     assert family.wait_until_gone() < ORPHAN_SECONDS
     witness_tree.assert_all_succeed(second)
     assert first.wait() == -signal.SIGKILL
@@ -195,21 +128,16 @@ def test_a_frontend_killed_in_mid_hook_takes_the_hook_and_its_compiler_with_it(
 
 @pytest.mark.usefixtures("each_place")
 def test_every_lock_is_held_until_the_orphaned_hook_has_gone(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, endless(witness_tree, DEAF))
-    frontend = start_adopted(witness_tree)
-    family = Family(witness_tree)
-    # As long as its host is stopped, the orphan lives.
-    os.kill(family.host, signal.SIGSTOP)
-    kill_and_wait(frontend)
+    family = orphan_a_hook(witness_tree)
     assert is_running(family.hook)
     assert [path for path in lock_files(witness_tree) if is_free(path)] == []
     # Not even the host's death frees them.
     kill_and_wait(family.host)
     assert is_running(family.hook)
     assert [path for path in lock_files(witness_tree) if is_free(path)] == []
-    late = witness_tree.start("--wheel", "--lock-timeout", "0.2", env={"PLAIN": "1"})
+    late = witness_tree.start("--wheel", "--lock-timeout", "0.2", env=PLAIN)
     assert witness_tree.finish(late)[0][0] == 75
-    waiting = witness_tree.start(env={"PLAIN": "1"})
+    waiting = witness_tree.start(env=PLAIN)
     os.killpg(family.hook, signal.SIGKILL)
     witness_tree.assert_all_succeed(waiting)
     assert all(map(is_free, lock_files(witness_tree)))
@@ -218,11 +146,7 @@ def test_every_lock_is_held_until_the_orphaned_hook_has_gone(witness_tree: Witne
 @pytest.mark.usefixtures("each_place")
 def test_the_host_holds_the_locks_until_it_has_killed_what_the_hook_started(witness_tree: WitnessTree) -> None:
     # The hook itself has closed its copies of the locks, as a program does that makes itself a daemon.
-    use_hook(witness_tree, endless(witness_tree, DEAF + "os.closerange(3, 256)\n"))
-    frontend = start_adopted(witness_tree)
-    family = Family(witness_tree)
-    os.kill(family.host, signal.SIGSTOP)
-    kill_and_wait(frontend)
+    family = orphan_a_hook(witness_tree, DEAF + "os.closerange(3, 256)\n")
     assert [path for path in lock_files(witness_tree) if is_free(path)] == []
     os.kill(family.host, signal.SIGCONT)
     wait_until(lambda: all(map(is_free, lock_files(witness_tree))), "the release")
@@ -231,7 +155,7 @@ def test_the_host_holds_the_locks_until_it_has_killed_what_the_hook_started(witn
 
 
 def test_a_stopped_orphan_goes_too(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, endless(witness_tree, DEAF))
+    witness_tree.use_hook(endless(witness_tree, DEAF))
     first = witness_tree.start()
     family = Family(witness_tree)
     for pid in family.all:
@@ -243,12 +167,8 @@ def test_a_stopped_orphan_goes_too(witness_tree: WitnessTree) -> None:
 
 
 def test_who_waits_for_an_orphaned_hook_is_never_told_of_a_process_that_is_gone(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, endless(witness_tree, DEAF))
-    frontend = start_adopted(witness_tree)
-    family = Family(witness_tree)
-    os.kill(family.host, signal.SIGSTOP)
-    kill_and_wait(frontend)
-    waiter = witness_tree.start(env={"PLAIN": "1"})
+    family = orphan_a_hook(witness_tree)
+    waiter = witness_tree.start(env=PLAIN)
     assert waiter.stderr is not None
     line = waiter.stderr.readline()
     assert any(f"held by {pid} (" in line for pid in (family.hook, family.host)), line
@@ -262,7 +182,7 @@ def test_a_signal_to_every_process_of_a_build_ends_a_hook_that_resists(
     witness_tree: WitnessTree, number: signal.Signals
 ) -> None:
     # systemd, Slurm and Jenkins end a job so.
-    use_hook(witness_tree, endless(witness_tree, DEAF))
+    witness_tree.use_hook(endless(witness_tree, DEAF))
     first = witness_tree.start()
     family = Family(witness_tree)
     for pid in (*family.all, first.pid):
@@ -290,10 +210,9 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """
-    use_hook(witness_tree, daemonize if ending == "success" else endless(witness_tree, daemonize))
+    witness_tree.use_hook(daemonize if ending == "success" else endless(witness_tree, daemonize))
     first = witness_tree.start()
-    wait_until((witness_tree.control / "daemon").exists, "the daemon")
-    daemon = int((witness_tree.control / "daemon").read_text())
+    daemon = int(witness_tree.told("daemon"))
     processes_to_kill.append(daemon)
     if ending == "success":
         witness_tree.assert_all_succeed(first)
@@ -313,7 +232,7 @@ os.wait()
 def test_a_signal_in_mid_hook_ends_everything_at_once(
     witness_tree: WitnessTree, number: signal.Signals, before: str
 ) -> None:
-    use_hook(witness_tree, endless(witness_tree, before))
+    witness_tree.use_hook(endless(witness_tree, before))
     first = witness_tree.start()
     family = Family(witness_tree)
     start = time.monotonic()
@@ -364,7 +283,7 @@ def test_the_host_of_a_build_that_waits_ends_with_it(
 ) -> None:
     # Without it there is no host before the lock is taken.
     monkeypatch.delenv("LOCKBUILD_PREIMPORT", raising=False)
-    use_hook(witness_tree, "pass")
+    witness_tree.use_hook("pass")
     gate = witness_tree.make_gate()
     holder = witness_tree.start(gate=gate.path)
     witness_tree.wait_for_entry()
@@ -391,15 +310,11 @@ def directory_descriptor(pid: int, path: Path) -> str:
 def test_a_host_that_still_imports_the_backend_ends_with_its_build(
     witness_tree: WitnessTree, number: signal.Signals
 ) -> None:
-    use_hook(witness_tree, "pass")
-    variant = witness_tree.control / "site" / "variant.py"
     # The import comes to no end, while the frontend has the lock and has sent its first request.
-    variant.write_text(
-        variant.read_text() + "if 'PLAIN' not in os.environ:\n    tell('pid', str(os.getpid()))\n    time.sleep(1000)\n"
-    )
+    endless = "if 'WITNESS_PLAIN' not in os.environ:\n    tell('pid', str(os.getpid()))\n    time.sleep(1000)\n"
+    witness_tree.use_backend("variant", f"import os, time\nfrom witness_backend import *\n{endless}")
     first = witness_tree.start()
-    wait_until((witness_tree.control / "pid").exists, "the import")
-    host = int((witness_tree.control / "pid").read_text())
+    host = int(witness_tree.told("pid"))
     wait_until(lambda: not is_free(witness_tree.path), "the lock")
     assert first.stderr is not None
     assert first.stderr.readline().startswith("* Getting build dependencies")
@@ -415,7 +330,7 @@ def test_a_host_that_still_imports_the_backend_ends_with_its_build(
 def test_a_signal_while_the_backend_is_asked_for_its_requirements(
     witness_tree: WitnessTree, number: signal.Signals
 ) -> None:
-    use_hook(witness_tree, endless(witness_tree), "get_requires_for_build_wheel")
+    witness_tree.use_hook(endless(witness_tree), "get_requires_for_build_wheel")
     first = witness_tree.start()
     family = Family(witness_tree)
     first.send_signal(number)
@@ -445,7 +360,7 @@ witness_backend.build_wheel = BuildFirst(witness_backend.build_wheel)
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [*SIGNALS, signal.SIGKILL])
 def test_a_signal_while_the_artifact_is_published(witness_tree: WitnessTree, number: signal.Signals) -> None:
-    use_hook(witness_tree, LARGE_WHEEL)
+    witness_tree.use_hook(LARGE_WHEEL)
     witness_tree.out_dir.mkdir()
     # Staged in memory and published on a disk, the wheel has to be copied, which takes some time.
     with memory_folder() as memory:
@@ -480,7 +395,7 @@ def memory_folder() -> Iterator[Path]:
 
 
 def test_the_three_signals_of_tox_leave_nothing_behind(witness_tree: WitnessTree) -> None:
-    use_hook(witness_tree, endless(witness_tree, DEAF))
+    witness_tree.use_hook(endless(witness_tree, DEAF))
     first = witness_tree.start()
     family = Family(witness_tree)
     # tox gives a frontend 0.3 s after SIGINT and 0.2 s after SIGTERM.
@@ -552,14 +467,10 @@ def test_a_signal_while_requirements_are_installed(
     (witness_tree.path / "pyproject.toml").write_text(
         f'[build-system]\nrequires = ["{requirement}"]\nbuild-backend = "witness_backend"\nbackend-path = ["."]\n'
     )
-    process = subprocess.Popen(
-        [*LOCKBUILD, "--wheel", "--lock", "always", "--outdir", str(witness_tree.out_dir), str(witness_tree.path)],
-        env=witness_tree.environ({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(witness_tree.control)}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    words = ("--wheel", "--lock", "always", "--outdir", str(witness_tree.out_dir), str(witness_tree.path))
+    process = witness_tree.start_process(
+        *LOCKBUILD, *words, env={"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(witness_tree.control)}
     )
-    witness_tree.started.append(process)
     # The hook of a requirement, run by pip, which is run by lockbuild.
     family = Family(witness_tree)
     start = time.monotonic()

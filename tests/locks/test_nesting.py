@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from lockbuild.locks import cache_digest
+from machine import is_free, is_running, parent, start_adopted
 from witness import LOCKBUILD, WitnessTree, make_witness_tree, wait_until
 
 # Each of them takes a second or two, and there are many.
@@ -39,22 +40,6 @@ def build_wheel(directory, config_settings=None, metadata_directory=None):
 """
 
 
-# Starts a build and adopts its orphans. A process group whose parent is gone is "orphaned", and the kernel has a
-# stopped one go on; adopted, it stays as it is.
-ADOPTER = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
-with open(os.environ["PID_FILE"], "w") as file:
-    file.write(str(pid))
-while True:
-    try:
-        os.waitpid(-1, 0)
-    except ChildProcessError:
-        break
-"""
-
-
 @pytest.fixture
 def tree(witness_tree: WitnessTree) -> WitnessTree:
     """A tree whose wheel hook runs commands."""
@@ -68,10 +53,7 @@ def other_tree(tmp_path: Path) -> WitnessTree:
 
 
 def with_nesting_backend(tree: WitnessTree) -> WitnessTree:
-    (tree.path / "nesting.py").write_text(NESTING_BACKEND)
-    (tree.path / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "nesting"\nbackend-path = ["."]\n'
-    )
+    tree.use_backend("nesting", NESTING_BACKEND)
     return tree
 
 
@@ -272,16 +254,7 @@ def temporary_folder(tree: WitnessTree, name: str) -> str:
 
 def test_two_builds_under_one_flock_exclude_each_other(tree: WitnessTree) -> None:
     pair = " & ".join(build_command(tree, out) for out in ("left", "right"))
-    script = f"{pair} & wait"
-    process = subprocess.Popen(
-        ["flock", str(tree.path), "sh", "-c", script],
-        env=tree.environ(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    tree.started.append(process)
-    tree.finish(process)
+    tree.finish(tree.start_process("flock", str(tree.path), "sh", "-c", f"{pair} & wait"))
     assert wheels(tree, "left", "right") == [True, True]
     tree.assert_no_overlap()
 
@@ -290,24 +263,13 @@ def test_a_build_under_flock_and_a_plain_one_do_not_deadlock(tree: WitnessTree) 
     """The one has the directory and wants the lock file, the other comes in between and has it the other way round."""
     ready = tree.make_gate("ready")
     script = f"cat {ready.path}; exec {build_command(tree, 'flock')}"
-    wrapped = subprocess.Popen(
-        ["flock", str(tree.path), "sh", "-c", script],
-        env=tree.environ(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    tree.started.append(wrapped)
+    wrapped = tree.start_process("flock", str(tree.path), "sh", "-c", script)
     wait_until(lambda: not is_free(tree.path), "flock")
     plain = tree.start()
     assert plain.stderr is not None
     assert "Waiting for the lock" in plain.stderr.readline()
     ready.open()
     tree.assert_all_succeed(wrapped, plain)
-
-
-def is_free(path: Path) -> bool:
-    return subprocess.run(["flock", "-n", str(path), "true"], check=False).returncode == 0
 
 
 def test_a_build_under_uvs_lock_and_a_plain_one_do_not_deadlock(tree: WitnessTree) -> None:
@@ -321,14 +283,7 @@ def test_a_build_under_uvs_lock_and_a_plain_one_do_not_deadlock(tree: WitnessTre
         "sys.exit(subprocess.call(['sh', '-c', sys.argv[2]]))"
     )
     script = f"cat {ready.path}; exec {build_command(tree, 'uv')}"
-    like_uv = subprocess.Popen(
-        [sys.executable, "-c", holder, str(uv_lock_file), script],
-        env=tree.environ(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    tree.started.append(like_uv)
+    like_uv = tree.start_process(sys.executable, "-c", holder, str(uv_lock_file), script)
     wait_until(lambda: not is_free(uv_lock_file), "the lock of uv")
     plain = tree.start()
     assert plain.stderr is not None
@@ -365,14 +320,11 @@ def assert_locked(tree: WitnessTree) -> None:
 def test_the_lock_of_a_killed_build_outlives_the_builds_that_are_nested_in_it(tree: WitnessTree, wrapper: str) -> None:
     gate = tree.make_gate()
     nested = f"WITNESS_GATE={gate.path} {wrapper}{build_command(tree, 'nested')} >/dev/null 2>&1"
-    pid_file = tree.control / "outer"
-    environ = commands(nested) | {"PID_FILE": str(pid_file)}
-    tree.start(command=(sys.executable, "-c", ADOPTER, *LOCKBUILD), env=environ)
+    outer = start_adopted(tree, env=commands(nested))
     nested_hook = tree.wait_for_entry()
     nested_host = parent(nested_hook)
     # Its host cannot end it now, though the build that it is nested in has long gone.
     os.kill(nested_host, signal.SIGSTOP)
-    outer = int(pid_file.read_text())
     os.kill(outer, signal.SIGKILL)
     wait_until(lambda: not is_running(outer), "the end of the outer build")
     assert_locked(tree)
@@ -382,17 +334,6 @@ def test_the_lock_of_a_killed_build_outlives_the_builds_that_are_nested_in_it(tr
         # Nobody has killed this one.
         gate.open()
     tree.assert_all_succeed(tree.start())
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.slow

@@ -71,30 +71,12 @@ def test_many_builds_with_nothing_in_common_but_the_tree_never_run_hooks_togethe
     assert len(witness_tree.entered("build_wheel")) == 6
 
 
-SETUP_PY = """\
-import sys
-sys.path.insert(0, ".")
-from setuptools import setup
-from witness_backend import _wait_at_gate, _witness
-
-if "bdist_wheel" in sys.argv:
-    with _witness("build_wheel"):
-        _wait_at_gate()
-        setup(name="witness", version="1.0", py_modules=["witness_backend"])
-else:
-    setup(name="witness", version="1.0", py_modules=["witness_backend"])
-"""
-
-
 @pytest.mark.slow
 def test_setuptools_itself_whose_hook_host_starts_before_the_wait_gets_the_lock_after_it(
     witness_tree: WitnessTree, tmp_path: Path
 ) -> None:
     """The host is started with open lock files. What it was given may not keep the lock from its own frontend."""
-    (witness_tree.path / "setup.py").write_text(SETUP_PY)
-    (witness_tree.path / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
-    )
+    witness_tree.use_setuptools()
     gate = witness_tree.make_gate()
     holder = witness_tree.start(gate=gate.path)
     witness_tree.wait_for_entry()

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from machine import parent, state
 from witness import WitnessTree, wait_until
 
 
 def wait_until_stopped(pid: int) -> None:
-    wait_until(
-        lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t"), f"{pid} stopped"
-    )
+    wait_until(lambda: state(pid) in "Tt", f"{pid} stopped")
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
@@ -30,7 +28,7 @@ def test_who_waits_for_a_stopped_build_names_it_and_goes_on_after_it(
     gate = witness_tree.make_gate()
     holder = witness_tree.start(gate=gate.path)
     hook = witness_tree.wait_for_entry()
-    host = int(Path(f"/proc/{hook}/stat").read_text().rpartition(")")[2].split()[1])
+    host = parent(hook)
     stopped = [holder.pid, *({"host": host, "hook": hook}[name] for name in also)]
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)

@@ -18,6 +18,7 @@ from lockbuild.events import LockWait, Reporter
 from lockbuild.frontend import build
 from lockbuild.locks import SourceTreeLock
 from lockbuild.request import BuildRequest
+from machine import is_free
 from witness import WitnessTree, wait_until
 
 
@@ -29,10 +30,6 @@ def request(tree: WitnessTree, out: str, cache_dir: Path | None = None) -> Build
         isolation=False,
         cache_dir=None if cache_dir is None else str(cache_dir),
     )
-
-
-def is_free(path: Path) -> bool:
-    return subprocess.run(["flock", "-n", str(path), "true"], check=False).returncode == 0
 
 
 def descriptors() -> set[tuple[str, str]]:

@@ -16,52 +16,26 @@ import pytest
 
 from lockbuild.locks import cache_digest
 from lockbuild.locks.source_tree import uv_lock_file
-from machine import PublicPlace, as_root, linux_only, public_place, read_message, wait_until_it_waits
+from machine import PublicPlace, as_root, linux_only, public_place, read_message, second_tree, wait_until_it_waits
 from witness import PATIENCE, Gate, WitnessTree, wait_until
 
 pytestmark = [linux_only, pytest.mark.slow]
 
 UV_BUILD = ("uv", "build", "--no-build-isolation", "--python", sys.executable, "--offline", "--no-config")
 
-SETUP_PY = """\
-import sys
-sys.path.insert(0, ".")
-from setuptools import setup
-from witness_backend import _wait_at_gate, _witness
 
-if "bdist_wheel" in sys.argv:
-    with _witness("build_wheel"):
-        _wait_at_gate()
-        setup(name="witness", version="1.0", py_modules=["demo"])
-else:
-    setup(name="witness", version="1.0", py_modules=["demo"])
-"""
-
-
-def make_setuptools_tree(path: Path, witness: WitnessTree) -> WitnessTree:
-    """Make a tree whose real setuptools build of a wheel is a witness."""
-    path.mkdir(parents=True)
-    (path / "setup.py").write_text(SETUP_PY)
-    (path / "demo.py").write_text("value = 1\n")
-    (path / "witness_backend.py").write_text(Path(__file__).parents[1].joinpath("witness_backend.py").read_text())
-    (path / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
-    )
-    return WitnessTree(path, witness.control, witness.started)
+@pytest.fixture
+def tree(witness_tree: WitnessTree) -> WitnessTree:
+    """A tree that setuptools builds."""
+    witness_tree.use_setuptools()
+    return witness_tree
 
 
 def start_uv(tree: WitnessTree, gate: Gate | None = None) -> subprocess.Popen[str]:
     # The shebang-less uv of this environment, not one that PATH may have.
     uv = Path(sys.executable).with_name("uv")
-    process = subprocess.Popen(
-        [str(uv), *UV_BUILD[1:], "--wheel", "--out-dir", str(tree.control / "uv-out"), str(tree.path)],
-        env=tree.environ(gate=gate.path if gate else None),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    tree.started.append(process)
-    return process
+    words = (*UV_BUILD[1:], "--wheel", "--out-dir", str(tree.control / "uv-out"), str(tree.path))
+    return tree.start_process(str(uv), *words, gate=gate.path if gate else None)
 
 
 def open_files(pid: int) -> set[str]:
@@ -76,8 +50,8 @@ def open_files(pid: int) -> set[str]:
 @pytest.mark.parametrize(
     "name", ["plain", "with space", "ünï-ço∂é ☃", "dots.in.1.0", ".hidden/..odd..", "a/b/c/d/e/f/gh"]
 )
-def test_uv_locks_the_file_that_our_digest_names(witness_tree: WitnessTree, tmp_path: Path, name: str) -> None:
-    tree = make_setuptools_tree(tmp_path / "uv" / name, witness_tree)
+def test_uv_locks_the_file_that_our_digest_names(tree: WitnessTree, tmp_path: Path, name: str) -> None:
+    tree = second_tree(tree, tmp_path / "uv" / name)
     gate = tree.make_gate()
     uv = start_uv(tree, gate)
     tree.wait_for_entry()
@@ -88,8 +62,7 @@ def test_uv_locks_the_file_that_our_digest_names(witness_tree: WitnessTree, tmp_
     assert status == 0, error
 
 
-def test_lockbuild_waits_for_uv_and_names_it(witness_tree: WitnessTree, tmp_path: Path) -> None:
-    tree = make_setuptools_tree(tmp_path / "project", witness_tree)
+def test_lockbuild_waits_for_uv_and_names_it(tree: WitnessTree) -> None:
     gate = tree.make_gate()
     uv = start_uv(tree, gate)
     tree.wait_for_entry()
@@ -102,8 +75,7 @@ def test_lockbuild_waits_for_uv_and_names_it(witness_tree: WitnessTree, tmp_path
     check_that_both_succeeded(tree, uv, waiter)
 
 
-def test_uv_waits_for_lockbuild(witness_tree: WitnessTree, tmp_path: Path) -> None:
-    tree = make_setuptools_tree(tmp_path / "project", witness_tree)
+def test_uv_waits_for_lockbuild(tree: WitnessTree) -> None:
     gate = tree.make_gate()
     holder = tree.start(gate=gate.path)
     tree.wait_for_entry()
@@ -134,8 +106,7 @@ def check_that_both_succeeded(tree: WitnessTree, uv: subprocess.Popen[str], lock
     assert [file.suffix for file in (tree.control / "uv-out").glob("*.whl")] == [".whl"]
 
 
-def test_many_of_both_never_build_together(witness_tree: WitnessTree, tmp_path: Path) -> None:
-    tree = make_setuptools_tree(tmp_path / "project", witness_tree)
+def test_many_of_both_never_build_together(tree: WitnessTree) -> None:
     for number in range(3):
         tree.start(out_dir=tree.control / f"out{number}")
         start_uv(tree)
@@ -185,11 +156,8 @@ def build_as_alice(place: PublicPlace) -> str:
     return error
 
 
-def test_a_uv_lock_that_comes_free_late_is_waited_for_however_often_it_is_told(
-    witness_tree: WitnessTree, tmp_path: Path
-) -> None:
+def test_a_uv_lock_that_comes_free_late_is_waited_for_however_often_it_is_told(tree: WitnessTree) -> None:
     """What goes wrong in telling of the wait does not turn it into a build without the lock."""
-    tree = make_setuptools_tree(tmp_path / "project", witness_tree)
     gate = tree.make_gate()
     uv = start_uv(tree, gate)
     tree.wait_for_entry()
@@ -208,10 +176,7 @@ try:
 except BlockingIOError as error:
     print("told:", error, file=sys.stderr)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tree.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    tree.started.append(process)
+    process = tree.start_process(sys.executable, "-c", program, str(tree.path))
     assert read_message(process, "") == "told: the terminal takes no more"
     gate.open()
     for status, _, error in tree.finish(uv):

@@ -24,7 +24,7 @@ from lockbuild.frontend import build_shared_wheel
 from lockbuild.request import BuildRequest
 from lockbuild.sharing.build import SharedBuild, shared_build
 from lockbuild.sharing.tickets import Ticket, read_outcome
-from machine import ADOPTER, linux_only, read_message
+from machine import ADOPTER, linux_only, parent, read_message
 from sharing_project import WHEEL, SharingProject, wait_until_all_wait
 from wheelhouse import CACHE_COMMAND
 from witness import LOCKBUILD, PATIENCE, wait_until
@@ -175,7 +175,7 @@ def test_nobody_takes_over_before_the_hook_of_a_killed_builder_has_ended(project
     waiter = project.start(gated=True, env=env)
     wait_until_all_wait([waiter], builder)
     [hook] = project.runs()
-    host = int(Path(f"/proc/{hook}/stat").read_text().rpartition(")")[2].split()[1])
+    host = parent(hook)
     # The host would end the hook at once. Stopped, it cannot; it and the hook have inherited the lock.
     os.kill(host, signal.SIGSTOP)
     try:

@@ -6,6 +6,7 @@ The full counts of the long test, ``WHEEL_COUNT=200 WHEEL_ROUNDS=50``, take some
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import os
@@ -139,6 +140,12 @@ def installing(environment: Path, wheels: Sequence[Path]) -> subprocess.Popen[st
     )
 
 
+def let_begin(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
 def install_at_once(environment: Path, shares: Sequence[Sequence[Path]]) -> None:
     """Have a process for each share of wheels install it; all of them begin together."""
     processes = [installing(environment, share) for share in shares]
@@ -146,9 +153,7 @@ def install_at_once(environment: Path, shares: Sequence[Sequence[Path]]) -> None
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
     for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
+        let_begin(process)
     for process in processes:
         out, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, out
@@ -188,9 +193,7 @@ def test_a_directory_that_is_locked_is_waited_for(house: Wheelhouse, environment
     (site / "alpha" / "one").mkdir(parents=True)
     with locked(str(site / "alpha" / "one"), None, Reporter()):
         process = installing(environment, [wheel])
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
+        let_begin(process)
         wait_until(lambda: len(list(site.glob("alpha/more*/file.py"))) == 30, "the files in all other directories")
         assert not (site / "alpha" / "one" / "file.py").exists()
         assert not (site / "alpha-1.0.dist-info" / "RECORD").exists()
@@ -199,16 +202,21 @@ def test_a_directory_that_is_locked_is_waited_for(house: Wheelhouse, environment
     assert problems(environment) == []
 
 
-def test_an_installer_that_waits_for_a_directory_can_be_interrupted(house: Wheelhouse, environment: Path) -> None:
-    wheel = house.add_wheel("alpha", files={"alpha/one/file.py": "", "alpha/two/file.py": ""})
+@contextlib.contextmanager
+def half_installed(environment: Path, wheel: Path) -> Iterator[subprocess.Popen[str]]:
+    """Yield an installer of a wheel with ``alpha/one`` and ``alpha/two`` that waits for the first of these folders."""
     site = site_packages(environment)
     (site / "alpha" / "one").mkdir(parents=True)
     with locked(str(site / "alpha" / "one"), None, Reporter()):
         process = installing(environment, [wheel])
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
+        let_begin(process)
         wait_until((site / "alpha" / "two" / "file.py").exists, "the files that go where nothing is locked")
+        yield process
+
+
+def test_an_installer_that_waits_for_a_directory_can_be_interrupted(house: Wheelhouse, environment: Path) -> None:
+    wheel = house.add_wheel("alpha", files={"alpha/one/file.py": "", "alpha/two/file.py": ""})
+    with half_installed(environment, wheel) as process:
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode != 0
@@ -305,17 +313,10 @@ def test_an_installation_that_was_killed_looks_unfinished_and_is_completed_by_th
     house: Wheelhouse, environment: Path
 ) -> None:
     wheel = house.add_wheel("alpha", files={"alpha/one/file.py": "", "alpha/two/file.py": ""})
-    site = site_packages(environment)
-    (site / "alpha" / "one").mkdir(parents=True)
-    with locked(str(site / "alpha" / "one"), None, Reporter()):
-        killed = installing(environment, [wheel])
-        assert killed.stdin is not None
-        killed.stdin.write("\n")
-        killed.stdin.flush()
-        wait_until((site / "alpha" / "two" / "file.py").exists, "the files that go where nothing is locked")
+    with half_installed(environment, wheel) as killed:
         killed.kill()
         killed.communicate()
-    assert not (site / "alpha-1.0.dist-info" / "RECORD").exists()
+    assert not (site_packages(environment) / "alpha-1.0.dist-info" / "RECORD").exists()
     install_wheels([wheel], environment)
     assert problems(environment) == []
 

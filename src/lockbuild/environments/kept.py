@@ -25,32 +25,17 @@ from lockbuild.environments.store import (
     remove_unused,
 )
 from lockbuild.errors import CacheFolderError, CircularRequirementsError
-from lockbuild.events import Reporter
 from lockbuild.hooks.early import isolation_of
-from lockbuild.interruption import killing_descendants
 from lockbuild.locks import DirectoryLock
 from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from build.env import DefaultIsolatedEnv
-
     from lockbuild.environments.key import EnvironmentKey
+    from lockbuild.events import Reporter
     from lockbuild.locks import InheritableLock
     from lockbuild.request import BuildRequest, Installer
-
-# What installers say when an index cannot be reached, as opposed to: when it has no such version.
-_UNREACHABLE = (
-    "connection broken by",
-    "NewConnectionError",
-    "Could not fetch URL",
-    "ProxyError",
-    "error sending request",
-    "client error (Connect)",
-    "dns error",
-    "Network is unreachable",
-)
 
 # How long to be content with an old environment, after an index could not be reached, before trying again, in seconds.
 _TRY_AGAIN_SECONDS = 300.0
@@ -194,15 +179,17 @@ def _make(
             return _use_older(*older, reporter)
         # What a killed maker has left, and what was changed.
         remove_unused(folder, keep=lambda generation: older is not None and generation == older[0])
-        generation = new_generation(folder)
         from lockbuild.build_library import forward_log
+        from lockbuild.environments.populate import InstallerOutput, InstallRequest, populate
 
-        heard = _InstallerOutput(reporter)
+        generation = new_generation(folder)
+        heard = InstallerOutput(reporter)
         user = None
         try:
             with forward_log(heard, request.verbosity):
                 variables = _variables_for_installer(lock)
-                manifest = _populate(generation, requirements, constraints, request, reporter, variables)
+                wanted = InstallRequest(requirements, constraints, request, variables, reporter)
+                manifest = populate(generation, wanted)
             user = User(generation)
             # A backend is imported on one core, while the other one does the rest.
             on_candidate(KeptEnvironment(manifest, user))
@@ -258,35 +245,6 @@ def _locked(lock: DirectoryLock, key: EnvironmentKey, request: BuildRequest) -> 
         yield
 
 
-def _populate(
-    generation: Generation,
-    requirements: Collection[str],
-    constraints: str,
-    request: BuildRequest,
-    reporter: Reporter,
-    variables: Mapping[str, str],
-) -> Manifest:
-    from build.env import DefaultIsolatedEnv
-
-    made = time.time()
-    with killing_descendants():
-        environment = DefaultIsolatedEnv(installer=request.installer, path=generation.path).__enter__()
-        paths = _paths(environment.path)
-        if requirements:
-            _install(environment, paths, requirements, constraints, request, reporter, variables)
-    packages = _installed_packages({paths["purelib"], paths["platlib"]})
-    names = _names(requirements)
-    return Manifest(
-        made=made,
-        python_executable=environment.python_executable,
-        scripts=paths["scripts"],
-        requirements=tuple(sorted(requirements)),
-        packages=packages,
-        required={name: version for name, version in sorted(packages.items()) if name in names},
-        contents="",
-    )
-
-
 def _complete(generation: Generation, manifest: Manifest, installer: Installer) -> Manifest:
     """
     Complete an environment that has its files; return its whole manifest.
@@ -304,35 +262,6 @@ def _complete(generation: Generation, manifest: Manifest, installer: Installer) 
     return manifest
 
 
-def _install(
-    environment: DefaultIsolatedEnv,
-    paths: Mapping[str, str],
-    requirements: Collection[str],
-    constraints: str,
-    request: BuildRequest,
-    reporter: Reporter,
-    variables: Mapping[str, str],
-) -> None:
-    if request.installer == "pip":
-        from lockbuild.wheels.resolve import can_fill, fill
-
-        if can_fill(requirements, constraints):
-            fill(environment, paths, requirements, constraints, request, reporter, variables)
-            return
-    from lockbuild.build_library import set_for_installer
-
-    with set_for_installer(variables):
-        environment.install(requirements, (constraints,) if constraints.strip() else (), _fresh=True)
-
-
-def _paths(environment: str) -> dict[str, str]:
-    """Return where an environment that was made by this interpreter has what, by the names of ``sysconfig``."""
-    import sysconfig
-
-    base = {"base": environment, "platbase": environment, "installed_base": environment}
-    return sysconfig.get_paths("venv", {**sysconfig.get_config_vars(), **base})
-
-
 def _variables_for_installer(lock: DirectoryLock) -> dict[str, str]:
     """
     Return the variables that an installer and what it starts have to know.
@@ -345,15 +274,6 @@ def _variables_for_installer(lock: DirectoryLock) -> dict[str, str]:
     if os.environ.get("UV_LINK_MODE") != "copy":
         variables["UV_LINK_MODE"] = "clone"
     return variables
-
-
-def _installed_packages(folders: Collection[str]) -> dict[str, str]:
-    from importlib.metadata import distributions
-
-    from packaging.utils import canonicalize_name
-
-    found = distributions(path=sorted(folders))
-    return {canonicalize_name(distribution.name): distribution.version for distribution in found}
 
 
 def _is_unchanged(generation: Generation, manifest: Manifest) -> bool:
@@ -384,17 +304,6 @@ def _versions(manifest: Manifest) -> str:
     return ", ".join(f"{name} {version}" for name, version in manifest.required.items())
 
 
-def _names(requirements: Collection[str]) -> set[str]:
-    from packaging.requirements import InvalidRequirement, Requirement
-    from packaging.utils import canonicalize_name
-
-    names = set()
-    for requirement in requirements:
-        with contextlib.suppress(InvalidRequirement):
-            names.add(str(canonicalize_name(Requirement(requirement).name)))
-    return names
-
-
 def _note_unreachable(folder: str) -> None:
     with open(os.path.join(folder, "unreachable"), "w", encoding="utf-8"):
         pass
@@ -405,15 +314,3 @@ def _was_unreachable_lately(folder: str) -> bool:
         return time.time() - os.stat(os.path.join(folder, "unreachable")).st_mtime < _TRY_AGAIN_SECONDS
     except FileNotFoundError:
         return False
-
-
-class _InstallerOutput(Reporter):
-    """Listens for an installer that cannot reach its index, and passes on what it hears."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-        self.index_was_unreachable = False
-
-    def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
-        self.index_was_unreachable |= any(sign in message for sign in _UNREACHABLE)
-        self._reporter.log(message, kind)

@@ -35,30 +35,23 @@ if TYPE_CHECKING:
 
     from build.env import DefaultIsolatedEnv
 
+    from lockbuild.environments.populate import InstallRequest
     from lockbuild.events import Reporter
-    from lockbuild.request import BuildRequest
 
 # The build requirements of an sdist are not to be found where pip runs.
 _WITHOUT_CHECK = {"PIP_CHECK_BUILD_DEPENDENCIES": "0"}
 
 
-def fill(
-    environment: DefaultIsolatedEnv,
-    paths: Mapping[str, str],
-    requirements: Collection[str],
-    constraints: str,
-    request: BuildRequest,
-    reporter: Reporter,
-    variables: Mapping[str, str],
-) -> None:
+def fill(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: InstallRequest) -> None:
     """
-    Install requirements into an empty environment, with what `build` has pip install.
+    Install what is wanted into an empty environment, with what `build` has pip install.
 
-    ``paths`` are those of ``sysconfig`` for it, ``variables`` what pip's environment has beside ours. Raises
-    `subprocess.CalledProcessError` when pip fails, and what `install_archives` raises.
+    ``paths`` are those of ``sysconfig`` for it. Raises `subprocess.CalledProcessError` when pip fails, and what
+    `install_archives` raises.
     """
-    named = _distributions(requirements)
-    listed = "\n".join(f"- {requirement}" for requirement in sorted(requirements))
+    request, reporter = wanted.request, wanted.reporter
+    named = _distributions(wanted.requirements)
+    listed = "\n".join(f"- {requirement}" for requirement in sorted(wanted.requirements))
     log_step(f"Installing packages in isolated environment:\n{listed}")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     installation = Installation(
@@ -72,16 +65,16 @@ def fill(
     )
     store = WheelStore(wheel_folder(request.cache_dir), request.cache_dir, request.lock_timeout, reporter)
     with tempfile.TemporaryDirectory(prefix="lockbuild-wheels-", ignore_cleanup_errors=True) as folder:
-        words = _words(requirements, constraints, folder)
+        words = _words(wanted, folder)
         settings = _settings_for_install()
         command, needed = pip_command(environment)
         pip = PipCommand(command, {**needed, **settings})
         with (
             _step(reporter, "resolving"),
-            building_for_pip(paths["purelib"], pip, variables, request, reporter) as for_hooks,
+            building_for_pip(paths["purelib"], pip, wanted.variables, request, reporter) as for_hooks,
             killing_descendants(),
         ):
-            run_pip(environment, words, {**settings, **_WITHOUT_CHECK, **variables, **for_hooks})
+            run_pip(environment, words, {**settings, **_WITHOUT_CHECK, **wanted.variables, **for_hooks})
         archives = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".whl")]
         with _step(reporter, "filling"):
             install_archives(archives, {}, store, installation)
@@ -97,12 +90,12 @@ def _step(reporter: Reporter, name: str) -> Iterator[None]:
         reporter.ended(name, time.perf_counter() - began)
 
 
-def _words(requirements: Collection[str], constraints: str, folder: str) -> list[str]:
+def _words(wanted: InstallRequest, folder: str) -> list[str]:
     # In files, because pip heeds environment markers and hashes there.
     words = ["wheel", "--use-pep517", "--no-build-isolation", "--no-input", "--wheel-dir", folder]
     for option, name, content in (
-        ("-r", "requirements.txt", "\n".join(requirements)),
-        ("-c", "constraints.txt", constraints),
+        ("-r", "requirements.txt", "\n".join(wanted.requirements)),
+        ("-c", "constraints.txt", wanted.constraints),
     ):
         if content.strip():
             path = os.path.join(folder, name)
@@ -133,16 +126,16 @@ def _settings_for_install() -> dict[str, str]:
     return settings
 
 
-def can_fill(requirements: Collection[str], constraints: str) -> bool:
+def can_fill(wanted: InstallRequest) -> bool:
     """
-    Tell whether `fill` does for these.
+    Tell whether `fill` does for what is wanted.
 
     It does not where something is named by its URL: for that pip leaves a direct_url.json (PEP 610) that it alone can
     write.
     """
     from packaging.requirements import Requirement
 
-    return " @ " not in constraints and not any(Requirement(requirement).url for requirement in requirements)
+    return " @ " not in wanted.constraints and not any(Requirement(each).url for each in wanted.requirements)
 
 
 def _distributions(requirements: Collection[str]) -> frozenset[str]:

@@ -1,0 +1,43 @@
+"""The settings for the backend (PEP 517's ``config_settings``), from the two ways to give them on the command line."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from lockbuild.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def from_json(text: str) -> dict[str, Any]:
+    """Return the settings of ``--config-json``. Raises `SettingsError`."""
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"Invalid JSON in --config-json: {error}") from error
+    if not isinstance(settings, dict):
+        raise SettingsError("--config-json must contain a JSON object (dict), not a list or primitive value")
+    return settings
+
+
+def from_words(words: Iterable[str]) -> dict[str, Any]:
+    """Return the settings of each ``--config-setting KEY=VALUE``; one that is given several times has a list."""
+    collected: dict[str, Any] = {}
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not separator:
+            warnings.warn(
+                f"Config setting {key!r} was passed without a value; this form is not supported by pip. "
+                f"Write {key}= instead to be compatible with both tools",
+                stacklevel=2,
+            )
+        if key not in collected:
+            collected[key] = value
+        elif isinstance(collected[key], list):
+            collected[key].append(value)
+        else:
+            collected[key] = [collected[key], value]
+    return collected
