@@ -113,6 +113,7 @@ def test_a_repeated_build_starts_its_host_before_anything_else(tree: ProbeTree) 
     assert note(tree).stat().st_ino == inode, "the note is written again, and says the same"
 
 
+@pytest.mark.slow
 def test_the_early_host_serves_the_sdist_and_the_wheel(tree: ProbeTree) -> None:
     for _ in range(2):
         before = len(imports(tree))
@@ -122,11 +123,13 @@ def test_the_early_host_serves_the_sdist_and_the_wheel(tree: ProbeTree) -> None:
         assert len(imports(tree)) == before + 1
 
 
+@pytest.mark.slow
 def test_it_does_not_matter_where_the_out_dir_is(tree: ProbeTree) -> None:
     tree.build(out_dir=tree.control / "one")
     assert run(tree, out_dir=tree.control / "two")["started"] == ["os.posix_spawn"]
 
 
+@pytest.mark.slow
 def test_a_host_that_was_not_needed_is_ended(tree: ProbeTree) -> None:
     tree.build()
     tree.wheelhouse.add_wheel("more")
@@ -162,6 +165,7 @@ def test_a_build_that_does_not_come_to_a_hook_leaves_no_host(tree: ProbeTree) ->
     assert not is_running(host)
 
 
+@pytest.mark.slow
 def test_a_host_that_is_killed_while_it_imports_is_replaced(tree: ProbeTree) -> None:
     tree.build()
     gate = tree.make_gate()
@@ -175,6 +179,7 @@ def test_a_host_that_is_killed_while_it_imports_is_replaced(tree: ProbeTree) -> 
     tree.finish(build)
 
 
+@pytest.mark.slow
 def test_the_output_of_hooks_is_dropped_where_it_is_to_be_dropped(tree: ProbeTree) -> None:
     for options, shown in (([], True), (["-q"], False)):
         for _ in range(2):
@@ -184,6 +189,7 @@ def test_the_output_of_hooks_is_dropped_where_it_is_to_be_dropped(tree: ProbeTre
             assert ("a word of the backend" in out) == shown
 
 
+@pytest.mark.slow
 @linux_only
 def test_the_locks_are_held_by_a_host_that_was_started_early(tree: ProbeTree) -> None:
     tree.build()
@@ -210,6 +216,7 @@ def test_the_locks_are_held_by_a_host_that_was_started_early(tree: ProbeTree) ->
     assert not is_running(hook)
 
 
+@pytest.mark.slow
 @linux_only
 def test_a_frontend_that_is_killed_before_its_first_hook_leaves_no_early_host(tree: ProbeTree) -> None:
     tree.build()
@@ -221,6 +228,7 @@ def test_a_frontend_that_is_killed_before_its_first_hook_leaves_no_early_host(tr
     wait_until(lambda: not is_running(host), "the end of the host")
 
 
+@pytest.mark.slow
 @linux_only
 def test_an_early_host_gets_no_file_that_the_frontend_has_inherited(tree: ProbeTree) -> None:
     tree.build()
@@ -242,6 +250,7 @@ def test_a_note_that_others_could_have_written_is_not_read(tree: ProbeTree) -> N
     assert "os.posix_spawn" not in run(tree)["started"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "one line", "/no/such/python\nmesonpy\n", "\0\nmesonpy\n", "a\nb\nc\nd\n"])
 def test_a_note_that_makes_no_sense_is_written_anew(tree: ProbeTree, content: str) -> None:
     tree.build()
@@ -259,6 +268,7 @@ def test_no_host_is_started_early_where_backends_are_not_imported_early(
     assert run(tree)["started"] == ["subprocess.Popen"]
 
 
+@pytest.mark.slow
 def test_old_notes_are_pruned(tree: ProbeTree) -> None:
     tree.build()
     prune = [sys.executable, "-m", "lockbuild.cache", "prune"]
