@@ -63,3 +63,11 @@ class Reporter:
 
     def ended(self, step: str, seconds: float) -> None:
         """Hear that it is over, whether or not it has succeeded, after so many seconds."""
+
+
+class ReporterFailedError(Exception):
+    """A reporter has raised an `OSError`; kept apart from those of what it was told of."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+        super().__init__(error)

@@ -1,4 +1,4 @@
-"""The lock on a directory: which of the kernel's locks it consists of, and how it waits for them.
+"""The lock on a directory: which of the kernel's locks it consists of, and in which order they are taken.
 
 `DirectoryLock` takes, in this order, which is the same for everybody so that no two can wait for each other:
 
@@ -8,9 +8,8 @@
 
 Where a lock around this process already covers one of them (a hook that runs a build of its own tree, ``flock .
 lockbuild``), that one is not taken again. Nobody waits for one of the three while holding another: ``flock .`` takes
-the directory first and ``uv build`` its own, and a lockbuild below them wants the rest. A lock that is not free is
-tried again every `POLL_SECONDS`; one that does not come free in time is a `LockTimeoutError`, never a build without
-it.
+the directory first and ``uv build`` its own, and a lockbuild below them wants the rest. How one that is not free is
+waited for is told in `lockbuild.locks.waiting`, which is imported then.
 
 The acquisition is one generator that yields how long to sleep. Threads sleep in ``time.sleep``, coroutines in
 ``asyncio.sleep``, and both run the same code.
@@ -25,15 +24,14 @@ from typing import TYPE_CHECKING, Self
 
 from lockbuild.errors import (
     CacheFolderError,
-    LockTimeoutError,
     LockUnavailableError,
     SourceTreeMovedError,
     shown,
 )
-from lockbuild.events import LockWait, Reporter
+from lockbuild.events import Reporter, ReporterFailedError
 from lockbuild.locks.around import inherited_lock, is_held_by_ancestor
 from lockbuild.locks.cache_digest import cache_digest
-from lockbuild.locks.holders import find_holder, record_beside, remove_record, write_record
+from lockbuild.locks.holders import record_beside, remove_record, write_record
 from lockbuild.locks.kernel import (
     Directory,
     LockFile,
@@ -51,15 +49,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
-# How often a lock that is not free is tried again, in seconds. Two system calls an attempt; with several waiting,
-# one of them finds it free sooner than that.
-POLL_SECONDS = 0.01
-
-# How often by one that is not ready to use it, while others are.
-_UNREADY_SECONDS = 0.2
-
-# After how many seconds, and how often from then on, the reporter hears of a wait.
-_REPORT_SECONDS = 0.5
+    from lockbuild.locks.waiting import Wait
 
 
 class _StartOver(Exception):  # noqa: N818 - not an error, and never leaves this module
@@ -114,7 +104,9 @@ class DirectoryLock:
         """Asked again and again during a wait; as long as it says no, others have the lock first."""
         self.epoch = 0
         """Changes whenever `descriptors` will be others than those that `open` has announced."""
-        self._started = self._next_report = 0.0
+        self._started = 0.0
+        """When somebody began to take it, by the monotonic clock."""
+        self._wait: Wait | None = None
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -203,13 +195,13 @@ class DirectoryLock:
         if self.held is not None:
             raise RuntimeError(f"this lock on {self.path} is held already; make a second one to wait for it")
         self._has_heirs = False
+        self._wait = None
         self._started = time.monotonic()
-        self._next_report = _REPORT_SECONDS
         try:
             yield from self._take_all()
-            if self._next_report > _REPORT_SECONDS:
-                self._reporter.got_lock(self.subject, time.monotonic() - self._started)
-        except _ReporterFailedError as failure:
+            if self._wait is not None and self._wait.was_told:
+                self._reporter.got_lock(self.subject, self._wait.seconds)
+        except ReporterFailedError as failure:
             self._release()
             raise failure.error from None
         except BaseException:
@@ -374,36 +366,15 @@ class DirectoryLock:
                 raise SourceTreeMovedError(self.path)
 
     def _wait_for(self, descriptor: int, lock_file: str) -> Iterator[float]:
+        if self._wait is None:
+            from lockbuild.locks.waiting import Wait
+
+            self._wait = Wait(self, self._reporter, self._started)
         self._awaited = descriptor
         try:
-            yield from self._wait_until_locked(descriptor, lock_file)
+            yield from self._wait.until_locked(descriptor, lock_file)
         finally:
             self._awaited = None
-
-    def _wait_until_locked(self, descriptor: int, lock_file: str) -> Iterator[float]:
-        next_attempt = 0.0
-        while True:
-            waited = time.monotonic() - self._started
-            if self.timeout is not None and waited >= self.timeout:
-                holder = find_holder(descriptor, record_beside(lock_file))
-                raise LockTimeoutError(self.subject, lock_file, holder, self.timeout)
-            if waited >= self._next_report:
-                self._next_report = waited + _REPORT_SECONDS
-                holder = find_holder(descriptor, record_beside(lock_file))
-                try:
-                    self._reporter.waiting(
-                        LockWait(self.subject, lock_file, holder, waited, self.timeout, self.activity)
-                    )
-                except OSError as error:
-                    # A terminal that has gone, say. It is no reason to take uv's lock for one that cannot be had.
-                    raise _ReporterFailedError(error) from error
-            yield POLL_SECONDS if self.timeout is None else min(POLL_SECONDS, self.timeout - waited)
-            waited = time.monotonic() - self._started
-            if self.is_ready() or waited >= next_attempt:
-                # Those that are ready may have been stopped, and the lock be free.
-                next_attempt = waited + _UNREADY_SECONDS
-                if try_to_lock(descriptor):
-                    return
 
     def _is_locked_around(self, descriptor: int) -> bool:
         """
@@ -446,11 +417,3 @@ class DirectoryLock:
                 os.close(descriptor)
             else:
                 unlock(descriptor)
-
-
-class _ReporterFailedError(Exception):
-    """A reporter has raised an `OSError`; kept apart from those of the locks."""
-
-    def __init__(self, error: OSError) -> None:
-        self.error = error
-        super().__init__(error)
