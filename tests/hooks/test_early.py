@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,9 +96,9 @@ def run(tree: ProbeTree, *options: str, **build: Any) -> dict[str, list[str]]:
     return found
 
 
-def note(tree: ProbeTree) -> Path:
-    [path] = (tree.cache / "environments-hosts").iterdir()
-    return path
+def notes(tree: ProbeTree) -> list[Path]:
+    """Return the notes: for the last word, and for any."""
+    return sorted((tree.cache / "environments-hosts").iterdir())
 
 
 def test_a_repeated_build_starts_its_host_before_anything_else(tree: ProbeTree) -> None:
@@ -108,9 +109,9 @@ def test_a_repeated_build_starts_its_host_before_anything_else(tree: ProbeTree) 
     # It was used, and nobody else has imported the backend.
     assert len(imports(tree)) == 2
     assert tree.hooks()[-1]["ppid"] == imports(tree)[-1][0]
-    inode = note(tree).stat().st_ino
+    inodes = [note.stat().st_ino for note in notes(tree)]
     run(tree)
-    assert note(tree).stat().st_ino == inode, "the note is written again, and says the same"
+    assert [note.stat().st_ino for note in notes(tree)] == inodes, "a note is written again, and says the same"
 
 
 @pytest.mark.slow
@@ -127,6 +128,18 @@ def test_the_early_host_serves_the_sdist_and_the_wheel(tree: ProbeTree) -> None:
 def test_it_does_not_matter_where_the_out_dir_is(tree: ProbeTree) -> None:
     tree.build(out_dir=tree.control / "one")
     assert run(tree, out_dir=tree.control / "two")["started"] == ["os.posix_spawn"]
+
+
+@pytest.mark.slow
+def test_a_tree_that_is_new_is_taken_for_one_like_the_last(tree: ProbeTree) -> None:
+    tree.build()
+    other = tree.path.with_name("other")
+    shutil.copytree(tree.path, other)
+    found = run(tree, source=other)
+    assert found["started"] == ["os.posix_spawn"]
+    assert len(imports(tree)) == 2
+    # Each has its own note from now on, whichever was the last.
+    assert len(notes(tree)) == 3
 
 
 @pytest.mark.slow
@@ -246,7 +259,7 @@ def test_an_early_host_gets_no_file_that_the_frontend_has_inherited(tree: ProbeT
 
 def test_a_note_that_others_could_have_written_is_not_read(tree: ProbeTree) -> None:
     tree.build()
-    note(tree).parent.chmod(0o777)
+    notes(tree)[0].parent.chmod(0o777)
     assert "os.posix_spawn" not in run(tree)["started"]
 
 
@@ -254,10 +267,11 @@ def test_a_note_that_others_could_have_written_is_not_read(tree: ProbeTree) -> N
 @pytest.mark.parametrize("content", ["", "one line", "/no/such/python\nmesonpy\n", "\0\nmesonpy\n", "a\nb\nc\nd\n"])
 def test_a_note_that_makes_no_sense_is_written_anew(tree: ProbeTree, content: str) -> None:
     tree.build()
-    wanted = note(tree).read_text()
-    note(tree).write_text(content)
+    wanted = [note.read_text() for note in notes(tree)]
+    for note in notes(tree):
+        note.write_text(content)
     tree.build()
-    assert note(tree).read_text() == wanted
+    assert [note.read_text() for note in notes(tree)] == wanted
 
 
 def test_no_host_is_started_early_where_backends_are_not_imported_early(
@@ -273,6 +287,8 @@ def test_old_notes_are_pruned(tree: ProbeTree) -> None:
     tree.build()
     prune = [sys.executable, "-m", "lockbuild.cache", "prune"]
     subprocess.run(prune, check=True, capture_output=True)
-    os.utime(note(tree), (0, 0))
+    assert len(notes(tree)) == 2
+    for note in notes(tree):
+        os.utime(note, (0, 0))
     subprocess.run(prune, check=True, capture_output=True)
-    assert [*(tree.cache / "environments-hosts").iterdir()] == []
+    assert notes(tree) == []

@@ -3,7 +3,8 @@
 To read the command line, the project and the key of its environment, and to import what that takes, is a tenth of a
 small build, in which its host could import the backend. The next build in the same working directory, with the same
 options and the same last word, mostly comes to the same end: the same interpreter and the same backend. So a build
-leaves a note of them, and the next one starts that host first of all.
+leaves a note of them, and the next one starts that host first of all. Where there is none for its last word, which may
+be a tree that is new, it goes by the latest one.
 
 It is a guess, and nothing depends on it. The host has no locks, and runs no hook. When the frontend has found out by
 itself what it needs, and would have started this very host, it sends it the locks before the first hook. A host that
@@ -83,8 +84,8 @@ class EarlyHost:
     It is closed by whoever has started it. A host that was taken is ended by whoever took it.
     """
 
-    def __init__(self, name: str, noted: Sequence[str], started: StartedHost | None) -> None:
-        self._name = name
+    def __init__(self, names: Sequence[str], noted: Sequence[str], started: StartedHost | None) -> None:
+        self._names = names
         self._noted = tuple(noted)
         self._needed: tuple[str, ...] | None = None
         self._started = started
@@ -110,15 +111,15 @@ class EarlyHost:
 
     def write_note(self, folder: str) -> None:
         """Leave the note for the next build in a folder."""
-        path = os.path.join(folder, self._name)
-        hidden = f"{path}.{os.urandom(4).hex()}"
-        try:
-            with open(hidden, "xb") as file:
-                file.write(os.fsencode("\n".join(self._needed or ())))
-            os.replace(hidden, path)
-        except OSError:
-            # Without a note the next build takes a little longer.
-            pass
+        for path in (os.path.join(folder, name) for name in self._names):
+            hidden = f"{path}.{os.urandom(4).hex()}"
+            try:
+                with open(hidden, "xb") as file:
+                    file.write(os.fsencode("\n".join(self._needed or ())))
+                os.replace(hidden, path)
+            except OSError:
+                # Without a note the next build takes a little longer.
+                pass
 
 
 class Child:
@@ -152,18 +153,18 @@ def start_early(words: Sequence[str]) -> EarlyHost | None:
     noted: list[str] = []
     started = None
     try:
-        name = _name_of_note(words)
+        names = _names_of_notes(words)
     except OSError:
         # There is no working directory any more.
         return None
     try:
-        noted = _read_note(name)
+        noted = _read_note(names)
         if len(noted) == _LINES:
             started = _start(*noted)
     except (AllPlacesTakenError, OSError, ValueError):
         # It is started later, as if there were no note.
         pass
-    return EarlyHost(name, noted, started)
+    return EarlyHost(names, noted, started)
 
 
 def _start(python: str, backend: str, lock_file: str) -> StartedHost:
@@ -195,20 +196,29 @@ def _start(python: str, backend: str, lock_file: str) -> StartedHost:
     return StartedHost(Child(pid), ours[0], ours[1], python, environ)
 
 
-def _name_of_note(words: Sequence[str]) -> str:
+def _names_of_notes(words: Sequence[str]) -> list[str]:
+    """Return the name of the note for these words, and that of the latest one for any last word."""
     # Not the values of options: the out-dir may be another one each time.
     options = sorted(word.partition("=")[0] for word in words if word.startswith("-"))
-    parts = [os.getcwd(), words[-1], *options]
+    return [_digest(os.getcwd(), *options, last) for last in (words[-1], "")]
+
+
+def _digest(*parts: str) -> str:
     return sha256(os.fsencode("\0".join(parts))).hexdigest()[:24]
 
 
-def _read_note(name: str) -> list[str]:
+def _read_note(names: Sequence[str]) -> list[str]:
     cache = cache_folder()
     for store in environment_folder_names() if cache else ():
         folder = os.path.join(cache or "", f"{store}{HOSTS_SUFFIX}")
-        if is_private(os.lstat(folder)):
-            with open(os.path.join(folder, name), "rb") as file:
-                return os.fsdecode(file.read()).split("\n")
+        if not is_private(os.lstat(folder)):
+            continue
+        for name in names:
+            try:
+                with open(os.path.join(folder, name), "rb") as file:
+                    return os.fsdecode(file.read()).split("\n")
+            except FileNotFoundError:
+                continue
     return []
 
 
