@@ -376,11 +376,6 @@ def _build(parsed: argparse.Namespace, console: Console, early: EarlyHost | None
         write_report(parsed.report, result.artifacts, timings)
     console.timings(timings)
     console.built([artifact.name for artifact in result.artifacts])
-    if early is not None and early.has_news and request.cache_dir is None:
-        from lockbuild.paths import environment_folder, hosts_folder
-
-        if folder := hosts_folder(environment_folder(None)):
-            early.write_note(folder)
     if request.isolation and request.use_cache:
         from lockbuild.daily import prune_once_a_day
 

@@ -308,6 +308,7 @@ def _import_the_rest() -> None:
     import zipfile  # noqa: F401
 
     import lockbuild.artifacts
+    import lockbuild.daily
     import lockbuild.hooks.backend  # noqa: F401
 
 

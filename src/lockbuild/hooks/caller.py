@@ -22,6 +22,7 @@ from lockbuild.hooks.early import host_command, host_environ, socket_pair
 from lockbuild.hooks.starting import take_place
 from lockbuild.hooks.terminal import Terminal
 from lockbuild.locks import SourceTreeLock
+from lockbuild.paths import hosts_folder
 from lockbuild.project import IMPORTED_ALIKE_EVERYWHERE
 
 if TYPE_CHECKING:
@@ -114,13 +115,14 @@ class HookRunner:
         isolation = (environment.make_extra_environ() if environment else None) or {}
         environ = host_environ(project.backend, isolation)
         is_alike = project.backend_module in IMPORTED_ALIKE_EVERYWHERE and not _searches_cwd(environ)
-        if self._early is not None:
-            early, self._early = self._early, None
-            if is_alike and environment is not None and environment.generation is not None:
-                early.was_needed(python, project.backend, place)
+        early, self._early = self._early, None
+        if early is not None:
             if started := early.take():
                 origin = (started.python, started.environ)
                 self._host = _Host(started.process, started.requests, started.replies, self._tee, origin)
+            if is_alike and environment is not None and environment.generation is not None:
+                folder = hosts_folder(os.path.dirname(environment.generation.folder))
+                early.note(folder, python, project.backend, place or "")
         if self._host is not None and self._host_suits is None and self._host.origin == (python, environ):
             # It is sent the locks before the first hook.
             self._host_is_expected = True

@@ -87,7 +87,6 @@ class EarlyHost:
     def __init__(self, names: Sequence[str], noted: Sequence[str], started: StartedHost | None) -> None:
         self._names = names
         self._noted = tuple(noted)
-        self._needed: tuple[str, ...] | None = None
         self._started = started
 
     def take(self) -> StartedHost | None:
@@ -100,22 +99,16 @@ class EarlyHost:
         if started := self.take():
             started.end()
 
-    def was_needed(self, python: str, backend: str, lock_file: str | None) -> None:
-        """Hear which host this build needed. The next one may need it, too."""
-        self._needed = (python, backend, lock_file or "")
-
-    @property
-    def has_news(self) -> bool:
-        """Whether there is something to note that was not noted before."""
-        return self._needed is not None and self._needed != self._noted and not any("\n" in _ for _ in self._needed)
-
-    def write_note(self, folder: str) -> None:
-        """Leave the note for the next build in a folder."""
+    def note(self, folder: str | None, python: str, backend: str, lock_file: str) -> None:
+        """Note for the next build, in the folder of the notes, which host this one needs, unless that stands there."""
+        needed = (python, backend, lock_file)
+        if folder is None or needed == self._noted or any("\n" in line for line in needed):
+            return
         for path in (os.path.join(folder, name) for name in self._names):
             hidden = f"{path}.{os.urandom(4).hex()}"
             try:
                 with open(hidden, "xb") as file:
-                    file.write(os.fsencode("\n".join(self._needed or ())))
+                    file.write(os.fsencode("\n".join(needed)))
                 os.replace(hidden, path)
             except OSError:
                 # Without a note the next build takes a little longer.
