@@ -130,6 +130,17 @@ def test_it_does_not_matter_where_the_out_dir_is(tree: ProbeTree) -> None:
     assert run(tree, out_dir=tree.control / "two")["started"] == ["os.posix_spawn"]
 
 
+def test_a_build_without_a_word_may_be_repeated(tree: ProbeTree) -> None:
+    for _ in range(2):
+        before = len(imports(tree))
+        subprocess.run(LOCKBUILD, cwd=tree.path, env=tree.environ(), check=True, capture_output=True)
+        assert len(imports(tree)) == before + 1
+    report = tree.control / "report.json"
+    command = [sys.executable, "-c", _RUNNER, str(report)]
+    subprocess.run(command, cwd=tree.path, env=tree.environ(), check=True, capture_output=True)
+    assert json.loads(report.read_text())["started"] == ["os.posix_spawn"]
+
+
 @pytest.mark.slow
 def test_a_tree_that_is_new_is_taken_for_one_like_the_last(tree: ProbeTree) -> None:
     tree.build()

@@ -141,7 +141,7 @@ def start_early(words: Sequence[str]) -> EarlyHost | None:
     Returns where to leave the note, also where there was none; ``None`` where hosts are not to be started early. It is
     for a process that has done nothing else yet, and has no other thread.
     """
-    if not hasattr(os, "posix_spawn") or os.environ.get("LOCKBUILD_PREIMPORT", "1") != "1" or not words:
+    if not hasattr(os, "posix_spawn") or os.environ.get("LOCKBUILD_PREIMPORT", "1") != "1":
         return None
     noted: list[str] = []
     started = None
@@ -193,7 +193,7 @@ def _names_of_notes(words: Sequence[str]) -> list[str]:
     """Return the name of the note for these words, and that of the latest one for any last word."""
     # Not the values of options: the out-dir may be another one each time.
     options = sorted(word.partition("=")[0] for word in words if word.startswith("-"))
-    return [_digest(os.getcwd(), *options, last) for last in (words[-1], "")]
+    return [_digest(os.getcwd(), *options, last) for last in (words[-1] if words else "", "*")]
 
 
 def _digest(*parts: str) -> str:
