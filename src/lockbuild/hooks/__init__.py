@@ -1,1 +1,1 @@
-"""Calling the hooks of a backend: `caller` on the frontend's side, ``host`` inside the build environment."""
+"""Calling the hooks of a backend: `caller` and `running` on the frontend's side, ``host`` in the build environment."""

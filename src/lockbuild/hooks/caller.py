@@ -2,25 +2,21 @@
 
 `HookRunner` is what ``BuildBackendHookCaller`` takes as its ``runner``. On POSIX it starts the host of `host.py` once
 and has it fork a process for each hook; elsewhere each hook is a plain subprocess. Whoever leaves the runner's
-context has no hook running any more, and after an interruption that is so within `GRACE_SECONDS` and a little.
+context has no hook running any more, and after an interruption that is so within a fraction of a second.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
-import signal
 import subprocess
 import sys
 import time
 from typing import IO, TYPE_CHECKING
 
-from lockbuild.errors import Interrupted
 from lockbuild.hooks.early import host_command, host_environ, socket_pair
+from lockbuild.hooks.running import HOST_SECONDS, Host
 from lockbuild.hooks.starting import take_place
-from lockbuild.hooks.terminal import Terminal
 from lockbuild.locks import SourceTreeLock
 from lockbuild.paths import hosts_folder
 from lockbuild.project import IMPORTED_ALIKE_EVERYWHERE
@@ -29,24 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lockbuild.environments import BuildEnvironment
-    from lockbuild.hooks.early import Child, EarlyHost
+    from lockbuild.hooks.early import EarlyHost
     from lockbuild.hooks.tee import Tee
     from lockbuild.locks import InheritableLock
     from lockbuild.project import Project
-
-# How long a hook that was sent SIGINT may take to clean up before it is killed, in seconds. tox kills a frontend half a
-# second after its own SIGINT, and what is left of that time must do for everything else.
-GRACE_SECONDS = 0.12
-
-# How long to wait for the host to end after its hook was killed, in seconds. It ends at once, unless the kernel cannot
-# get rid of a process; then it keeps the lock, and we leave.
-_HOST_SECONDS = 0.5
-
-# How often output that goes through a `Tee` is passed on, in seconds.
-_TEE_SECONDS = 0.05
-
-# The exit status of a hook process that ended by KeyboardInterrupt, as host.py sets it.
-INTERRUPTED_STATUS = 130
 
 
 class HookRunner:
@@ -72,7 +54,7 @@ class HookRunner:
         self._tee = tee
         self._output: IO[bytes] | None = None
         self._read_until = 0
-        self._host: _Host | None = None
+        self._host: Host | None = None
         self._host_suits: tuple[str, dict[int, int]] | None = None
         self._host_is_expected = False
         self._early = early
@@ -119,7 +101,7 @@ class HookRunner:
         if early is not None:
             if started := early.take():
                 origin = (started.python, started.environ)
-                self._host = _Host(started.process, started.requests, started.replies, self._tee, origin)
+                self._host = Host(started.process, started.requests, started.replies, self._tee, origin)
             if is_alike and environment is not None and environment.generation is not None:
                 folder = hosts_folder(os.path.dirname(environment.generation.folder))
                 early.note(folder, python, project.backend, place or "")
@@ -170,7 +152,7 @@ class HookRunner:
             os.close(replies[1])
             if place is not None:
                 os.close(place)
-        self._host = _Host(process, requests[1], replies[0], self._tee, (python, environ) if serves_more else None)
+        self._host = Host(process, requests[1], replies[0], self._tee, (python, environ) if serves_more else None)
         self._host_suits = (python, _epochs(locks))
 
     def _host_would_suit(self, python: str, locks: Sequence[InheritableLock]) -> bool:
@@ -193,7 +175,7 @@ class HookRunner:
         self._host_suits = None
         if self._host is None or self._host.origin is None:
             return False
-        return self._host.take_locks((), time.monotonic() + _HOST_SECONDS)
+        return self._host.take_locks((), time.monotonic() + HOST_SECONDS)
 
     def _end_host(self) -> None:
         host, self._host = self._host, None
@@ -298,144 +280,3 @@ def _searches_cwd(environ: Mapping[str, str]) -> bool:
 
 def _epochs(locks: Sequence[InheritableLock]) -> dict[int, int]:
     return {id(lock): lock.epoch for lock in locks}
-
-
-class _Host:
-    """
-    A running hook host.
-
-    One that can go on to other trees, under other locks, knows its ``origin``: the interpreter and the variables with
-    which it was started. Hooks that would have had the same may have it.
-    """
-
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes] | Child,
-        requests: int,
-        replies: int,
-        tee: Tee | None,
-        origin: tuple[str, Mapping[str, str]] | None,
-    ) -> None:
-        self.origin = origin
-        self._process = process
-        self._requests = requests
-        self._replies = replies
-        self._tee = tee
-        self._hook: int | None = None
-        self._was_asked = False
-        self._buffered = b""
-
-    def run(
-        self,
-        argv: Sequence[str],
-        cwd: str,
-        environ: Mapping[str, str],
-        tree: list[int] | None,
-        nested: list[str],
-    ) -> int:
-        """Run one hook and return its exit status, negative for the signal that killed it."""
-        request = json.dumps({"argv": list(argv), "cwd": cwd, "environ": dict(environ), "tree": tree, "nested": nested})
-        self._was_asked = True
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._requests, request.encode() + b"\n")
-        with Terminal() as terminal:
-            while reply := self._read_reply(None):
-                event, number = reply
-                if event == "started":
-                    self._hook = terminal.group = number
-                elif event == "stopped":
-                    terminal.hook_was_stopped(number)
-                else:
-                    self._hook = None
-                    if terminal.lent and number in (INTERRUPTED_STATUS, -signal.SIGINT):
-                        raise Interrupted(signal.SIGINT)
-                    return number
-        # The host itself was killed. Its hook is not our child, so that all we can do is to kill it, too; `end` will
-        # say that it may still run.
-        self._signal_hook(signal.SIGKILL)
-        return self._process.wait() or -signal.SIGKILL
-
-    def take_locks(self, descriptors: Sequence[int], deadline: float | None) -> bool:
-        """
-        Let go of the locks under which hooks have run, and have the next ones run under those of these open files.
-
-        False when a build that is nested in a hook still runs, the host is no more, or it does not answer before the
-        deadline: then it can only be ended.
-        """
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._requests, json.dumps({"locks": len(descriptors)}).encode() + b"\n")
-        if self._read_reply(deadline) != ("under", 0):
-            return False
-        if not descriptors:
-            return True
-        import socket
-
-        with contextlib.suppress(BrokenPipeError), socket.socket(fileno=os.dup(self._requests)) as channel:
-            socket.send_fds(channel, [b"\0"], descriptors)
-        return self._read_reply(deadline) == ("under", len(descriptors))
-
-    def end(self) -> bool:
-        """
-        End the hook, if one runs, and the host. The hook may clean up for `GRACE_SECONDS` after a SIGINT.
-
-        Returns whether all of them have certainly ended.
-        """
-        if not self._was_asked:
-            # It is importing a backend that nobody needs any more, and has started no hook.
-            self._process.kill()
-            self._process.wait()
-            os.close(self._requests)
-            os.close(self._replies)
-            return True
-        if self._hook is not None:
-            self._signal_hook(signal.SIGINT)
-            self._signal_hook(signal.SIGCONT)
-            deadline = time.monotonic() + GRACE_SECONDS
-            while self._hook is not None and (reply := self._read_reply(deadline)):
-                if reply[0] == "ended":
-                    self._hook = None
-        os.close(self._requests)
-        deadline = time.monotonic() + _HOST_SECONDS
-        while self._read_reply(deadline):
-            pass
-        os.close(self._replies)
-        # The end of the replies means that the host is ending, and that it has waited for its hook. If it does not
-        # come in time, the host is left behind with its copies of the locks, which it keeps until the hook is gone.
-        if time.monotonic() >= deadline:
-            return False
-        # A host that was killed has waited for nobody.
-        return self._process.wait() == 0
-
-    def _read_reply(self, deadline: float | None) -> tuple[str, int] | None:
-        """Return the next reply, or ``None`` at the end of the pipe or after the deadline."""
-        while b"\n" not in self._buffered:
-            if not self._wait_for_replies(deadline):
-                return None
-            received = os.read(self._replies, 4096)
-            if not received:
-                return None
-            self._buffered += received
-        line, _, self._buffered = self._buffered.partition(b"\n")
-        event, _, number = line.decode().partition(" ")
-        return event, int(number)
-
-    def _wait_for_replies(self, deadline: float | None) -> bool:
-        """Wait until there is something to read, and pass on the hook's output meanwhile; false after the deadline."""
-        poll = select.poll()
-        poll.register(self._replies, select.POLLIN)
-        for reader in self._tee.readers if self._tee is not None else ():
-            poll.register(reader, select.POLLIN)
-        while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            pause = left if self._tee is None else min(_TEE_SECONDS, _TEE_SECONDS if left is None else left)
-            ready = [descriptor for descriptor, _ in poll.poll(None if pause is None else pause * 1000)]
-            if self._replies in ready:
-                return True
-            if self._tee is None or left == 0:
-                return False
-            self._tee.pass_on()
-
-    def _signal_hook(self, number: int) -> None:
-        if self._hook is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._hook, number)
