@@ -153,16 +153,17 @@ class User:
             locked = True
             with contextlib.suppress(LocksUnsupportedError):
                 locked = try_to_lock(self._descriptor)
+            is_complete = os.path.exists(self.generation.manifest_path)
+            # Last of all: between our open and our lock somebody took the file for that of a process that has ended, or
+            # before it was there saw no user and has removed the folder of them.
             with contextlib.suppress(FileNotFoundError):
                 if locked and os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
+                    if is_complete:
+                        return True
                     break
-            # Between our open and our lock somebody took it for the file of a process that has ended, and has removed
-            # it or is about to.
             os.close(self._descriptor)
             self.epoch += 1
             self._descriptor = self._open()
-        if self._descriptor is not None and os.path.exists(self.generation.manifest_path):
-            return True
         self.end()
         return False
 
