@@ -166,6 +166,7 @@ def rows(place: Place) -> list[Row]:
                 Contestant("uv build", [uv, "build", "--wheel", "-o", "OUT", "TREE"]),
             ],
             {"uv build": 1.1},
+            rounds=3,
         ),
         # python -m build loses some of them, so that its time would be no time.
         Row("10 at once of one tree", three("--wheel", at_once=10)[:2], {"uv build": 0.45}),
