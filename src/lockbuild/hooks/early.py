@@ -204,13 +204,13 @@ def _read_note(names: Sequence[str]) -> list[str]:
     cache = cache_folder()
     for store in environment_folder_names() if cache else ():
         folder = os.path.join(cache or "", f"{store}{HOSTS_SUFFIX}")
-        if not is_private(os.lstat(folder)):
-            continue
         for name in names:
             try:
-                with open(os.path.join(folder, name), "rb") as file:
-                    return os.fsdecode(file.read()).split("\n")
+                if is_private(os.lstat(folder)):
+                    with open(os.path.join(folder, name), "rb") as file:
+                        return os.fsdecode(file.read()).split("\n")
             except FileNotFoundError:
+                # There is no such note; in a shared cache folder, perhaps none of the first user's.
                 continue
     return []
 
