@@ -5,6 +5,11 @@
 It makes a virtual environment with the newest peers from PyPI and this checkout, runs every contestant of a row in
 turn, round after round, and prints medians and their ratios. All caches are warm, except in the rows that say
 otherwise. A run that fails ends the benchmark: a time of something that did not work is no time.
+
+Nothing that a run has made is removed before the end, and an empty cache is a new folder. ext4 passes over inodes that
+were freed in the last minutes, one by one (``recently_deleted`` in fs/ext4/ialloc.c): where thousands of files were
+just removed, each new one may take half a millisecond in place of twenty microseconds, and every run would be slowed
+down by what was removed after the runs before it.
 """
 
 from __future__ import annotations
@@ -12,7 +17,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -47,7 +51,8 @@ class Contestant:
     at_once: int = 1
     trees: int = 1
     files: int = 1
-    prepare: Callable[[], None] = lambda: None
+    prepare: Callable[[], Mapping[str, str]] = dict
+    """Makes what a run needs, and returns variables for it."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +117,17 @@ def make_place(folder: Path) -> Place:
 def rows(place: Place) -> list[Row]:
     lockbuild, uv = str(place.bin / "lockbuild"), str(place.bin / "uv")
     build = [str(place.bin / "python"), "-m", "build"]
-    cache, floor = place.folder / "cache", place.folder / "floor"
+    floor = place.folder / "floor"
 
-    def empty_cache() -> None:
-        shutil.rmtree(cache, ignore_errors=True)
+    def empty_cache() -> Mapping[str, str]:
+        return {"LOCKBUILD_CACHE_DIR": tempfile.mkdtemp(dir=place.folder)}
 
-    def make_floor() -> None:
+    def make_floor() -> Mapping[str, str]:
         if not floor.exists():
             place.run([sys.executable, "-m", "venv", str(floor)])
             place.run([str(floor / "bin" / "python"), "-m", "pip", "install", "-q", "-U", "setuptools"])
             (place.folder / "floor.py").write_text(FLOOR)
+        return {}
 
     def three(*options: str, **more: int) -> list[Contestant]:
         return [
@@ -132,9 +138,10 @@ def rows(place: Place) -> list[Row]:
 
     sdist = place.folder / "three_lines-1.0.tar.gz"
 
-    def make_sdist() -> None:
+    def make_sdist() -> Mapping[str, str]:
         if not sdist.exists():
             place.run([lockbuild, "--sdist", "-o", str(place.folder), str(make_tree(place.folder / "sdist", 1))])
+        return {}
 
     of_one_sdist = [
         Contestant(each.name, [*each.command[:-1], str(sdist)], each.at_once, prepare=make_sdist)
@@ -156,6 +163,7 @@ def rows(place: Place) -> list[Row]:
                 Contestant("python -m build", [*build, "--wheel", "-o", "OUT", "TREE"]),
             ],
             {"python -m build": 1.0},
+            rounds=2,
         ),
         Row(
             "one wheel, empty cache, uv",
@@ -200,26 +208,25 @@ def measure(place: Place, row: Row, rounds: int) -> dict[str, list[float]]:
 
 
 def run_once(place: Place, contestant: Contestant) -> float:
-    with tempfile.TemporaryDirectory(dir=place.folder) as folder:
-        trees = [make_tree(Path(folder, f"tree{number}"), contestant.files) for number in range(contestant.trees)]
-        commands = []
-        for number in range(contestant.at_once):
-            out = Path(folder, f"out{number}")
-            out.mkdir()
-            words = {"OUT": str(out), "TREE": str(trees[number % len(trees)])}
-            commands.append([words.get(word, word) for word in contestant.command])
-        contestant.prepare()
-        started = time.perf_counter()
-        processes = [
-            subprocess.Popen(command, env=place.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            for command in commands
-        ]
-        outputs = [process.communicate()[0] for process in processes]
-        taken = time.perf_counter() - started
-        for process, output in zip(processes, outputs, strict=True):
-            if process.returncode:
-                sys.exit(f"{contestant.name} failed:\n{output.decode()}")
-        return taken
+    folder = Path(tempfile.mkdtemp(dir=place.folder))
+    trees = [make_tree(folder / f"tree{number}", contestant.files) for number in range(contestant.trees)]
+    commands = []
+    for number in range(contestant.at_once):
+        out = folder / f"out{number}"
+        out.mkdir()
+        words = {"OUT": str(out), "TREE": str(trees[number % len(trees)])}
+        commands.append([words.get(word, word) for word in contestant.command])
+    environ = {**place.environ, **contestant.prepare()}
+    started = time.perf_counter()
+    processes = [
+        subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for command in commands
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    taken = time.perf_counter() - started
+    for process, output in zip(processes, outputs, strict=True):
+        if process.returncode:
+            sys.exit(f"{contestant.name} failed:\n{output.decode()}")
+    return taken
 
 
 def make_tree(path: Path, files: int) -> Path:

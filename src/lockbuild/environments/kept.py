@@ -47,8 +47,10 @@ _CIRCLE_SECONDS = 0.25
 class KeptEnvironment:
     """A build environment in the store, while a build uses it. Nothing is ever installed into it."""
 
-    def __init__(self, manifest: Manifest, user: User) -> None:
+    def __init__(self, manifest: Manifest, user: User, *, is_new: bool = False) -> None:
         self._manifest = manifest
+        self.is_new = is_new
+        """Whether no build has run in it yet."""
         self.generation: Generation | None = user.generation
         """Where it is kept."""
         self.locks: tuple[InheritableLock, ...] = (user,)
@@ -192,7 +194,7 @@ def _make(
                 manifest = populate(generation, wanted)
             user = User(generation)
             # A backend is imported on one core, while the other one does the rest.
-            on_candidate(KeptEnvironment(manifest, user))
+            on_candidate(KeptEnvironment(manifest, user, is_new=True))
             manifest = _complete(generation, manifest, request.installer)
         except BaseException as error:
             if user is not None:

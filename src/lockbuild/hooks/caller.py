@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lockbuild.environments import BuildEnvironment
+    from lockbuild.hooks.compiling import Compiling
     from lockbuild.hooks.early import EarlyHost
     from lockbuild.hooks.tee import Tee
     from lockbuild.locks import InheritableLock
@@ -57,6 +58,7 @@ class HookRunner:
         self._host: Host | None = None
         self._host_suits: tuple[str, dict[int, int]] | None = None
         self._host_is_expected = False
+        self._compiling: Compiling | None = None
         self._early = early
         self.keeps_host = False
 
@@ -116,6 +118,14 @@ class HookRunner:
             self._start_host(
                 python, project.tree, environ, project.backend, locks, descriptor, self.keeps_host and is_alike
             )
+            if environment is not None and environment.is_new:
+                self._compile_ahead(environment, project.backend_module, environ)
+
+    def _compile_ahead(self, environment: BuildEnvironment, module: str, environ: Mapping[str, str]) -> None:
+        from lockbuild.hooks.compiling import Compiling, is_worthwhile
+
+        if is_worthwhile():
+            self._compiling = Compiling(environment.python_executable, module.partition(".")[0], environ)
 
     def _start_host(
         self,
@@ -180,6 +190,7 @@ class HookRunner:
     def _end_host(self) -> None:
         host, self._host = self._host, None
         output, self._output = self._output, None
+        compiling, self._compiling = self._compiling, None
         try:
             if host is not None and not host.end():
                 for lock in self._locks:
@@ -189,6 +200,8 @@ class HookRunner:
                 output.close()
             if self._tee is not None:
                 self._tee.close()
+            if compiling is not None:
+                compiling.end()
 
     def __call__(
         self,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import stat
 from typing import TYPE_CHECKING, Literal
@@ -111,7 +110,7 @@ def write_whole(target: str, content: bytes, executable: bool = False) -> None:
 def _beside(target: str) -> Iterator[str]:
     """Yield a hidden name beside ``target``, which nothing has afterwards."""
     folder, name = os.path.split(target)
-    hidden = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(6)}")
+    hidden = os.path.join(folder, f".{name[:40]}.{os.urandom(6).hex()}")
     try:
         yield hidden
     finally:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -175,7 +174,7 @@ def remove_if_unused(folder: str, cache_dir: str | None, oldest: float) -> bool:
 
 def _unpack_anew(archive: str, folder: str) -> UnpackedWheel:
     """Unpack a wheel file beside what is there, then let its manifest name it. Only under the wheel's lock."""
-    name = secrets.token_hex(4)
+    name = os.urandom(4).hex()
     os.mkdir(os.path.join(folder, name))
     try:
         wheel = unpack(archive, os.path.join(folder, name))
@@ -193,7 +192,7 @@ def _unpack_anew(archive: str, folder: str) -> UnpackedWheel:
 
 def write_beside(path: str, content: object) -> None:
     """Write JSON that is whole whenever somebody reads it."""
-    hidden = f"{path}.{secrets.token_hex(4)}"
+    hidden = f"{path}.{os.urandom(4).hex()}"
     with open(hidden, "x", encoding="utf-8") as file:
         json.dump(content, file)
     os.replace(hidden, path)
