@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from machine import ADOPTER, is_free, is_running, linux_only, parent
+from machine import ADOPTER, as_root, is_free, is_running, linux_only, parent
 from wheelhouse import ProbeTree, end_all, make_probe_tree
 from witness import LOCKBUILD, complete_lines, wait_until
 
@@ -272,6 +272,17 @@ def test_a_note_that_others_could_have_written_is_not_read(tree: ProbeTree) -> N
     tree.build()
     notes(tree)[0].parent.chmod(0o777)
     assert "os.posix_spawn" not in run(tree)["started"]
+
+
+@pytest.mark.slow
+@as_root
+@pytest.mark.parametrize("has_notes", [True, False])
+def test_in_a_shared_cache_folder_the_second_user_has_notes_too(tree: ProbeTree, has_notes: bool) -> None:
+    for name in ("environments", *(["environments-hosts"] if has_notes else [])):
+        (tree.cache / name).mkdir(parents=True, mode=0o700)
+        os.chown(tree.cache / name, 12345, 12345)
+    tree.build()
+    assert run(tree)["started"] == ["os.posix_spawn"]
 
 
 @pytest.mark.slow
