@@ -34,6 +34,7 @@ def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "LOCKBUILD_LINK_MODE",
         "LOCKBUILD_ENV_MAX_AGE",
         "LOCKBUILD_REUSE",
+        "PYTHONDONTWRITEBYTECODE",
         "SOURCE_DATE_EPOCH",
         "NO_COLOR",
         "FORCE_COLOR",

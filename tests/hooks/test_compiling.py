@@ -38,7 +38,8 @@ needs_two_cores = pytest.mark.skipif(
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Iterator[ProbeTree]:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProbeTree]:
+    monkeypatch.delenv("LOCKBUILD_PREIMPORT", raising=False)
     tree = make_probe_tree(tmp_path / "probe")
     yield tree
     end_all(tree)
@@ -56,10 +57,9 @@ def require_package(tree: ProbeTree, **modules: str) -> None:
 def compile_package(folder: Path, package: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the script as a frontend does that does not end."""
     command = [sys.executable, *options, "-P", compiling.__file__, package]
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     process = subprocess.Popen(
         command,
-        env={**environ, "PYTHONPATH": str(folder), **variables},
+        env={**os.environ, "PYTHONPATH": str(folder), **variables},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -120,7 +120,6 @@ def test_bytecode_is_what_an_import_would_have_written(tmp_path: Path) -> None:
     ours, its = tmp_path / "ours", tmp_path / "its"
     compile_package(tmp_path, "package", PYTHONPYCACHEPREFIX=str(ours))
     environ = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONPYCACHEPREFIX": str(its)}
-    environ.pop("PYTHONDONTWRITEBYTECODE", None)
     subprocess.run([sys.executable, "-c", "import package.one"], env=environ, check=True)
     ours, its = (prefix / package.relative_to(package.anchor) for prefix in (ours, its))
     assert compiled(ours) == ["__init__", "one"]
@@ -176,7 +175,7 @@ def test_it_ends_with_the_frontend(tmp_path: Path) -> None:
     os.mkfifo(package / "first" / "first.py")
     process = subprocess.Popen(
         [sys.executable, "-P", compiling.__file__, "package"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""},
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
         stdin=subprocess.PIPE,
     )
     assert process.stdin is not None
