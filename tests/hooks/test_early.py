@@ -149,8 +149,9 @@ def test_a_tree_that_is_new_is_taken_for_one_like_the_last(tree: ProbeTree) -> N
     found = run(tree, source=other)
     assert found["started"] == ["os.posix_spawn"]
     assert len(imports(tree)) == 2
-    # Each has its own note from now on, whichever was the last.
+    # Each has its own note from now on, whichever was the last, and a place at its own lock file.
     assert len(notes(tree)) == 3
+    assert run(tree, source=other)["started"] == ["os.posix_spawn"]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from lockbuild.hooks.early import host_command, host_environ, socket_pair
 from lockbuild.hooks.running import HOST_SECONDS, Host
-from lockbuild.hooks.starting import take_place
+from lockbuild.hooks.starting import make_place, take_place
 from lockbuild.locks import SourceTreeLock
 from lockbuild.paths import hosts_folder
 from lockbuild.project import IMPORTED_ALIKE_EVERYWHERE
@@ -106,7 +106,8 @@ class HookRunner:
                 self._host = Host(started.process, started.requests, started.replies, self._tee, origin)
             if is_alike and environment is not None and environment.generation is not None:
                 folder = hosts_folder(os.path.dirname(environment.generation.folder))
-                early.note(folder, python, project.backend, place or "")
+                if early.note(folder, python, project.backend, place or "") and place is not None:
+                    make_place(place)
         if self._host is not None and self._host_suits is None and self._host.origin == (python, environ):
             # It is sent the locks before the first hook.
             self._host_is_expected = True

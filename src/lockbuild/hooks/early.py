@@ -99,11 +99,15 @@ class EarlyHost:
         if started := self.take():
             started.end()
 
-    def note(self, folder: str | None, python: str, backend: str, lock_file: str) -> None:
-        """Note for the next build, in the folder of the notes, which host this one needs, unless that stands there."""
+    def note(self, folder: str | None, python: str, backend: str, lock_file: str) -> bool:
+        """
+        Note for the next build, in the folder of the notes, which host this one needs.
+
+        Returns whether that is news.
+        """
         needed = (python, backend, lock_file)
         if folder is None or needed == self._noted or any("\n" in line for line in needed):
-            return
+            return False
         for path in (os.path.join(folder, name) for name in self._names):
             hidden = f"{path}.{os.urandom(4).hex()}"
             try:
@@ -113,6 +117,7 @@ class EarlyHost:
             except OSError:
                 # Without a note the next build takes a little longer.
                 pass
+        return True
 
 
 class Child:
