@@ -1,8 +1,9 @@
 """Bytecode that builds have made in one environment, for the next one that has the same wheel.
 
-Nothing is compiled beforehand: of numpy a build uses a tenth. What a build imports, Python compiles and writes into
-``__pycache__`` beside the source, in the environment. The store notes for each wheel the last few environments that
-have it. When the wheel is linked into another, the bytecode that lies beside the same source there is linked along.
+An installation compiles nothing: of numpy a build uses a tenth. What a build imports, Python compiles and writes into
+``__pycache__`` beside the source, in the environment; the package of its backend the first build compiles as a whole
+(`lockbuild.hooks.compiling`). The store notes for each wheel the last few environments that have it. When the wheel is
+linked into another, the bytecode that lies beside the same source there is linked along.
 
 That is right because a linked source has one size and one time of change everywhere, which is what Python compares
 before it uses bytecode (PEP 3147, ``importlib``), and because a function's file name is set to the real one when
