@@ -35,6 +35,7 @@ def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "LOCKBUILD_ENV_MAX_AGE",
         "LOCKBUILD_REUSE",
         "PYTHONDONTWRITEBYTECODE",
+        "PYTHONUNBUFFERED",
         "SOURCE_DATE_EPOCH",
         "NO_COLOR",
         "FORCE_COLOR",

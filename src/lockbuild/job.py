@@ -140,7 +140,9 @@ class Job:
         if self._hooks is None:
             handler = self._output_handler()
             # Its output goes where ours goes.
-            self._hooks = HookRunner(handler, early=None if handler else self._early)
+            early = None if handler else self._early
+            # `build` shows the one after the other, except where it shows them as they come.
+            self._hooks = HookRunner(handler, early=early, separates_output=self.request.verbosity <= 0)
         # In the folder of --env-dir an environment is made anew for each, at one path: what was imported tells nothing.
         self._hooks.keeps_host = self._distributions_left > 0 and self.request.env_dir is None
         is_kept = False
@@ -151,18 +153,18 @@ class Job:
             if not is_kept:
                 self._hooks.close()
 
-    def _output_handler(self) -> Callable[[Sequence[str], bytes, int], None] | None:
+    def _output_handler(self) -> Callable[[Sequence[str], Sequence[bytes], int], None] | None:
         """Return what is to be done with the output of hooks; ``None`` lets it go where ours goes."""
         if not self.collects_output:
             return None if self.request.verbosity >= 0 or self.shared else lambda *_: None
 
-        def show(command: Sequence[str], output: bytes, status: int) -> None:
+        def show(command: Sequence[str], output: Sequence[bytes], status: int) -> None:
             if status or self.request.verbosity > 0:
                 from subprocess import list2cmdline
 
                 self.reporter.log(list2cmdline(command), ("subprocess", "cmd"))
-                if output:
-                    self.reporter.log(output.decode(errors="backslashreplace"), ("subprocess", "stdout"))
+                for text in filter(None, output):
+                    self.reporter.log(text.decode(errors="backslashreplace"), ("subprocess", "stdout"))
 
         return show
 

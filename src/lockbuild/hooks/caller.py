@@ -36,9 +36,9 @@ class HookRunner:
     """
     Runs hooks; a runner for pyproject-hooks, to be called within its context `under`.
 
-    With ``on_output`` the hooks' standard output and error are collected in one file instead of being inherited. The
-    function is given the command, the output and the exit status of each hook that has ended. With ``tee`` it is
-    passed on and written down instead.
+    With ``on_output`` the hooks' standard output and error are collected instead of being inherited. The function is
+    given the command, the output and the exit status of each hook that has ended: in one piece, or in two where the
+    runner ``separates_output``. With ``tee`` it is passed on and written down instead.
 
     It may run the hooks of several trees, one after the other. While it ``keeps_host``, one that has imported a backend
     goes on from tree to tree. The first one may be ``early``.
@@ -46,15 +46,18 @@ class HookRunner:
 
     def __init__(
         self,
-        on_output: Callable[[Sequence[str], bytes, int], None] | None = None,
+        on_output: Callable[[Sequence[str], Sequence[bytes], int], None] | None = None,
         tee: Tee | None = None,
         early: EarlyHost | None = None,
+        *,
+        separates_output: bool = False,
     ) -> None:
         self._locks: Sequence[InheritableLock] = ()
         self._on_output = on_output
         self._tee = tee
-        self._output: IO[bytes] | None = None
-        self._read_until = 0
+        self._output: list[IO[bytes]] = []
+        self._read_until: list[int] = []
+        self._separates_output = separates_output
         self._host: Host | None = None
         self._host_suits: tuple[str, dict[int, int]] | None = None
         self._host_is_expected = False
@@ -190,15 +193,15 @@ class HookRunner:
 
     def _end_host(self) -> None:
         host, self._host = self._host, None
-        output, self._output = self._output, None
+        output, self._output = self._output, []
         compiling, self._compiling = self._compiling, None
         try:
             if host is not None and not host.end():
                 for lock in self._locks:
                     lock.leave_to_heirs()
         finally:
-            if output is not None:
-                output.close()
+            for file in output:
+                file.close()
             if self._tee is not None:
                 self._tee.close()
             if compiling is not None:
@@ -225,7 +228,7 @@ class HookRunner:
                 assert self._host is not None
             status = self._host.run(cmd[1:], cwd or os.getcwd(), environ, self._locked_tree(), self._lend_locks())
         else:
-            if self._output is None:
+            if not self._output:
                 self._open_output()
             stdout, stderr = self._streams()
             status = subprocess.run(
@@ -233,13 +236,8 @@ class HookRunner:
             ).returncode
         if self._tee is not None:
             self._tee.pass_on()
-        if self._output is not None and self._on_output is not None:
-            # The position is shared with the hooks' standard output. No hook runs now, and after the reading it is
-            # at the end again, where the next one goes on writing.
-            self._output.seek(self._read_until)
-            output = self._output.read()
-            self._read_until += len(output)
-            self._on_output(cmd, output, status)
+        if self._on_output is not None:
+            self._on_output(cmd, [self._read_on(number) for number in range(len(self._output))], status)
         if status:
             raise subprocess.CalledProcessError(status, list(cmd))
 
@@ -247,15 +245,26 @@ class HookRunner:
         if self._on_output is not None:
             import tempfile
 
-            self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the host
-            self._read_until = 0
+            files = 2 if self._separates_output else 1
+            self._output = [tempfile.TemporaryFile() for _ in range(files)]  # noqa: SIM115 - closed with the host
+            self._read_until = [0] * files
+
+    def _read_on(self, number: int) -> bytes:
+        """Return what was written to one of the files since."""
+        # The position is shared with the hooks' standard output. No hook runs now, and after the reading it is at the
+        # end again, where the next one goes on writing.
+        self._output[number].seek(self._read_until[number])
+        output = self._output[number].read()
+        self._read_until[number] += len(output)
+        return output
 
     def _streams(self) -> tuple[int | None, int | None]:
         """Return what hooks have as their standard output and error; ``None`` is ours."""
         if self._tee is not None:
             return self._tee.writers
-        output = self._output.fileno() if self._output is not None else None
-        return output, output
+        if not self._output:
+            return None, None
+        return self._output[0].fileno(), self._output[-1].fileno()
 
     def _locked_tree(self) -> list[int] | None:
         """Return the device and inode of the source tree that is locked for the hooks, if one is."""
