@@ -7,6 +7,7 @@ and the steps that a user of ``python -m build`` knows reach our reporter in `bu
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -35,6 +36,13 @@ __all__ = [
 ]
 
 _setting_variables = threading.Lock()
+
+# What is in the traceback of a pip before 23.2 that has read a file in its cache, origin.json, at the moment at which
+# another pip wrote it (pip issue 11985). Debian 12 and Python 3.11.4 come with such a pip.
+_HALF_WRITTEN = "DirectUrl.from_json(origin_path"
+
+# How often pip is run for that.
+_ATTEMPTS = 5
 
 
 @contextmanager
@@ -83,11 +91,32 @@ def run_pip(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Ma
     """
     Run pip for an environment as `build` does, with the same pip, verbosity, keyring and log.
 
-    ``words`` are its command and the arguments, ``variables`` what its environment has beside ours. Raises
-    `subprocess.CalledProcessError`.
+    ``words`` are its command and the arguments, ``variables`` what its environment has beside ours. An old pip that
+    was disturbed by another one is run again. Raises `subprocess.CalledProcessError`.
     """
     command, more = pip_command(environment)
-    _ctx.run_subprocess([*command, *words], env={**(_pip_env() or os.environ), **more, **variables})
+    log = _ctx.LOGGER.get()
+    heard: list[tuple[str, tuple[str, ...] | None]] = []
+
+    def hear(message: str, *, kind: tuple[str, ...] | None = None) -> None:
+        heard.append((message, kind))
+        if _ctx.VERBOSITY.get() > 0:
+            log(message, kind=kind)
+
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        logger = _ctx.LOGGER.set(hear)
+        try:
+            _ctx.run_subprocess([*command, *words], env={**(_pip_env() or os.environ), **more, **variables})
+            return
+        except subprocess.CalledProcessError:
+            if not attempts_left or not any(_HALF_WRITTEN in message for message, _ in heard):
+                if _ctx.VERBOSITY.get() <= 0:
+                    for message, kind in heard:
+                        log(message, kind=kind)
+                raise
+            heard.clear()
+        finally:
+            _ctx.LOGGER.reset(logger)
 
 
 def pip_command(environment: DefaultIsolatedEnv) -> tuple[list[str], dict[str, str]]:

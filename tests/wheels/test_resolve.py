@@ -6,6 +6,7 @@ import hashlib
 import re
 import subprocess
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,38 @@ def test_a_damaged_wheel_is_told_of_in_one_line(tree: ProbeTree) -> None:
     assert "Traceback" not in error
     assert re.search(r"^ERROR The wheel \S+damaged\S+ cannot be installed: ", error, re.MULTILINE)
     assert tree.environments() == tree.debris() == []
+
+
+def disturbed_pip(tree: ProbeTree, times: int) -> str:
+    """Make a pip that fails so many times as an old one does beside another; return a PYTHONPATH that leads there."""
+    found = find_spec("pip")
+    assert found is not None
+    assert found.origin is not None
+    package = tree.control / "disturbed" / "pip"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__pip-runner__.py").write_text(
+        f"""
+import os, sys
+with open({str(tree.control / "runs")!r}, "a+") as file:
+    print("run", file=file, flush=True)
+    file.seek(0)
+    if len(file.readlines()) <= {times}:
+        sys.exit("origin = DirectUrl.from_json(origin_path.read_text())\\nJSONDecodeError: Expecting value")
+os.execv(sys.executable, [sys.executable, {str(Path(found.origin).with_name("__pip-runner__.py"))!r}, *sys.argv[1:]])
+"""
+    )
+    return str(package.parent)
+
+
+@pytest.mark.parametrize("options", [(), ("-v",)])
+def test_an_old_pip_that_was_disturbed_by_another_is_run_again(tree: ProbeTree, options: tuple[str, ...]) -> None:
+    error = tree.build(*options, env={"PYTHONPATH": disturbed_pip(tree, 2)})
+    assert (tree.control / "runs").read_text() == "run\n" * 3
+    assert ("JSONDecodeError" in error) == bool(options)
+
+
+def test_a_pip_that_fails_so_again_and_again_is_believed(tree: ProbeTree) -> None:
+    error = tree.build(env={"PYTHONPATH": disturbed_pip(tree, 100)}, status=1)
+    assert 1 < len((tree.control / "runs").read_text().splitlines()) < 10
+    assert error.count("JSONDecodeError") == 1
