@@ -27,7 +27,7 @@ from witness import LOCKBUILD, PATIENCE, WitnessTree, make_witness_tree
 
 def _may_make_namespaces() -> bool:
     """Tell whether we are root with root's powers, which a container may have taken away."""
-    if sys.platform != "linux" or os.geteuid() != 0:
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None:
         return False
     return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
 
