@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lockbuild.environments.store import digest_of_contents
-from machine import linux_only
+from machine import as_root, linux_only
 from wheelhouse import CACHE_COMMAND, ProbeTree, created, end_all, make_probe_tree
 from witness import LOCKBUILD, PATIENCE, wait_until
 
@@ -257,6 +257,7 @@ _NOBODY = (
 )
 
 
+@as_root
 def test_a_store_of_another_user_is_left_alone(tree: ProbeTree) -> None:
     environment = a_made_up_environment(tree)
     for folder in (tree.store, tree.cache / f"environments-{os.getuid()}"):
@@ -267,6 +268,7 @@ def test_a_store_of_another_user_is_left_alone(tree: ProbeTree) -> None:
     assert environment.exists()
 
 
+@as_root
 def test_a_cache_that_cannot_be_written_is_one_line(tree: ProbeTree) -> None:
     a_made_up_environment(tree)
     tree.cache.chmod(0o755)

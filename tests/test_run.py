@@ -26,7 +26,8 @@ RUN = (sys.executable, "-m", "lockbuild.run")
 LISTENER = """
 import os, signal, sys
 def hear(number, _):
-    print("got", signal.Signals(number).name, file=sys.stderr)
+    # Not by print, which this may have interrupted.
+    os.write(2, f"got {signal.Signals(number).name}\\n".encode())
     if number == signal.SIGTERM:
         sys.exit(9)
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):

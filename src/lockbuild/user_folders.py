@@ -36,15 +36,22 @@ def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
     return folder if os.path.isabs(folder) else None
 
 
-def configuration_folders(program: str) -> tuple[list[str], str]:
-    """Return where a program looks for its configuration: the folders for everybody, and the user's."""
+def configuration_folders(program: str) -> tuple[list[str], str | None]:
+    """
+    Return where a program looks for its configuration: the folders for everybody, and the user's.
+
+    ``None`` for a user without a home.
+    """
     plain = _xdg_folder("XDG_CONFIG_HOME", ".config")
     if plain and not os.environ.get("XDG_CONFIG_DIRS"):
         return [f"/etc/xdg/{program}"], os.path.join(plain, program)
     import platformdirs
 
     common = platformdirs.site_config_dir(program, appauthor=False, multipath=True).split(os.pathsep)
-    return common, platformdirs.user_config_dir(program, appauthor=False, roaming=True)
+    try:
+        return common, platformdirs.user_config_dir(program, appauthor=False, roaming=True)
+    except RuntimeError:
+        return common, None
 
 
 def _xdg_folder(variable: str, below_home: str) -> str | None:

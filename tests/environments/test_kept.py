@@ -278,6 +278,7 @@ def test_a_constraints_file_makes_another_environment(tree: ProbeTree) -> None:
     assert len(tree.keys()) == 2
 
 
+@as_root
 def test_a_kept_environment_needs_no_network(tree: ProbeTree) -> None:
     with served(tree.wheelhouse) as index:
         env = {"PIP_NO_INDEX": None, "PIP_FIND_LINKS": None, "PIP_INDEX_URL": index.url}
@@ -794,6 +795,7 @@ def test_a_store_that_others_can_write_is_refused(tree: ProbeTree) -> None:
     assert not tree.prefixes()[-1].startswith(str(tree.cache))
 
 
+@as_root
 @pytest.mark.slow
 def test_a_store_of_another_user_is_not_used(tree: ProbeTree) -> None:
     tree.build()
@@ -833,6 +835,7 @@ def _passable(folder: Path) -> Iterator[None]:
             each.chmod(mode)
 
 
+@as_root
 @pytest.mark.slow
 def test_two_users_with_one_cache_folder_have_an_environment_each(tree: ProbeTree, tmp_path: Path) -> None:
     # The second user may read what root may, because the interpreter can be in a closed folder.

@@ -287,7 +287,7 @@ def test_a_hook_that_handles_ctrl_c_itself_decides_how_it_ends(
     wait_until(lambda: terminal.foreground == hook, "the hook in the foreground")
     terminal.type(CTRL_C)
     assert terminal.event() == "exited 1"
-    assert b"ERROR" in terminal.screen
+    terminal.wait_for_text(b"ERROR")
 
 
 def test_ctrl_z_stops_the_frontend_and_its_hook_and_both_go_on(

@@ -109,6 +109,19 @@ def test_a_user_without_a_home_and_without_an_entry_builds_with_one_warning(plac
     assert not (place.tree.path / "~").exists()
 
 
+@as_root
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_a_user_without_a_home_and_without_an_entry_has_no_configuration_of_his_own(
+    place: PublicPlace, installer: str
+) -> None:
+    alice = place.user(ALICE)
+    script = f"from lockbuild.environments.key import environment_key as key; print(key([], '', {installer!r}).digest)"
+    process = place.tree.start_process(*alice.command("-c", script), env=alice.environ | {"HOME": None}, cwd="/")
+    [(status, digest, error)] = place.tree.finish(process)
+    assert status == 0, error
+    assert len(digest.strip()) == 24
+
+
 @pytest.mark.slow
 @as_root
 def test_root_without_home_in_the_environment_builds(witness_tree: WitnessTree, tmp_path: Path) -> None:

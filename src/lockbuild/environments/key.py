@@ -223,7 +223,8 @@ def configuration_files(installer: Installer) -> Iterator[str]:
         for folder in common:
             yield os.path.join(folder, name)
         yield f"/etc/{name}"
-        yield os.path.join(users, name)
+        if users is not None:
+            yield os.path.join(users, name)
         yield os.path.join(os.path.expanduser("~"), "pip" if os.name == "nt" else ".pip", name)
         yield os.path.join(sys.prefix, name)
         if path := os.environ.get("PIP_CONFIG_FILE"):
@@ -232,7 +233,8 @@ def configuration_files(installer: Installer) -> Iterator[str]:
         for folder in common:
             yield os.path.join(folder, "uv.toml")
         yield "/etc/uv/uv.toml"
-        yield os.path.join(users, "uv.toml")
+        if users is not None:
+            yield os.path.join(users, "uv.toml")
         yield os.path.join(os.path.expanduser("~"), ".config", "uv", "uv.toml")
         if path := os.environ.get("UV_CONFIG_FILE"):
             yield path
