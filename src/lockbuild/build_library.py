@@ -140,12 +140,13 @@ def pip_command(environment: DefaultIsolatedEnv) -> tuple[list[str], dict[str, s
 
 def _pip_runner() -> str | None:
     """Return the script by which pip runs itself under another interpreter, where this pip has one."""
-    from importlib.util import find_spec
+    from importlib.metadata import PackageNotFoundError, distribution
 
-    found = find_spec("pip")
-    if found is None or found.origin is None:
+    try:
+        # Not by the import system: setuptools takes whoever looks for pip there for pip, and takes its distutils away.
+        runner = os.path.realpath(str(distribution("pip").locate_file("pip/__pip-runner__.py")))
+    except PackageNotFoundError:
         return None
-    runner = os.path.join(os.path.dirname(os.path.realpath(found.origin)), "__pip-runner__.py")
     return runner if os.path.isfile(runner) else None
 
 

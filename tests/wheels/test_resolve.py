@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -166,13 +167,14 @@ def test_a_damaged_wheel_is_told_of_in_one_line(tree: ProbeTree) -> None:
 
 def disturbed_pip(tree: ProbeTree, times: int) -> str:
     """Make a pip that fails so many times as an old one does beside another; return a PYTHONPATH that leads there."""
-    found = find_spec("pip")
-    assert found is not None
-    assert found.origin is not None
-    package = tree.control / "disturbed" / "pip"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "__pip-runner__.py").write_text(
+    runner = distribution("pip").locate_file("pip/__pip-runner__.py")
+    folder = tree.control / "disturbed"
+    (folder / "pip").mkdir(parents=True)
+    (folder / "pip-99.dist-info").mkdir()
+    (folder / "pip-99.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: pip\nVersion: 99\n")
+    # By this a pip is told from one of which a Linux distribution has taken parts away.
+    (folder / "pip-99.dist-info" / "RECORD").write_text("pip/_vendor/__init__.py,,\n")
+    (folder / "pip" / "__pip-runner__.py").write_text(
         f"""
 import os, sys
 with open({str(tree.control / "runs")!r}, "a+") as file:
@@ -180,10 +182,10 @@ with open({str(tree.control / "runs")!r}, "a+") as file:
     file.seek(0)
     if len(file.readlines()) <= {times}:
         sys.exit("origin = DirectUrl.from_json(origin_path.read_text())\\nJSONDecodeError: Expecting value")
-os.execv(sys.executable, [sys.executable, {str(Path(found.origin).with_name("__pip-runner__.py"))!r}, *sys.argv[1:]])
+os.execv(sys.executable, [sys.executable, {str(runner)!r}, *sys.argv[1:]])
 """
     )
-    return str(package.parent)
+    return str(folder)
 
 
 @pytest.mark.parametrize("options", [(), ("-v",)])
@@ -197,3 +199,13 @@ def test_a_pip_that_fails_so_again_and_again_is_believed(tree: ProbeTree) -> Non
     error = tree.build(env={"PYTHONPATH": disturbed_pip(tree, 100)}, status=1)
     assert 1 < len((tree.control / "runs").read_text().splitlines()) < 10
     assert error.count("JSONDecodeError") == 1
+
+
+def test_looking_for_pip_leaves_the_modules_of_setuptools_alone() -> None:
+    script = (
+        "import distutils.core, sys; from lockbuild.build_library import _pip_runner; before = {**sys.modules}; "
+        "print(bool(_pip_runner()), before.keys() - sys.modules.keys())"
+    )
+    # setuptools warns of its own replacement of distutils.
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "True set()\n"
