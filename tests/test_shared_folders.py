@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lockbuild.locks import DirectoryLock
 from machine import error_line, linux_only, second_tree, wait_until_it_waits
 from witness import LOCKBUILD, PATIENCE, Gate, WitnessTree, wait_until
 
@@ -102,6 +103,25 @@ def test_many_builds_with_one_folder_all_succeed(tree: WitnessTree, tmp_path: Pa
     check_all_succeed(tree)
     assert_one_by_one(tree, "build_wheel")
     assert len(tree.entered("build_wheel")) == 6
+
+
+def test_a_folder_that_is_removed_and_made_again_between_two_steps_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the test below meets once in a thousand times; here the other process's part is played."""
+    makedirs = os.makedirs
+    disturbed: list[str] = []
+
+    def make(path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
+        makedirs(path, mode, exist_ok)
+        if path == str(tmp_path / "env") and not disturbed:
+            disturbed.append(path)
+            raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "makedirs", make)
+    with DirectoryLock(tmp_path / "env", cache_dir=tmp_path / "cache", create=True) as lock:
+        assert lock.held is not None
+    assert disturbed
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -50,6 +51,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from lockbuild.locks.waiting import Wait
+
+
+# How often the directory is made when it vanishes again at once. In /proc none can be made, and that is all it says.
+_ATTEMPTS = 1000
 
 
 class _StartOver(Exception):  # noqa: N818 - not an error, and never leaves this module
@@ -245,14 +250,17 @@ class DirectoryLock:
 
     def _find_or_make(self) -> os.stat_result:
         """Return what the directory is, which is made when it may be. Its last holder may just be removing it."""
+        attempts_left = _ATTEMPTS
         while True:
+            attempts_left -= 1
             try:
                 if self._create:
                     os.makedirs(os.path.realpath(self.path), exist_ok=True)
                 return os.stat(self.path)
             except (FileExistsError, FileNotFoundError):
-                # In the middle of that, too: makedirs finds that it exists, and then that it is no directory.
-                if not self._create or os.path.lexists(self.path):
+                # In the middle of that, too: makedirs finds that it exists, and then that it is no directory. By now
+                # somebody else may have made it again. Only what is there and is no directory is in the way.
+                if not self._create or not attempts_left or _is_no_directory(self.path):
                     raise
 
     def _take_under_ancestor(self, directory: os.stat_result) -> Generator[float, None, str | None]:
@@ -417,3 +425,11 @@ class DirectoryLock:
                 os.close(descriptor)
             else:
                 unlock(descriptor)
+
+
+def _is_no_directory(path: str) -> bool:
+    """Tell whether something else has a path, or the path that a link of this name leads to."""
+    try:
+        return not stat.S_ISDIR(os.lstat(os.path.realpath(path)).st_mode)
+    except FileNotFoundError:
+        return False
