@@ -126,8 +126,8 @@ def lock_folder(requested: str | os.PathLike[str] | None, reporter: Reporter) ->
         try:
             os.makedirs(folder, exist_ok=True)
             problem = _problem_with(folder)
-        except FileNotFoundError as error:
-            # Somebody who cleans up has removed it between two of our steps; or it cannot be there at all.
+        except (FileExistsError, FileNotFoundError) as error:
+            # Somebody who cleans up has removed it between two of our steps, or of makedirs'; or it cannot be there.
             if attempts_left:
                 continue
             problem = f"cannot be made: {error.strerror}"

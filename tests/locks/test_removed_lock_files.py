@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from lockbuild.events import Reporter
+from lockbuild.paths import lock_folder
 from machine import linux_only, wait_until_it_waits, warnings_in
 from witness import WitnessTree, wait_until
 
@@ -124,3 +126,21 @@ def clean(tmp_path: Path, stop: Event, counted: object) -> None:
             if name.endswith(".lock"):
                 (tmp_path / "tmp" / name).unlink(missing_ok=True)
         counted.value += 1  # type: ignore[attr-defined]
+
+
+def test_a_lock_folder_that_is_removed_while_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Makedirs finds that it exists, and then that it is no directory; here the cleaner's part is played."""
+    makedirs = os.makedirs
+    disturbed: list[str] = []
+
+    def make(path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
+        if not disturbed:
+            disturbed.append(path)
+            raise FileExistsError(path)
+        makedirs(path, mode, exist_ok)
+
+    monkeypatch.setattr(os, "makedirs", make)
+    assert lock_folder(str(tmp_path / "cache"), Reporter()) == str(tmp_path / "cache" / "locks")
+    assert disturbed
