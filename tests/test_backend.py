@@ -125,7 +125,10 @@ def test_it_needs_filelock_and_platformdirs_and_setuptools_and_no_more(tree: Wit
 
 
 def test_without_setuptools_it_says_what_to_write_into_pyproject_toml(tmp_path: Path) -> None:
-    load = f"import sys; sys.path.append({str(Path(lockbuild.__file__).parents[1])!r}); import lockbuild.backend"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "lockbuild").symlink_to(Path(lockbuild.__file__).parent)
+    load = f"import sys; sys.path.append({str(alone)!r}); import lockbuild.backend"
     finished = subprocess.run([sys.executable, "-SP", "-c", load], cwd=tmp_path, capture_output=True, text=True)
     assert finished.stderr.splitlines()[-1].startswith("ImportError: lockbuild.backend runs the hooks of setuptools,")
     assert 'requires = ["setuptools", "lockbuild"]' in finished.stderr
