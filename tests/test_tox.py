@@ -211,6 +211,19 @@ def test_an_editable_wheel_is_built_by_tox_under_the_lock(project: WitnessTree) 
     assert project.entered("build_wheel")
 
 
+@pytest.mark.parametrize("only_tox", [False, True], ids=["as a terminal does", "to tox alone"])
+def test_a_tox_that_waits_itself_for_the_lock_can_be_interrupted(project: WitnessTree, only_tox: bool) -> None:
+    with SourceTreeLock(project.path):
+        tox = start_tox(project, "run", "-e", "editable")
+        read = read_until(tox, WAITING)
+        (os.kill if only_tox else os.killpg)(tox.pid, signal.SIGINT)
+        out = read + tox.communicate(timeout=PATIENCE)[0]
+        assert tox.returncode not in (0, None), out
+    assert "Got the lock" not in out
+    assert "Traceback" not in out
+    assert project.log() == []
+
+
 def test_an_editable_wheel_whose_backend_takes_the_lock_itself_does_not_wait_for_tox(project: WitnessTree) -> None:
     (project.path / "locking_backend.py").write_text(_LOCKING_BACKEND)
     pyproject = project.path / "pyproject.toml"

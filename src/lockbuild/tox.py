@@ -117,6 +117,7 @@ class LockbuildPackager(Pep517VenvPackager):
         self._tree_lock: SourceTreeLock | None = None
         self._variables_of_lock: dict[str, str] = {}
         """What hooks have to know of it. It stays: without the lock it means nothing to anybody."""
+        self._is_interrupted = False
 
     def __getattribute__(self, name: str) -> Any:
         """
@@ -128,6 +129,11 @@ class LockbuildPackager(Pep517VenvPackager):
         if name in _METHODS_OF_INTERRUPTION:
             return object.__getattribute__(self, name)
         return super().__getattribute__(name)
+
+    def interrupt(self) -> None:
+        """End what runs here, also a wait for the lock. tox calls it in its main thread."""
+        self._is_interrupted = True
+        super().interrupt()
 
     def perform_packaging(self, for_env: EnvConfigSet) -> list[Package]:
         """Build the package of a run environment. Raises `Fail`, and `SystemExit` where a program has failed."""
@@ -344,7 +350,7 @@ class LockbuildPackager(Pep517VenvPackager):
             project.tree,
             cache_dir=variables.get("LOCKBUILD_CACHE_DIR"),
             timeout=limit,
-            reporter=_Announcer(lambda: self._interrupted),
+            reporter=_Announcer(lambda: self._is_interrupted),
         )
 
 
