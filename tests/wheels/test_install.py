@@ -323,6 +323,26 @@ def test_an_installation_that_was_killed_looks_unfinished_and_is_completed_by_th
     assert problems(environment) == []
 
 
+def test_what_a_killed_installation_has_left_under_hidden_names_is_removed_by_the_next(
+    house: Wheelhouse, environment: Path
+) -> None:
+    """Killed between the making of a file and its renaming: too short a moment to be met each time."""
+    wheel = house.add_wheel("alpha", files={"alpha/file.py": "", "alpha/.file.py.00000000000a": "of the wheel"})
+    info = site_packages(environment) / "alpha-1.0.dist-info"
+    left = [info / f".{name}.0123456789ab" for name in ("INSTALLER", "RECORD.part", "RECORD")]
+    left.append(site_packages(environment) / "alpha" / ".file.py.0123456789ab")
+    foreign = [info / ".INSTALLER.0123456789ag", info / ".other.0123456789ab"]
+    for path in (*left, *foreign):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    install_wheels([wheel], environment)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in foreign)
+    for path in foreign:
+        path.unlink()
+    assert problems(environment) == []
+
+
 # What is refused
 
 

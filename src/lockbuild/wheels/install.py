@@ -35,7 +35,7 @@ from lockbuild.errors import WheelError, shown
 from lockbuild.wheels.bytecode import environments_with, link_bytecode, note
 from lockbuild.wheels.claims import PART, Claims, as_record
 from lockbuild.wheels.destination import locked
-from lockbuild.wheels.links import Linker, write_whole
+from lockbuild.wheels.links import Linker, remove_left_over, write_whole
 from lockbuild.wheels.store import WheelChangedError, check
 
 if TYPE_CHECKING:
@@ -96,6 +96,12 @@ class _Placement:
     bytecode: Sequence[str]
     """The same directory in other environments that have the wheel."""
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all its files there, RECORD's too."""
+        records = {"RECORD", PART} if self.directory == self.info else set()
+        return {file.name for file in self.linked} | {file.name for file in self.made} | records
+
     def without(self, names: Collection[str]) -> _Placement:
         """Return what is left when these files are another wheel's."""
         linked = [file for file in self.linked if file.name not in names]
@@ -140,12 +146,15 @@ def link_wheels(wheels: Sequence[UnpackedWheel], installation: Installation) -> 
     )
     _make_directories({each.directory for each in placements})
     infos = {each.info: each.wheel for each in placements}
+    # Or another process is installing them just now, and may be killed yet.
+    tried_before = {info for info in infos if os.listdir(info)}
     for info, content in _records(placements).items():
-        write_whole(os.path.join(info, PART), content)
+        with locked(info, installation.cache_dir, installation.reporter):
+            write_whole(os.path.join(info, PART), content)
     claims = Claims(
         {destination.schemes["purelib"], destination.schemes["platlib"]}, installation.cache_dir, installation.reporter
     )
-    worker = _Worker(installation, claims)
+    worker = _Worker(installation, claims, tried_before)
     with ThreadPoolExecutor(installation.threads) as pool:
         try:
             directories = list(_by_directory(placements).values())
@@ -188,9 +197,10 @@ def _counting(
 class _Worker:
     """What the threads share while they work on one installation."""
 
-    def __init__(self, installation: Installation, claims: Claims) -> None:
+    def __init__(self, installation: Installation, claims: Claims, tried_before: Collection[str]) -> None:
         self._installation = installation
         self._claims = claims
+        self._tried_before = tried_before
         self._linker = Linker(installation.link_mode)
         self.stopped = threading.Event()
         self.warnings: set[str] = set()
@@ -206,6 +216,8 @@ class _Worker:
         # Of these RECORDs a path is taken out. Not under the lock: each RECORD is written under its own folder's.
         lost: list[tuple[str, str]] = []
         with locked(placement.directory, installation.cache_dir, installation.reporter, self.stopped):
+            if placement.info in self._tried_before:
+                remove_left_over(placement.directory, placement.names)
             for file in placement.linked:
                 source = os.path.join(placement.source, file.name)
                 target = os.path.join(placement.directory, file.name)

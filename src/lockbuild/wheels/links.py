@@ -17,7 +17,7 @@ import stat
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from lockbuild.request import LinkMode
 
@@ -38,6 +38,9 @@ _REFUSALS = frozenset(
     for name in ("EXDEV", "EOPNOTSUPP", "ENOTSUP", "ENOTTY", "ENOSYS", "EINVAL", "EPERM", "EACCES", "EMLINK")
     if hasattr(errno, name)
 )
+
+# How many digits a hidden name ends in.
+_RANDOM = 12
 
 
 class Linker:
@@ -106,17 +109,32 @@ def write_whole(target: str, content: bytes, executable: bool = False) -> None:
         os.replace(hidden, target)
 
 
+def remove_left_over(folder: str, names: Collection[str]) -> None:
+    """Remove what somebody who was killed has left beside these names in a folder. Only while nobody writes there."""
+    beginnings = set(map(_beginning, names))
+    for name in os.listdir(folder):
+        beginning, end = name[:-_RANDOM], name[-_RANDOM:]
+        if beginning in beginnings and name not in names and not end.strip("0123456789abcdef"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
+
+
 @contextlib.contextmanager
 def _beside(target: str) -> Iterator[str]:
     """Yield a hidden name beside ``target``, which nothing has afterwards."""
     folder, name = os.path.split(target)
-    hidden = os.path.join(folder, f".{name[:40]}.{os.urandom(6).hex()}")
+    hidden = os.path.join(folder, _beginning(name) + os.urandom(_RANDOM // 2).hex())
     try:
         yield hidden
     finally:
         # A rename leaves the first name when both are names of one file already (rename(2)).
         with contextlib.suppress(OSError):
             os.unlink(hidden)
+
+
+def _beginning(name: str) -> str:
+    """Return how the hidden names beside a name begin. They end in `_RANDOM` hexadecimal digits."""
+    return f".{name[:40]}."
 
 
 def _reflink(source: str, target: str) -> None:
