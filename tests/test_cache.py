@@ -210,6 +210,24 @@ def test_what_a_killed_maker_left_is_removed_by_prune(tree: ProbeTree) -> None:
     assert tree.keys() == []
 
 
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_who_removes_the_cache_by_hand_while_an_environment_is_made_is_told_and_the_next_build_makes_it(
+    tree: ProbeTree, installer: str
+) -> None:
+    tree.wheelhouse.add_sdist("slow")
+    tree.require("slow")
+    gate = tree.make_gate()
+    build = tree.start("--installer", installer, env={"SDIST_GATE_SLOW": str(gate.path)})
+    tree.wait_for_sdist("slow")
+    shutil.rmtree(tree.cache)
+    gate.open()
+    _, err = build.communicate(timeout=PATIENCE)
+    assert build.returncode == 1
+    last_line = err.splitlines()[-1]
+    assert re.fullmatch(r"ERROR \S+ was removed meanwhile; is somebody removing the cache\?", last_line), err
+    tree.build("--installer", installer)
+
+
 @pytest.mark.slow
 def test_six_builds_in_a_loop_all_succeed_while_the_cache_is_cleared_in_a_loop(tree: ProbeTree) -> None:
     """

@@ -24,7 +24,7 @@ from lockbuild.environments.store import (
     new_generation,
     remove_unused,
 )
-from lockbuild.errors import CacheFolderError, CircularRequirementsError
+from lockbuild.errors import CacheFolderError, CircularRequirementsError, shown
 from lockbuild.hooks.early import isolation_of
 from lockbuild.locks import DirectoryLock
 from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
@@ -192,6 +192,9 @@ def _make(
                 variables = _variables_for_installer(lock)
                 wanted = InstallRequest(requirements, constraints, request, variables, reporter)
                 manifest = populate(generation, wanted)
+            if not os.path.exists(manifest.python_executable):
+                # An installer has made the rest of it anew.
+                raise _removed(generation)
             user = User(generation)
             # A backend is imported on one core, while the other one does the rest.
             on_candidate(KeptEnvironment(manifest, user, is_new=True))
@@ -199,6 +202,8 @@ def _make(
         except BaseException as error:
             if user is not None:
                 user.end()
+            if isinstance(error, Exception) and not os.path.exists(folder):
+                raise _removed(generation) from error
             import shutil
 
             shutil.rmtree(generation.path, ignore_errors=True)
@@ -207,7 +212,7 @@ def _make(
                 return _use_older(*older, reporter)
             raise
         if not user.begin():
-            raise CacheFolderError(f"{generation.path} was removed as soon as it was made; is the cache being cleared?")
+            raise _removed(generation)
         remove_unused(folder, keep=lambda each: each == generation)
         return manifest, user
 
@@ -289,12 +294,16 @@ def _is_unchanged(generation: Generation, manifest: Manifest) -> bool:
 def _use_older(generation: Generation, manifest: Manifest, reporter: Reporter) -> tuple[Manifest, User]:
     user = User(generation)
     if not user.begin():
-        raise CacheFolderError(f"{generation.path} was removed meanwhile; is the cache being cleared?")
+        raise _removed(generation)
     reporter.warn(
         f"The index cannot be reached; using the build environment made {age_in_words(manifest.made)} ago "
         f"({_versions(manifest)})"
     )
     return manifest, user
+
+
+def _removed(generation: Generation) -> CacheFolderError:
+    return CacheFolderError(f"{shown(generation.path)} was removed meanwhile; is somebody removing the cache?")
 
 
 def _describe_reuse(manifest: Manifest) -> str:

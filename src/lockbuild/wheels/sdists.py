@@ -103,12 +103,14 @@ def building_for_pip(
         open(events, "xb").close()
         over = threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            passing_on = pool.submit(_pass_on, events, reporter, over)
             try:
+                passing_on = pool.submit(_pass_on, events, reporter, over)
                 yield {_VARIABLE: path}
             finally:
-                os.unlink(interception)
                 over.set()
+                # With all of the cache, somebody may have removed it.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(interception)
             # An exception of the reporter.
             passing_on.result()
 
