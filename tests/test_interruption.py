@@ -36,6 +36,32 @@ except Interrupted:
     print("interrupted")
 """
 
+# Writes down whether the hook still runs when the folder is removed by whose files it talks with pyproject-hooks.
+_AT_REMOVAL = """
+import os, runpy, sys
+def look(event, arguments):
+    if event == "shutil.rmtree" and os.path.exists(os.path.join(arguments[0], "input.json")):
+        folder = os.environ["FOLDER"]
+        if os.path.exists(os.path.join(folder, "hook")):
+            with open(os.path.join(folder, "hook")) as hook, open(os.path.join(folder, "seen"), "w") as seen:
+                seen.write("running" if os.path.exists(f"/proc/{hook.read()}") else "ended")
+sys.addaudithook(look)
+runpy.run_module("lockbuild", run_name="__main__", alter_sys=True)
+"""
+
+
+@linux_only
+def test_the_files_of_an_interrupted_hook_are_there_until_it_has_ended(witness_tree: WitnessTree) -> None:
+    """One that runs on would say that its input is missing, or have its output meet the removal of their folder."""
+    witness_tree.use_hook("signal.signal(signal.SIGINT, signal.SIG_IGN)\ntell('deaf', '')\ntime.sleep(1000)")
+    folder = {"FOLDER": str(witness_tree.control)}
+    build = witness_tree.start(command=(sys.executable, "-c", _AT_REMOVAL), env=folder)
+    witness_tree.told("deaf")
+    build.send_signal(signal.SIGINT)
+    [(status, _, error)] = witness_tree.finish(build)
+    assert status == 128 + signal.SIGINT, error
+    assert witness_tree.told("seen") == "ended"
+
 
 def test_an_interrupted_cleanup_leaves_no_temporary_files(witness_tree: WitnessTree) -> None:
     build = witness_tree.start(command=(sys.executable, "-c", _IN_CLEANUP))

@@ -226,7 +226,13 @@ class HookRunner:
             if self._host is None:
                 self._start_host(cmd[0], cwd, os.environ | environ, None, self._locks)
                 assert self._host is not None
-            status = self._host.run(cmd[1:], cwd or os.getcwd(), environ, self._locked_tree(), self._lend_locks())
+            try:
+                status = self._host.run(cmd[1:], cwd or os.getcwd(), environ, self._locked_tree(), self._lend_locks())
+            except BaseException:
+                # Interrupted. Our caller is about to remove the files by which it talks with the hook. One that ran on
+                # would miss its input, and say so, or put its output into the folder that is being removed.
+                self._end_host()
+                raise
         else:
             if not self._output:
                 self._open_output()
