@@ -110,6 +110,7 @@ def test_an_interrupted_maker_leaves_nothing(tree: ProbeTree, number: int, statu
     assert tree.environments() == []
     # But the file of the build of the sdist, which was killed, in the environment for that.
     assert all(path.parent.suffix == ".users" for path in tree.debris())
+    assert os.listdir(os.environ["TMPDIR"]) == []
     assert created(tree.build()) == 1
 
 

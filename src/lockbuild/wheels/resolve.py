@@ -74,7 +74,9 @@ def fill(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: Inst
             building_for_pip(paths["purelib"], pip, wanted.variables, request, reporter) as for_hooks,
             killing_descendants(),
         ):
-            run_pip(environment, words, {**settings, **_WITHOUT_CHECK, **wanted.variables, **for_hooks})
+            # What a pip that is killed has left in its temporary folder is removed with ours.
+            temporary = {"TMPDIR": tempfile.mkdtemp(prefix="", dir=folder)}
+            run_pip(environment, words, {**settings, **_WITHOUT_CHECK, **wanted.variables, **for_hooks, **temporary})
         archives = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".whl")]
         with _step(reporter, "filling"):
             install_archives(archives, {}, store, installation)
