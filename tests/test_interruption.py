@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from machine import linux_only
 from witness import WitnessTree
 
-# Sends this process a signal when it begins to remove its folder for temporary files.
+# Sends this process a signal when it begins to remove a folder that has a file of this name, or that has it itself.
 _IN_CLEANUP = """
-import os, runpy, signal, sys
+import fnmatch, os, runpy, signal, sys
 def interrupt(event, arguments):
-    if event == "shutil.rmtree" and os.path.basename(arguments[0]).startswith("lockbuild-"):
-        signal.raise_signal(signal.SIGINT)
+    if event == "shutil.rmtree":
+        if fnmatch.filter([os.path.basename(arguments[0]), *os.listdir(arguments[0])], os.environ["NAME"]):
+            signal.raise_signal(signal.SIGINT)
 sys.addaudithook(interrupt)
 runpy.run_module("lockbuild", run_name="__main__", alter_sys=True)
 """
@@ -63,11 +66,13 @@ def test_the_files_of_an_interrupted_hook_are_there_until_it_has_ended(witness_t
     assert witness_tree.told("seen") == "ended"
 
 
-def test_an_interrupted_cleanup_leaves_no_temporary_files(witness_tree: WitnessTree) -> None:
-    build = witness_tree.start(command=(sys.executable, "-c", _IN_CLEANUP))
+@pytest.mark.parametrize("name", ["lockbuild-*", "input.json"], ids=["the staging folder", "that of a hook's files"])
+@pytest.mark.parametrize("option", ["--wheel", "--metadata"])
+def test_an_interrupted_cleanup_leaves_no_temporary_files(witness_tree: WitnessTree, name: str, option: str) -> None:
+    build = witness_tree.start(option, command=(sys.executable, "-c", _IN_CLEANUP), env={"NAME": name})
     [(status, _, error)] = witness_tree.finish(build)
     assert status == 128 + signal.SIGINT, error
-    assert [name for name in os.listdir(os.environ["TMPDIR"]) if name.startswith("lockbuild-")] == []
+    assert [each for each in os.listdir(os.environ["TMPDIR"]) if not each.startswith("uv-setuptools-")] == []
 
 
 @linux_only

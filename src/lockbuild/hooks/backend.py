@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyproject_hooks import BackendUnavailable, BuildBackendHookCaller
 
-from lockbuild.errors import ArtifactError
+from lockbuild.errors import ArtifactError, Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +37,8 @@ class Backend:
         self._reporter = reporter
         self._environment = environment
         self._hooks = hooks
+        self._exchange = ""
+        """The folder of the files by which the last hook was talked with."""
         self._caller = BuildBackendHookCaller(
             project.tree,
             project.backend,
@@ -75,13 +77,27 @@ class Backend:
         from build import ProjectBuilder
 
         python = self._environment.python_executable if self._environment else sys.executable
-        return ProjectBuilder(self.project.tree, python, self._run).metadata_path(folder)
+        with self._no_exchange_left():
+            return ProjectBuilder(self.project.tree, python, self._run).metadata_path(folder)
 
     def _isolation(self) -> dict[str, str]:
         return dict((self._environment.make_extra_environ() if self._environment else None) or {})
 
     def _run(self, cmd: Sequence[str], cwd: str | None = None, extra_environ: Mapping[str, str] | None = None) -> None:
+        self._exchange = cmd[-1]
         self._hooks(cmd, cwd, {**self._isolation(), **(extra_environ or {})})
+
+    @contextlib.contextmanager
+    def _no_exchange_left(self) -> Iterator[None]:
+        """Remove the folder in which pyproject-hooks was interrupted, in the middle of its removal perhaps."""
+        try:
+            yield
+        except Interrupted:
+            if self._exchange:
+                import shutil
+
+                shutil.rmtree(self._exchange, ignore_errors=True)
+            raise
 
     @contextlib.contextmanager
     def _errors_of_build(self, hook: str) -> Iterator[None]:
@@ -89,7 +105,8 @@ class Backend:
         description: str | None
         failure: Exception
         try:
-            yield
+            with self._no_exchange_left():
+                yield
         except BackendUnavailable as error:
             description = f"Backend {self.project.backend!r} is not available."
             failure = error
