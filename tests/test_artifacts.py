@@ -259,7 +259,7 @@ def test_on_a_full_disk_nothing_new_appears_and_the_old_file_stays(
     assert status == 1
     assert "Successfully" not in out
     [line] = [line for line in error.splitlines() if not line.startswith("* ")]
-    assert line.startswith("ERROR No space left on device")
+    assert line == f"ERROR No space left on device: {str(tiny_disk / (WHEEL if option == '--wheel' else SDIST))!r}"
     assert {path.name: path.read_text() for path in tiny_disk.iterdir()} == {
         name: f"the older {name}" for name in (WHEEL, SDIST)
     }

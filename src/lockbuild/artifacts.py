@@ -104,9 +104,12 @@ def _publish_entry(source: str, target: str) -> str:
             # Another file system, or one without hard links.
             shutil.copy2(source, hidden)
         os.replace(hidden, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(hidden)
+        if isinstance(error, OSError) and (error.filename, error.filename2) != (source, None):
+            # It names the hidden file, or both, the one that is read first, or none.
+            raise OSError(error.errno, error.strerror, target) from error
         raise
     return target
 
