@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from pyproject_hooks import BuildBackendHookCaller
 from setuptools import build_meta
 
@@ -254,10 +255,11 @@ def wheelhouse(tmp_path: Path) -> Wheelhouse:
     house = Wheelhouse(folder)
     source = Path(lockbuild.__file__).parent
     files = {f"lockbuild/{path.relative_to(source)}": path.read_text() for path in source.rglob("*.py")}
-    requires = [each for each in metadata.requires("lockbuild") or () if "extra ==" not in each]
-    house.add_wheel("lockbuild", lockbuild.__version__, files, requires)
-    for requirement in ("setuptools", *requires):
-        house.add_installed(re.split(r"[^\w-]", requirement)[0].replace("-", "_"))
+    requires = [Requirement(each) for each in metadata.requires("lockbuild") or ()]
+    here = [each for each in requires if each.marker is None or each.marker.evaluate({"extra": ""})]
+    house.add_wheel("lockbuild", lockbuild.__version__, files, map(str, here))
+    for name in ("setuptools", *(each.name for each in here)):
+        house.add_installed(name.replace("-", "_"))
     return house
 
 
