@@ -107,7 +107,7 @@ def _publish_entry(source: str, target: str) -> str:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(hidden)
-        if isinstance(error, OSError) and (error.filename, error.filename2) != (source, None):
+        if isinstance(error, OSError) and error.errno and (error.filename, error.filename2) != (source, None):
             # It names the hidden file, or both, the one that is read first, or none.
             raise OSError(error.errno, error.strerror, target) from error
         raise

@@ -207,7 +207,7 @@ def _make(
             import shutil
 
             shutil.rmtree(generation.path, ignore_errors=True)
-            if isinstance(error, OSError) and error.filename is None:
+            if isinstance(error, OSError) and error.errno and error.filename is None:
                 # A full disk: what could not be written to has no name any more.
                 raise CacheFolderError(f"{shown(generation.path)} cannot be made: {error.strerror}") from error
             if older and isinstance(error, subprocess.CalledProcessError) and heard.index_was_unreachable:
