@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyproject_hooks import BackendUnavailable, BuildBackendHookCaller
 
-from lockbuild.errors import ArtifactError, Interrupted
+from lockbuild.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -92,7 +92,8 @@ class Backend:
         """Remove the folder in which pyproject-hooks was interrupted, in the middle of its removal perhaps."""
         try:
             yield
-        except Interrupted:
+        except KeyboardInterrupt:
+            # `Interrupted` is one; in a program that uses the Python API it may be Python's own.
             if self._exchange:
                 import shutil
 

@@ -8,7 +8,9 @@ What is done, in this order:
 3. Threads link the files, each thread those of one directory, under the lock on that directory for as long as one
    wheel's files take: other threads and processes may be installing here, too. A file that is there already is
    replaced at one moment, or stays when another distribution has claimed its path and wins (`lockbuild.wheels.claims`).
-   Scripts and INSTALLER, which are made for the environment, come in the same way.
+   Scripts and INSTALLER, which are made for the environment, come in the same way. Where the wheel was installed
+   before, or begun to be, what a killed process has left under hidden names beside its files goes: hidden names are
+   only made under that lock.
 4. Last of all ``RECORD.part`` becomes RECORD.
 
 The two bugs that this is against are of uv, issue 520 and PR 4978: a directory of several wheels was made twice and
