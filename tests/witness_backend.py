@@ -55,6 +55,8 @@ def _others_inside():
 def _witness(hook, config_settings=None):
     if config_settings:
         _write(f"settings {os.getpid()} {json.dumps(config_settings, separators=(',', ':'))}")
+    if locks := os.environ.get("LOCKBUILD_HELD_LOCKS"):
+        tell(f"locks-{os.getpid()}", locks)
     _write(f"enter {os.getpid()} {hook}")
     for other in _others_inside():
         _write(f"overlap {os.getpid()} {other}")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lockbuild.console import Console
-    from lockbuild.hooks.early import EarlyHost
 
 # The options that `build` does not have.
 _OWN_OPTIONS = frozenset(
@@ -41,12 +40,8 @@ _OWN_OPTIONS = frozenset(
 )
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild", early: EarlyHost | None = None) -> NoReturn:
-    """
-    Run the command line and exit with its status: 0, 1 for a failed build, 2 for wrong usage, 75 for a timeout.
-
-    ``early`` is a hook host that was started in the expectation that the build needs it.
-    """
+def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild") -> NoReturn:
+    """Run the command line and exit with its status: 0, 1 for a failed build, 2 for wrong usage, 75 for a timeout."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser(prog)
     parsed = parser.parse_args(_spell_as_build_does(arguments))
@@ -55,7 +50,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild", early:
         # Paths may hold bytes that are no text; they are shown, not a reason to fail.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        status = _run(parsed, early)
+        status = _run(parsed)
     except BrokenPipeError:
         # Whoever read our output has had enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -331,7 +326,7 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
         parser.error("--env-dir and --sdist-extract-dir: each needs a folder of its own")
 
 
-def _run(parsed: argparse.Namespace, early: EarlyHost | None) -> int:
+def _run(parsed: argparse.Namespace) -> int:
     from lockbuild.console import Console
     from lockbuild.interruption import interruptible
 
@@ -340,7 +335,7 @@ def _run(parsed: argparse.Namespace, early: EarlyHost | None) -> int:
     console = Console(parsed.verbosity, hooks_write=parsed.verbosity >= 0 and not parsed.metadata)
     try:
         with interruptible():
-            _build(parsed, console, early)
+            _build(parsed, console)
     except Interrupted as interruption:
         return interruption.exit_status
     except LockbuildError as error:
@@ -354,7 +349,7 @@ def _run(parsed: argparse.Namespace, early: EarlyHost | None) -> int:
     return 0
 
 
-def _build(parsed: argparse.Namespace, console: Console, early: EarlyHost | None) -> None:
+def _build(parsed: argparse.Namespace, console: Console) -> None:
     import time
     import warnings
 
@@ -368,7 +363,7 @@ def _build(parsed: argparse.Namespace, console: Console, early: EarlyHost | None
     if parsed.metadata:
         console.result(_as_json(frontend.metadata(request, console)))
         return
-    result = frontend.build(request, console, early)
+    result = frontend.build(request, console)
     timings = (Timing("start", start), *result.timings) if parsed.timings else ()
     if parsed.report is not None:
         from lockbuild.artifacts import write_report

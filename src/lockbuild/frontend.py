@@ -9,33 +9,48 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from lockbuild.environments import BuildEnvironment, build_environment, extended
+from lockbuild.environments import BuildEnvironment, extended
 from lockbuild.errors import CircularRequirementsError, shown
 from lockbuild.events import Reporter
-from lockbuild.hooks.starting import AllPlacesTakenError
 from lockbuild.job import Job
 from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
-from lockbuild.project import LockDecision, Project, decide_lock, hint_at_shared_tree, read_project
+from lockbuild.project import (
+    IMPORTED_AHEAD,
+    LockDecision,
+    Project,
+    decide_lock,
+    hint_at_shared_tree,
+    is_installed_here,
+    read_project,
+)
 from lockbuild.request import BuildRequest, BuildResult, Distribution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from lockbuild.hooks.backend import Backend
-    from lockbuild.hooks.caller import HookRunner
-    from lockbuild.hooks.early import EarlyHost
+    from lockbuild.hooks.caller import BackendCaller
+    from lockbuild.hooks.runner import HookRunner
     from lockbuild.sdist import Sdist
 
 T = TypeVar("T")
 
 
-def build(request: BuildRequest, reporter: Reporter | None = None, early: EarlyHost | None = None) -> BuildResult:
+class _Tree(NamedTuple):
+    """A source tree to build from."""
+
+    path: str
+    locks: tuple[InheritableLock, ...] = ()
+    """Those on folders that the user named, under which it was unpacked."""
+    is_private: bool = False
+    """Whether it was unpacked for this build alone, at a path that no other process knows."""
+
+
+def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResult:
     """
     Build what the request asks for; return the artifacts, which are then in its out-dir.
 
-    ``early`` is a hook host that was started in the expectation that this build needs it, which it may not.
     Raises `LockbuildError`, the exceptions of ``build``, and `OSError`.
     """
     reporter = reporter or Reporter()
@@ -46,7 +61,7 @@ def build(request: BuildRequest, reporter: Reporter | None = None, early: EarlyH
 
         before = list_artifacts(out_dir)
     wanted = len(request.distributions) or (1 if is_sdist(request.source) else 2)
-    with Job(request, reporter, out_dir, distributions=wanted, early=early) as job:
+    with Job(request, reporter, out_dir, distributions=wanted) as job:
         if is_sdist(request.source):
             built = _build_from_sdist(job, _read_sdist(job), request.distributions or ("wheel",))
         elif request.distributions:
@@ -81,9 +96,9 @@ def metadata(request: BuildRequest, reporter: Reporter | None = None) -> bytes:
     with (
         forward_log(reporter, request.verbosity),
         Job(request, reporter, out_dir_of(request), collects_output=True) as job,
-        _source_tree(job, _read_sdist(job) if is_sdist(request.source) else request.source) as (tree, locks),
+        _source_tree(job, _read_sdist(job) if is_sdist(request.source) else request.source) as tree,
     ):
-        return _call_hooks(job, tree, "wheel", lambda backend: _prepare_metadata(job, backend), locks)
+        return _call_hooks(job, tree, "wheel", lambda backend: _prepare_metadata(job, backend))
 
 
 def build_shared_wheel(
@@ -140,9 +155,9 @@ def _read_sdist(job: Job, built: str | None = None) -> Sdist:
 
 def _build_from_tree(job: Job, kind: Distribution) -> tuple[str, str]:
     """Build one distribution of the tree that the request names; return its paths as `_build_distribution` does."""
-    tree = job.request.source
+    tree = _Tree(job.request.source)
     if job.request.coalesce:
-        return _build_once(job, tree, kind, lambda: _build_distribution(job, tree, kind))
+        return _build_once(job, tree.path, kind, lambda: _build_distribution(job, tree, kind))
     return _build_distribution(job, tree, kind)
 
 
@@ -150,8 +165,8 @@ def _build_from_sdist(job: Job, sdist: Sdist, kinds: Sequence[Distribution]) -> 
     """Build from an sdist that is unpacked for it; return the paths of what was published."""
 
     def build_all() -> list[tuple[str, str]]:
-        with _source_tree(job, sdist) as (tree, locks):
-            return [_build_distribution(job, tree, kind, locks) for kind in kinds]
+        with _source_tree(job, sdist) as tree:
+            return [_build_distribution(job, tree, kind) for kind in kinds]
 
     if sdist.sha256 in job.request.building:
         raise CircularRequirementsError(sdist.name, os.getpid())
@@ -183,16 +198,16 @@ def _build_once(
 
 
 @contextlib.contextmanager
-def _source_tree(job: Job, source: Sdist | str) -> Iterator[tuple[str, list[DirectoryLock]]]:
-    """Yield the source tree of a build, which an sdist is unpacked into, and the locks that it is used under."""
+def _source_tree(job: Job, source: Sdist | str) -> Iterator[_Tree]:
+    """Yield the source tree of a build, which an sdist is unpacked into."""
     if isinstance(source, str):
-        yield source, []
+        yield _Tree(source)
         return
     from lockbuild.sdist import unpacked
 
     extract_dir = job.request.sdist_extract_dir
     with contextlib.ExitStack() as stack:
-        locks: list[DirectoryLock] = []
+        locks: list[InheritableLock] = []
         if extract_dir is not None:
             # Two builds with one --sdist-extract-dir would each remove the tree in which the other one builds. With
             # an --env-dir, too, both are locked here in the order of their names: another build may have been given
@@ -200,15 +215,13 @@ def _source_tree(job: Job, source: Sdist | str) -> Iterator[tuple[str, list[Dire
             folders = [extract_dir, *([job.request.env_dir] if job.request.env_dir is not None else [])]
             in_order = sorted(folders, key=os.path.realpath)
             locks.extend(stack.enter_context(job.lock_directory(path)) for path in in_order)
-        yield stack.enter_context(unpacked(source, extract_dir)), locks
+        yield _Tree(stack.enter_context(unpacked(source, extract_dir)), tuple(locks), is_private=extract_dir is None)
 
 
-def _build_distribution(
-    job: Job, tree: str, kind: Distribution, locks: Sequence[InheritableLock] = ()
-) -> tuple[str, str]:
+def _build_distribution(job: Job, tree: _Tree, kind: Distribution) -> tuple[str, str]:
     """Build one distribution of a tree and publish it; return its paths in the staging folder and in the out-dir."""
 
-    def build_and_publish(backend: Backend) -> tuple[str, str]:
+    def build_and_publish(backend: BackendCaller) -> tuple[str, str]:
         from lockbuild import artifacts
 
         artifacts.make_out_dir(job.out_dir)
@@ -219,87 +232,70 @@ def _build_distribution(
             name = artifacts.check_artifact(folder, returned, kind)
             return os.path.join(folder, name), artifacts.publish(folder, name, job.out_dir)
 
-    return _call_hooks(job, tree, kind, build_and_publish, locks)
+    return _call_hooks(job, tree, kind, build_and_publish)
 
 
-def _prepare_metadata(job: Job, backend: Backend) -> bytes:
+def _prepare_metadata(job: Job, backend: BackendCaller) -> bytes:
     with open(os.path.join(backend.metadata_path(job.folder()), "METADATA"), "rb") as file:
         return file.read()
 
 
-def _call_hooks(
-    job: Job,
-    tree: str,
-    kind: Distribution,
-    work: Callable[[Backend], T],
-    outer_locks: Sequence[InheritableLock],
-) -> T:
+def _call_hooks(job: Job, tree: _Tree, kind: Distribution, work: Callable[[BackendCaller], T]) -> T:
     """Have the backend of a tree do some work, in its environment, under its lock."""
     with contextlib.ExitStack() as stack:
-        locks: list[InheritableLock] = [*outer_locks]
+        locks: list[InheritableLock] = [*tree.locks]
         if job.shared is not None:
             locks.append(job.shared.lock)
-        taken = [lock.path for lock in outer_locks if isinstance(lock, DirectoryLock)]
+        taken = [lock.path for lock in tree.locks if isinstance(lock, DirectoryLock)]
         if job.request.env_dir is not None and job.request.env_dir not in taken:
             # Two builds with one --env-dir: the second one finds the folder empty when the first has succeeded.
             locks.append(stack.enter_context(job.lock_directory(job.request.env_dir)))
-        project = read_project(tree)
+        project = read_project(tree.path)
         tree_lock = job.lock_source_tree(project.tree)
         stack.callback(tree_lock.close)
-        hooks = stack.enter_context(job.hook_runner())
+        hooks = job.hooks
+        job.distributions_left -= 1
 
-        outer = tuple(locks)
+        def decide(environment: BuildEnvironment | None, extra_requires: Collection[str] | None) -> LockDecision:
+            if tree.is_private and (job.request.lock or project.lock) != "always":
+                return LockDecision(False, "it was unpacked for this build alone")
+            is_installed = environment.has if environment is not None else None
+            if not _asks_backend(job.request) and project.backend_module not in IMPORTED_AHEAD:
+                # What else it requires remains unknown, and may be setuptools.
+                is_installed = is_installed_here
+            return decide_lock(project, job.request.lock, extra_requires, is_installed)
 
-        def warm_up(candidate: BuildEnvironment | None, *, at_once: bool = False) -> bool:
-            """
-            Start the hook host while we still look at the environment, import what we need, and wait; tell whether it
-            was started. Of the builds that wait for one tree, only some are unless it has to be ``at_once``.
-            """
-            if project.backend_path or not job.request.preimport:
-                # An in-tree backend may be imported only under the lock.
-                return True
-            expected = [*outer, *(candidate.locks if candidate else ())]
-            if _decide_lock(job, project, candidate, ()).locked:
-                if tree_lock.lock_file is None:
-                    tree_lock.open()
+        def start_host(candidate: BuildEnvironment | None) -> None:
+            """Start the hook host, and import what we need, while we still look at the environment and wait."""
+            expected = [*locks, *(candidate.locks if candidate else ())]
+            if decide(candidate, None).locked:
+                tree_lock.open()
                 expected.append(tree_lock)
-            try:
-                hooks.warm_up(project, candidate, expected, None if at_once else tree_lock.lock_file)
-            except AllPlacesTakenError:
-                return False
-            finally:
-                _import_the_rest()
-            return True
+            hooks.start(project, candidate, expected)
+            _import_the_rest()
 
         environment = None
         if job.request.isolation:
             with job.step("environment"):
-                environment = stack.enter_context(
-                    build_environment(project.requires, job.request, job.reporter, job.oldest_environment, warm_up)
-                )
+                environment = stack.enter_context(job.build_environment(project.requires, start_host))
             locks.extend(environment.locks)
-            if job.shared is not None:
-                job.shared.uses(environment)
-        else:
-            warm_up(None)
-        tree_lock.is_ready = lambda: warm_up(environment)
+        start_host(environment)
 
-        decision = _decide_lock(job, project, environment, ())
-        with hint_at_shared_tree(project, decision), _locked(job, project, decision, tree_lock, locks, hooks) as held:
-            warm_up(environment, at_once=True)
-            extra_requires = _ask_for_extra_requirements(
-                job, kind, _backend(job, project, environment, hooks), decision
-            )
-            with _extended(job, environment, extra_requires, held, hooks) as full_environment:
-                late_decision = _decide_lock(job, project, full_environment, extra_requires)
-                if decision.locked or not late_decision.locked:
-                    return work(_backend(job, project, full_environment, hooks))
-        # The backend itself asked for setuptools, which was nowhere until now; so nothing has run it yet.
-        with (
-            _locked(job, project, late_decision, tree_lock, locks, hooks) as held,
-            _extended(job, environment, extra_requires, held, hooks) as full_environment,
-        ):
-            return work(_backend(job, project, full_environment, hooks))
+        extra_requires: Collection[str] | None = None
+        decision = decide(environment, None)
+        while True:
+            with (
+                hint_at_shared_tree(project, decision),
+                _locked(job, project, decision, tree_lock, locks, hooks) as held,
+            ):
+                if extra_requires is None:
+                    extra_requires = _ask_for_extra_requirements(job, kind, _caller(job, project, environment, hooks))
+                with _extended(job, environment, extra_requires, held, hooks) as full_environment:
+                    late_decision = decide(full_environment, extra_requires)
+                    if decision.locked or not late_decision.locked:
+                        return work(_caller(job, project, full_environment, hooks))
+            # The backend itself asked for setuptools, which was nowhere until now; so nothing has run it yet.
+            decision = late_decision
 
 
 def _import_the_rest() -> None:
@@ -309,20 +305,13 @@ def _import_the_rest() -> None:
 
     import lockbuild.artifacts
     import lockbuild.daily
-    import lockbuild.hooks.backend  # noqa: F401
+    import lockbuild.hooks.caller  # noqa: F401
 
 
-def _backend(job: Job, project: Project, environment: BuildEnvironment | None, hooks: HookRunner) -> Backend:
-    from lockbuild.hooks.backend import Backend
+def _caller(job: Job, project: Project, environment: BuildEnvironment | None, hooks: HookRunner) -> BackendCaller:
+    from lockbuild.hooks.caller import BackendCaller
 
-    return Backend(project, environment, hooks, job.reporter)
-
-
-def _decide_lock(
-    job: Job, project: Project, environment: BuildEnvironment | None, extra_requires: Collection[str]
-) -> LockDecision:
-    is_installed = environment.has if environment is not None else None
-    return decide_lock(project, job.request.lock, extra_requires, is_installed)
+    return BackendCaller(project, environment, hooks, job.reporter)
 
 
 @contextlib.contextmanager
@@ -348,22 +337,25 @@ def _locked(
                 held.append(stack.enter_context(tree_lock))
         if job.shared is not None:
             job.shared.begins()
-        stack.enter_context(hooks.under(held))
+        stack.enter_context(hooks.under(held, keeps_host=job.keeps_host))
         yield held
 
 
-def _ask_for_extra_requirements(job: Job, kind: Distribution, backend: Backend, decision: LockDecision) -> set[str]:
+def _asks_backend(request: BuildRequest) -> bool:
+    """Tell whether a backend is asked what else it requires; `build` does not where nothing is done about it."""
+    return request.isolation or not request.skip_dependency_check
+
+
+def _ask_for_extra_requirements(job: Job, kind: Distribution, caller: BackendCaller) -> set[str]:
     """Ask the backend what else it requires for this build; without isolation, check that it is all there."""
-    unchecked = not job.request.isolation and job.request.skip_dependency_check
-    if unchecked and (decision.locked or decision.final):
+    if not _asks_backend(job.request):
         return set()
-    # A backend that is not locked is asked in any case: it may be about to run setuptools.
     with job.step(f"get_requires_for_build_{kind}"):
-        extra = backend.get_requires(kind, job.request.config_settings)
-    if not job.request.isolation and not unchecked:
+        extra = caller.get_requires(kind, job.request.config_settings)
+    if not job.request.isolation:
         from lockbuild.build_library import check_dependencies
 
-        check_dependencies({*backend.project.requires, *extra})
+        check_dependencies({*caller.project.requires, *extra})
     return extra
 
 

@@ -7,18 +7,17 @@ import os
 import time
 from typing import TYPE_CHECKING, Self
 
+from lockbuild.environments import BuildEnvironment, build_environment
 from lockbuild.errors import EnvironmentFolderError
-from lockbuild.hooks.caller import HookRunner
+from lockbuild.hooks.runner import HookRunner
 from lockbuild.locks import DirectoryLock, SourceTreeLock
 from lockbuild.request import BuildRequest, Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from tempfile import TemporaryDirectory
 
     from lockbuild.events import Reporter
-    from lockbuild.hooks.early import EarlyHost
-    from lockbuild.hooks.tee import Tee
     from lockbuild.sharing.build import SharedBuild
 
 
@@ -27,7 +26,7 @@ class Job:
     What all the steps of one build share; a context manager, at whose end its staging folder is removed.
 
     ``distributions`` is how many are to be built, at most. With ``collects_output`` hooks' output is shown only when
-    something is wrong; with --quiet it is not shown at all. ``early`` may be the first hook host.
+    something is wrong; with --quiet it is not shown at all.
     """
 
     def __init__(
@@ -38,7 +37,6 @@ class Job:
         *,
         distributions: int = 1,
         collects_output: bool = False,
-        early: EarlyHost | None = None,
     ) -> None:
         self.request = request
         self.reporter = reporter
@@ -47,9 +45,10 @@ class Job:
         self.timings: list[Timing] = []
         self.shared: SharedBuild | None = None
         """Set while this process builds for others, too."""
-        self._distributions_left = distributions
+        self.distributions_left = distributions
         self._hooks: HookRunner | None = None
-        self._early = early
+        self._environments: dict[frozenset[str], BuildEnvironment] = {}
+        self._resources = contextlib.ExitStack()
         self._started = time.time()
         self._staging: TemporaryDirectory[str] | None = None
 
@@ -64,6 +63,7 @@ class Job:
                 # The second time has something to do when the first is interrupted.
                 stack.callback(self._staging.cleanup)
                 stack.callback(self._staging.cleanup)
+            stack.push(self._resources)
             if self._hooks is not None:
                 self._hooks.close()
 
@@ -124,34 +124,44 @@ class Job:
             tree, cache_dir=self.request.cache_dir, timeout=self.request.lock_timeout, reporter=self.reporter
         )
 
-    @contextlib.contextmanager
-    def hook_runner(self) -> Iterator[HookRunner]:
-        """
-        Yield what runs the hooks of one distribution.
-
-        The process that has imported the backend is kept for that of the next one, where there is one and the output
-        goes the same way.
-        """
-        self._distributions_left -= 1
-        if self.shared is not None:
-            with contextlib.closing(HookRunner(self._output_handler(), self._tee())) as runner:
-                yield runner
-            return
+    @property
+    def hooks(self) -> HookRunner:
+        """What runs the hooks of this build."""
         if self._hooks is None:
-            handler = self._output_handler()
-            # Its output goes where ours goes.
-            early = None if handler else self._early
             # `build` shows the one after the other, except where it shows them as they come.
-            self._hooks = HookRunner(handler, early=early, separates_output=self.request.verbosity <= 0)
-        # In the folder of --env-dir an environment is made anew for each, at one path: what was imported tells nothing.
-        self._hooks.keeps_host = self._distributions_left > 0 and self.request.env_dir is None
-        is_kept = False
-        try:
-            yield self._hooks
-            is_kept = self._hooks.keeps_host
-        finally:
-            if not is_kept:
-                self._hooks.close()
+            self._hooks = HookRunner(
+                self._output_handler(),
+                separates_output=self.request.verbosity <= 0,
+                preimport=self.request.preimport,
+            )
+        return self._hooks
+
+    @property
+    def keeps_host(self) -> bool:
+        """
+        Whether the process that has imported the backend may serve the next distribution, too.
+
+        In the folder of --env-dir an environment is made anew for each, at one path: what was imported tells nothing.
+        """
+        return self.distributions_left > 0 and self.request.env_dir is None
+
+    @contextlib.contextmanager
+    def build_environment(
+        self, requires: Collection[str], on_candidate: Callable[[BuildEnvironment], object]
+    ) -> Iterator[BuildEnvironment]:
+        """Yield the environment for a distribution: the one that an earlier distribution had, if that is kept."""
+        known = self._environments.get(frozenset(requires))
+        if known is not None:
+            yield known
+            return
+        with contextlib.ExitStack() as stack:
+            environment = stack.enter_context(
+                build_environment(requires, self.request, self.reporter, self.oldest_environment, on_candidate)
+            )
+            if environment.generation is not None:
+                self._environments[frozenset(requires)] = environment
+                self._resources.push(stack.pop_all())
+            yield environment
 
     def _output_handler(self) -> Callable[[Sequence[str], Sequence[bytes], int], None] | None:
         """Return what is to be done with the output of hooks; ``None`` lets it go where ours goes."""
@@ -167,11 +177,3 @@ class Job:
                     self.reporter.log(text.decode(errors="backslashreplace"), ("subprocess", "stdout"))
 
         return show
-
-    def _tee(self) -> Tee | None:
-        """Return what writes down the output of hooks for those who wait for this build."""
-        if self.shared is None or self.shared.output is None:
-            return None
-        from lockbuild.hooks.tee import Tee
-
-        return Tee(self.shared.output, is_passed_on=self.request.verbosity >= 0)

@@ -1,12 +1,10 @@
-"""The process of the console script ``lockbuild``: how it begins, before anything is imported, and how it ends."""
+"""The process of the console script ``lockbuild``: how it begins, and how it ends."""
 
 from __future__ import annotations
 
 import gc
 import os
 import sys
-
-from lockbuild.hooks.early import start_early
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,19 +13,17 @@ if TYPE_CHECKING:
 
 def entrypoint(prog: str = "lockbuild") -> NoReturn:
     """
-    Run the command line as a process of its own: start the hook host that it may need, and end with its last word.
+    Run the command line as a process of its own, which ends with its last word.
 
     Python would collect garbage while it imports, and at the end take apart every module and object; that is a tenth
     of a warm build. Nothing here waits for a finalizer: what has to be undone is undone by ``with``.
     """
     gc.disable()
-    early = None
     status = 1
     try:
-        early = start_early(sys.argv[1:])
         from lockbuild.cli import main
 
-        main(prog=prog, early=early)
+        main(prog=prog)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
@@ -35,9 +31,6 @@ def entrypoint(prog: str = "lockbuild") -> NoReturn:
 
         # Before the build had begun: it handles its signals itself.
         status = 128 + SIGINT
-    finally:
-        if early is not None:
-            early.close()
     import atexit
     from contextlib import suppress
 

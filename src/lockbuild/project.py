@@ -36,9 +36,10 @@ BRINGS_SETUPTOOLS = {
 SHARES_THE_TREE = {"pdm.backend": ".pdm-build/"}
 
 
-# Backends that do not look at the working directory while they are imported: one import serves the hooks of any tree.
-# A test watches each of them. scikit_build_core.build is none: it reads pyproject.toml.
-IMPORTED_ALIKE_EVERYWHERE = frozenset(
+# Backends that may be imported once for all hooks, before the tree is locked. They do not look at the working directory
+# meanwhile, and leave nothing behind that a fork does not copy. A test watches each of them. scikit_build_core.build
+# is none: it reads pyproject.toml.
+IMPORTED_AHEAD = frozenset(
     {
         "flit_core.buildapi",
         "hatchling.build",
@@ -156,7 +157,7 @@ def _read_lock_policy(tool: Any, path: str) -> LockPolicy:
 def decide_lock(
     project: Project,
     requested: LockPolicy | None,
-    extra_requires: Iterable[str],
+    extra_requires: Iterable[str] | None,
     is_installed: Callable[[str], bool] | None,
 ) -> LockDecision:
     """
@@ -176,11 +177,22 @@ def decide_lock(
         if is_installed("setuptools"):
             return LockDecision(True, "setuptools is in its build environment")
         return LockDecision(False, f"its backend is {project.backend}, and its build environment has no setuptools")
-    if _bring_setuptools((*project.requires, *extra_requires)):
+    if _bring_setuptools((*project.requires, *(extra_requires or ()))):
         return LockDecision(True, "it requires setuptools")
     if reason := BRINGS_SETUPTOOLS.get(project.backend_module):
         return LockDecision(True, f"its backend is {project.backend}: {reason}")
     return LockDecision(False, f"its backend is {project.backend}, and it does not require setuptools")
+
+
+def is_installed_here(name: str) -> bool:
+    """Tell whether a distribution is installed in the environment that runs this, by its normalized name."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -220,7 +220,7 @@ def test_the_terminal_is_taken_back_when_the_hook_has_ended(
     terminal = start(terminals, witness_tree, env={"WITNESS_GATE": str(gate.path)})
     terminal.wait_for_text(b"name? ")
     hook = int(witness_tree.told("hook"))
-    wait_until(lambda: terminal.foreground == hook, "the hook in the foreground")
+    wait_until(lambda: terminal.foreground == os.getpgid(hook), "the hook in the foreground")
     terminal.type(b"Ada\n")
     # The next hook waits at its gate, and has not asked for the terminal.
     witness_tree.wait_for_entry("build_wheel")
@@ -271,7 +271,7 @@ def test_ctrl_c_while_the_hook_has_the_terminal_ends_everything(
     terminal = start(terminals, witness_tree)
     terminal.wait_for_text(b"name? ")
     hook = int(witness_tree.told("hook"))
-    wait_until(lambda: terminal.foreground == hook, "the hook in the foreground")
+    wait_until(lambda: terminal.foreground == os.getpgid(hook), "the hook in the foreground")
     terminal.type(CTRL_C)
     assert terminal.event() == "exited 130"
     wait_until_gone(hook)
@@ -288,7 +288,7 @@ def test_a_hook_that_handles_ctrl_c_itself_decides_how_it_ends(
     terminal = start(terminals, witness_tree)
     terminal.wait_for_text(b"name? ")
     hook = int(witness_tree.told("hook"))
-    wait_until(lambda: terminal.foreground == hook, "the hook in the foreground")
+    wait_until(lambda: terminal.foreground == os.getpgid(hook), "the hook in the foreground")
     terminal.type(CTRL_C)
     assert terminal.event() == "exited 1"
     assert b"ERROR" in terminal.screen
@@ -319,14 +319,14 @@ def test_ctrl_z_while_the_hook_has_the_terminal(witness_tree: WitnessTree, termi
     terminal.wait_for_text(b"name? ")
     hook = int(witness_tree.told("hook"))
     for _ in range(2):
-        wait_until(lambda: terminal.foreground == hook, "the hook in the foreground")
+        wait_until(lambda: terminal.foreground == os.getpgid(hook), "the hook in the foreground")
         terminal.type(CTRL_Z)
         assert terminal.event() == f"stopped {int(signal.SIGTSTP)}"
         assert state(hook) == "T"
         assert state(terminal.frontend) == "T"
         assert terminal.foreground == terminal.shell.pid
         terminal.tell_shell("fg")
-    wait_until(lambda: terminal.foreground == hook, "the hook in the foreground")
+    wait_until(lambda: terminal.foreground == os.getpgid(hook), "the hook in the foreground")
     terminal.type(b"Ada\n")
     assert terminal.event() == "exited 0"
     assert witness_tree.told("answer") == "Ada"
@@ -348,7 +348,7 @@ def test_a_build_in_the_background_whose_hook_reads_stops_until_it_is_brought_to
     assert terminal.foreground == terminal.shell.pid
     assert state(hook) == "T"
     terminal.tell_shell("fg")
-    wait_until(lambda: terminal.foreground == hook, "the hook in the foreground")
+    wait_until(lambda: terminal.foreground == os.getpgid(hook), "the hook in the foreground")
     terminal.type(b"Ada\n")
     assert terminal.event() == "exited 0"
     assert witness_tree.told("answer") == "Ada"
@@ -362,7 +362,7 @@ def test_a_terminal_that_goes_away_takes_the_build_with_it(
     terminal = start(terminals, witness_tree)
     hook, compiler = int(witness_tree.told("hook")), int(witness_tree.told("compiler"))
     if body != SLEEP:
-        wait_until(lambda: terminal.foreground == hook, "the hook in the foreground")
+        wait_until(lambda: terminal.foreground == os.getpgid(hook), "the hook in the foreground")
     terminal.hang_up()
     wait_until_gone(terminal.frontend, hook, compiler)
     assert not witness_tree.out_dir.exists() or not any(witness_tree.out_dir.iterdir())
@@ -397,7 +397,7 @@ def test_without_a_shell_ctrl_c_ends_the_build(witness_tree: WitnessTree, termin
     terminal = start(terminals, witness_tree, shell=NO_SHELL)
     hook, compiler = int(witness_tree.told("hook")), int(witness_tree.told("compiler"))
     if body != SLEEP:
-        wait_until(lambda: terminal.foreground == hook, "the hook in the foreground")
+        wait_until(lambda: terminal.foreground == os.getpgid(hook), "the hook in the foreground")
     terminal.type(CTRL_C)
     assert terminal.shell.wait(PATIENCE) == 130
     wait_until_gone(hook, compiler)

@@ -138,7 +138,7 @@ def test_every_lock_is_held_until_the_orphaned_hook_has_gone(witness_tree: Witne
     late = witness_tree.start("--wheel", "--lock-timeout", "0.2", env=PLAIN)
     assert witness_tree.finish(late)[0][0] == 75
     waiting = witness_tree.start(env=PLAIN)
-    os.killpg(family.hook, signal.SIGKILL)
+    os.killpg(os.getpgid(family.hook), signal.SIGKILL)
     witness_tree.assert_all_succeed(waiting)
     assert all(map(is_free, lock_files(witness_tree)))
 

@@ -131,7 +131,7 @@ def test_a_nested_build_of_another_tree_locks_that(tree: WitnessTree, other_tree
 def test_a_variable_in_a_process_that_is_no_descendant_of_the_holder_counts_for_nothing(tree: WitnessTree) -> None:
     gate = tree.make_gate()
     holder = tree.start(gate=gate.path)
-    leftover = variable_of(tree.wait_for_entry())
+    leftover = tree.told(f"locks-{tree.wait_for_entry()}")
     assert json.loads(leftover)[0][2] == holder.pid
     stranger = tree.start(env={VARIABLE: leftover}, out_dir=tree.control / "stranger")
     assert stranger.stderr is not None
@@ -141,19 +141,10 @@ def test_a_variable_in_a_process_that_is_no_descendant_of_the_holder_counts_for_
     tree.assert_all_succeed(holder, stranger)
 
 
-def variable_of(pid: int) -> str:
-    """Return the variable as a child of the hook finds it."""
-    # A forked hook changes its environment, which /proc does not show. Its child's it does.
-    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    found = [entry for entry in entries if entry.startswith(VARIABLE.encode() + b"=")]
-    assert found
-    return os.fsdecode(found[0].partition(b"=")[2])
-
-
 def test_a_variable_that_outlives_its_holder_counts_for_nothing(tree: WitnessTree) -> None:
     first_gate, second_gate = tree.make_gate("first"), tree.make_gate("second")
     first = tree.start(gate=first_gate.path)
-    leftover = variable_of(tree.wait_for_entry())
+    leftover = tree.told(f"locks-{tree.wait_for_entry()}")
     first_gate.open()
     tree.assert_all_succeed(first)
     second = tree.start(gate=second_gate.path)
@@ -168,7 +159,7 @@ def test_a_variable_that_outlives_its_holder_counts_for_nothing(tree: WitnessTre
 def test_a_variable_that_names_a_running_ancestor_of_another_start_time_counts_for_nothing(tree: WitnessTree) -> None:
     gate = tree.make_gate()
     holder = tree.start(gate=gate.path)
-    entry = json.loads(variable_of(tree.wait_for_entry()))[0]
+    entry = json.loads(tree.told(f"locks-{tree.wait_for_entry()}"))[0]
     # This process, which is an ancestor of the stranger, as if it had been given the holder's number again.
     entry[2] = os.getpid()
     stranger = tree.start(env={VARIABLE: json.dumps([entry])}, out_dir=tree.control / "stranger")

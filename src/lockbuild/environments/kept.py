@@ -25,7 +25,6 @@ from lockbuild.environments.store import (
     remove_unused,
 )
 from lockbuild.errors import CacheFolderError, CircularRequirementsError, shown
-from lockbuild.hooks.early import isolation_of
 from lockbuild.locks import DirectoryLock
 from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
 
@@ -67,8 +66,10 @@ class KeptEnvironment:
         return self._manifest.requirements
 
     def make_extra_environ(self) -> dict[str, str]:
-        """Return the variables that isolate hooks."""
-        return isolation_of(self._manifest.scripts)
+        """Return the variables that isolate hooks, the same that `build` sets."""
+        path = os.environ.get("PATH")
+        scripts = self._manifest.scripts
+        return {"PATH": scripts if path is None else os.pathsep.join((scripts, path)), "PYTHONPATH": ""}
 
     def required_versions(self) -> Mapping[str, str]:
         """Return the installed versions of the distributions that the requirements name."""

@@ -1,1 +1,5 @@
-"""Calling the hooks of a backend: `caller` and `running` on the frontend's side, ``host`` in the build environment."""
+"""Calling the hooks of a backend.
+
+`runner` runs hooks for pyproject-hooks. `client` is its end of the hook host, ``host`` the host itself, which runs in
+the build environment. `caller` is a backend as the frontend calls it.
+"""

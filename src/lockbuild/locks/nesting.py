@@ -86,17 +86,24 @@ def lent(held: HeldLock) -> Iterator[dict[str, str]]:
 
 def _take_back(path: str) -> None:
     """Wait for a nested build that still runs, and have no further one begin."""
-    # Somebody may have removed it: no nested build can have begun since.
+    while not try_to_take_back(path):
+        time.sleep(_POLL_SECONDS)
+
+
+def try_to_take_back(path: str) -> bool:
+    """Have no further nested build begin, unless one still runs; return whether none does."""
+    # It may have been removed: no nested build can have begun since.
     with contextlib.suppress(FileNotFoundError):
         descriptor = LockFile(path, create=False).open()
         try:
-            while not try_to_lock(descriptor):
-                time.sleep(_POLL_SECONDS)
+            if not try_to_lock(descriptor):
+                return False
             # A nested build that has opened the file and gets its lock from now on finds that it is not current.
             with contextlib.suppress(OSError):
                 os.unlink(path)
         finally:
             os.close(descriptor)
+    return True
 
 
 def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:

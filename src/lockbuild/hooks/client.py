@@ -1,0 +1,182 @@
+"""The frontend's end of a hook host: it starts the host, asks it to run hooks, and ends it.
+
+What is said between the two stands in `host.py`, which is the other end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from lockbuild.errors import Interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# How long a hook that was sent SIGINT may take to clean up before it is killed, in seconds. tox kills a frontend half a
+# second after its own SIGINT, and what is left of that time must do for everything else.
+GRACE_SECONDS = 0.12
+
+# How long to wait for the host to end after its hook was killed, in seconds. It ends at once, unless the kernel cannot
+# get rid of a process; then it keeps the lock, and we leave.
+HOST_SECONDS = 0.5
+
+# The exit status of a hook process that ended by KeyboardInterrupt, as host.py sets it.
+INTERRUPTED_STATUS = 130
+
+_HOST = os.path.join(os.path.dirname(__file__), "host.py")
+
+# Executes it in its compiled form, which Python does not keep for a script. The working directory is the source tree,
+# from which nothing may be imported. On one line: it may be shown as the command of who holds a lock.
+_EXECUTE = (
+    "import sys; sys.path[0] or sys.path.pop(0); from importlib.machinery import SourceFileLoader as Loader; "
+    "exec(Loader('hook host', sys.argv[1]).get_code('hook host'))"
+)
+
+
+class Host:
+    """A running hook host. It has to be ended, by `end`."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        cwd: str,
+        locks: Sequence[int],
+        streams: tuple[int | None, int | None],
+    ) -> None:
+        """
+        Start it: ``command`` is an interpreter, and the module of a backend to import ahead or ``-``.
+
+        ``locks`` are the open files that carry the locks under which its hooks will run, ``streams`` what they have as
+        standard output and error; ``None`` is ours. Raises `OSError`.
+        """
+        python, backend = command
+        lifeline, self._lifeline = os.pipe()
+        requests, self._requests = os.pipe()
+        self._replies, replies = os.pipe()
+        inherited = (lifeline, requests, replies, *locks)
+        try:
+            self._process = subprocess.Popen(
+                [python, "-c", _EXECUTE, _HOST, backend, *map(str, inherited)],
+                cwd=cwd,
+                env=environ,
+                pass_fds=inherited,
+                stdout=streams[0],
+                stderr=streams[1],
+                # A Ctrl-C at the terminal is for the frontend, which then asks the hook's group to end.
+                process_group=0,
+            )
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            for descriptor in (lifeline, requests, replies):
+                os.close(descriptor)
+        self._group: int | None = None
+        """The process group of the hook that runs."""
+        self._was_asked = False
+        self._buffered = b""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        cwd: str,
+        environ: Mapping[str, str],
+        tree: list[int] | None,
+        nested: Sequence[str],
+    ) -> int:
+        """
+        Run one hook and return its exit status, negative for the signal that killed it.
+
+        Raises `Interrupted` when the user interrupted a hook that had been lent the terminal.
+        """
+        from lockbuild.hooks.terminal import Terminal
+
+        request = {"argv": [*argv], "cwd": cwd, "environ": {**environ}, "tree": tree, "nested": [*nested]}
+        self._was_asked = True
+        with contextlib.suppress(BrokenPipeError):
+            self._send(json.dumps(request).encode() + b"\n")
+        with Terminal() as terminal:
+            while reply := self._read_reply(None):
+                event, number = reply
+                if event == "started":
+                    self._group = terminal.group = number
+                elif event == "stopped":
+                    terminal.hook_was_stopped(number)
+                else:
+                    self._group = None
+                    if terminal.lent and number in (INTERRUPTED_STATUS, -signal.SIGINT):
+                        raise Interrupted(signal.SIGINT)
+                    return number
+        # The host itself was killed. Its hook is not our child, so that all we can do is to kill it, too; `end` will
+        # say that it may still run.
+        self._signal_hook(signal.SIGKILL)
+        return self._process.wait() or -signal.SIGKILL
+
+    def end(self) -> bool:
+        """
+        End the hook, if one runs, and the host. The hook may clean up for `GRACE_SECONDS` after a SIGINT.
+
+        Returns whether all of them have certainly ended.
+        """
+        if not self._was_asked:
+            # It is importing a backend that is not needed any more, and has started no hook.
+            self._process.kill()
+            self._process.wait()
+            self._close()
+            return True
+        if self._group is not None:
+            self._signal_hook(signal.SIGINT)
+            self._signal_hook(signal.SIGCONT)
+            deadline = time.monotonic() + GRACE_SECONDS
+            while self._group is not None and (reply := self._read_reply(deadline)):
+                if reply[0] == "ended":
+                    self._group = None
+        os.close(self._requests)
+        self._requests = -1
+        deadline = time.monotonic() + HOST_SECONDS
+        while self._read_reply(deadline):
+            pass
+        self._close()
+        # The end of the replies means that the host is ending, and that it has waited for its hook. If it does not
+        # come in time, the host is left behind with its copies of the locks, which it keeps until the hook is gone.
+        if time.monotonic() >= deadline:
+            return False
+        # A host that was killed has waited for no hook.
+        return self._process.wait() == 0
+
+    def _close(self) -> None:
+        for descriptor in (self._lifeline, self._requests, self._replies):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _send(self, message: bytes) -> None:
+        while message:
+            message = message[os.write(self._requests, message) :]
+
+    def _read_reply(self, deadline: float | None) -> tuple[str, int] | None:
+        """Return the next reply, or ``None`` at the end of the pipe or after the deadline."""
+        poll = select.poll()
+        poll.register(self._replies, select.POLLIN)
+        while b"\n" not in self._buffered:
+            if not poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000):
+                return None
+            received = os.read(self._replies, 4096)
+            if not received:
+                return None
+            self._buffered += received
+        line, _, self._buffered = self._buffered.partition(b"\n")
+        event, _, number = line.decode().partition(" ")
+        return event, int(number)
+
+    def _signal_hook(self, number: int) -> None:
+        if self._group is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._group, number)

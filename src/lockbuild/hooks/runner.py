@@ -1,0 +1,234 @@
+"""A runner for pyproject-hooks that runs hooks through the hook host, under locks that the host inherits.
+
+On POSIX a `HookRunner` starts the host of `host.py` once and has it fork a process for each hook; elsewhere each hook
+is a plain subprocess. Outside of `HookRunner.under` no hook runs. After an interruption that is so within a fraction
+of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+from lockbuild.locks import SourceTreeLock
+from lockbuild.project import IMPORTED_AHEAD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from lockbuild.environments import BuildEnvironment
+    from lockbuild.hooks.client import Host
+    from lockbuild.locks import InheritableLock
+    from lockbuild.project import Project
+
+    Output = Callable[[Sequence[str], Sequence[bytes], int], None]
+
+
+class _Origin(NamedTuple):
+    """What a host was started with."""
+
+    python: str
+    backend: str
+    """The module that it imports ahead, or ``-``."""
+    environ: Mapping[str, str]
+
+
+class HookRunner:
+    """
+    Runs hooks; a runner for pyproject-hooks, to be called within its context `under`.
+
+    With ``on_output`` the hooks' standard output and error are collected instead of being inherited. The function is
+    given the command, the output and the exit status of each hook that has ended: in one piece, or in two where the
+    runner ``separates_output``. Without ``preimport`` no backend is imported ahead.
+    """
+
+    def __init__(
+        self, on_output: Output | None = None, *, separates_output: bool = False, preimport: bool = True
+    ) -> None:
+        self._on_output = on_output
+        self._files = (2 if separates_output else 1) if on_output else 0
+        self._preimport = preimport
+        self._locks: Sequence[InheritableLock] = ()
+        self._lent: list[str] = []
+        """The lock files by which builds that the last hook ran have excluded each other."""
+        self._output: list[IO[bytes]] = []
+        self._read_until: list[int] = []
+        self._host: Host | None = None
+        self._origin: _Origin | None = None
+        self._carried: list[tuple[InheritableLock, int]] = []
+        """The locks whose open files the host has inherited, and their epochs."""
+
+    def start(self, project: Project, environment: BuildEnvironment | None, locks: Sequence[InheritableLock]) -> None:
+        """
+        Start the host for hooks that will run under ``locks``, which need not be taken yet, with their open files.
+
+        It imports the project's backend meanwhile, if that is one that bears it. A host that is there already goes on
+        if it is the one that would be started, and carries these locks.
+        """
+        if os.name != "posix":
+            return
+        python = environment.python_executable if environment else sys.executable
+        isolation = (environment.make_extra_environ() if environment else None) or {}
+        # The first is the one by which pyproject-hooks tells its script of the backend.
+        environ = {**os.environ, "_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
+        is_ahead = self._preimport and project.backend_module in IMPORTED_AHEAD and not project.backend_path
+        backend = project.backend_module if is_ahead and not _searches_cwd(environ) else "-"
+        origin = _Origin(python, backend, environ)
+        if self._host is None or self._origin != origin or not self._is_carried(locks):
+            self.close()
+            # An interpreter that is not there is missed by the look at the environment.
+            with contextlib.suppress(OSError):
+                self._start_host(origin, project.tree, locks)
+
+    def close(self) -> None:
+        """End the host, and with it a hook that still runs."""
+        host, self._host = self._host, None
+        output, self._output = self._output, []
+        try:
+            if host is not None and not host.end():
+                for lock in self._locks:
+                    lock.leave_to_heirs()
+        finally:
+            for file in output:
+                file.close()
+
+    @contextlib.contextmanager
+    def under(self, locks: Sequence[InheritableLock], *, keeps_host: bool = False) -> Iterator[None]:
+        """
+        Run hooks under these locks. No hook is left running afterwards, except where the kernel cannot end one.
+
+        The host ends, too, unless it is kept for a tree that needs none of these locks: its copies of their open files
+        keep nothing locked once they are released.
+        """
+        outer, self._locks = self._locks, locks
+        is_kept = False
+        try:
+            yield
+            is_kept = keeps_host and self._have_nested_builds_ended()
+        finally:
+            if not is_kept:
+                self.close()
+            self._locks = outer
+
+    def __call__(
+        self,
+        cmd: Sequence[str],
+        cwd: str | None = None,
+        extra_environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Run one hook: ``cmd`` is an interpreter, pyproject-hooks' script and its arguments.
+
+        Raises `subprocess.CalledProcessError` when it ends with anything but status 0, and `Interrupted` when the user
+        interrupted a hook that had been lent the terminal.
+        """
+        environ = dict(extra_environ or {}) | self._environment_of_locks()
+        cwd = cwd or os.getcwd()
+        if os.name == "posix":
+            status = self._run_in_host(cmd, cwd, environ)
+        else:
+            self._open_output()
+            stdout, stderr = self._streams()
+            status = subprocess.run(
+                cmd, cwd=cwd, env=os.environ | environ, stdout=stdout, stderr=stderr, check=False
+            ).returncode
+        if self._on_output is not None:
+            self._on_output(cmd, [self._read_on(number) for number in range(self._files)], status)
+        if status:
+            raise subprocess.CalledProcessError(status, list(cmd))
+
+    def _run_in_host(self, cmd: Sequence[str], cwd: str, environ: Mapping[str, str]) -> int:
+        python, *argv = cmd
+        if (
+            self._host is None
+            or self._origin is None
+            or self._origin.python != python
+            or not self._is_carried(self._locks)
+        ):
+            self.close()
+            self._start_host(_Origin(python, "-", os.environ | environ), cwd, self._locks)
+        assert self._host is not None
+        self._lent = self._lend_locks()
+        try:
+            return self._host.run(argv, cwd, environ, self._locked_tree(), self._lent)
+        except BaseException:
+            # Interrupted. Our caller is about to remove the files by which it talks with the hook. One that ran on
+            # would miss its input, and say so, or put its output into the folder that is being removed.
+            self.close()
+            raise
+
+    def _start_host(self, origin: _Origin, cwd: str, locks: Sequence[InheritableLock]) -> None:
+        from lockbuild.hooks.client import Host
+
+        self._open_output()
+        descriptors = [descriptor for lock in locks for descriptor in lock.descriptors]
+        self._host = Host((origin.python, origin.backend), origin.environ, cwd, descriptors, self._streams())
+        self._origin = origin
+        self._carried = [(lock, lock.epoch) for lock in locks]
+
+    def _is_carried(self, locks: Sequence[InheritableLock]) -> bool:
+        """Tell whether the host has inherited the open files of these locks."""
+        return all(any(lock is other and lock.epoch == epoch for other, epoch in self._carried) for lock in locks)
+
+    def _open_output(self) -> None:
+        if len(self._output) < self._files:
+            import tempfile
+
+            self._output = [tempfile.TemporaryFile() for _ in range(self._files)]  # noqa: SIM115 - closed by `close`
+            self._read_until = [0] * self._files
+
+    def _read_on(self, number: int) -> bytes:
+        """Return what was written to one of the files since."""
+        # The position is shared with the hooks' standard output. No hook runs now, and after the reading it is at the
+        # end again, where the next one goes on writing.
+        self._output[number].seek(self._read_until[number])
+        output = self._output[number].read()
+        self._read_until[number] += len(output)
+        return output
+
+    def _streams(self) -> tuple[int | None, int | None]:
+        """Return what hooks have as their standard output and error; ``None`` is ours."""
+        if not self._output:
+            return None, None
+        return self._output[0].fileno(), self._output[-1].fileno()
+
+    def _locked_tree(self) -> list[int] | None:
+        """Return the device and inode of the source tree that is locked for the hooks, if one is."""
+        for lock in self._locks:
+            if isinstance(lock, SourceTreeLock) and lock.held is not None:
+                return [lock.held.device, lock.held.inode]
+        return None
+
+    def _lend_locks(self) -> list[str]:
+        """Let builds that the hooks run go on under our locks; return the files by which these exclude each other."""
+        held = [lock.held for lock in self._locks if lock.held is not None]
+        if not held:
+            return []
+        from lockbuild.locks.nesting import lend_to_nested_builds
+
+        return lend_to_nested_builds(held)
+
+    def _have_nested_builds_ended(self) -> bool:
+        """Let no more builds go on under our locks; false if one still does, for which the host has to wait."""
+        if not self._lent:
+            return True
+        from lockbuild.locks.nesting import try_to_take_back
+
+        return all(map(try_to_take_back, self._lent))
+
+    def _environment_of_locks(self) -> dict[str, str]:
+        held = [lock.held for lock in self._locks if lock.held is not None]
+        if not held:
+            return {}
+        from lockbuild.locks.nesting import environment_for_hooks
+
+        return environment_for_hooks(held)
+
+
+def _searches_cwd(environ: Mapping[str, str]) -> bool:
+    """Tell whether PYTHONPATH leads Python to the working directory, as it is when a process starts, or below it."""
+    path = environ.get("PYTHONPATH", "")
+    return path != "" and not all(map(os.path.isabs, path.split(os.pathsep)))
