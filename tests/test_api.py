@@ -309,23 +309,42 @@ def test_the_errors_of_an_awaited_build_are_those_of_a_build(tree: WitnessTree) 
     assert str(error) == str(awaited)
 
 
-def test_a_worker_that_is_killed_is_an_error_of_its_own(tree: WitnessTree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_whose_process_is_killed_is_an_error_of_its_own(
+    tree: WitnessTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = tree.make_gate()
     monkeypatch.setenv("WITNESS_GATE", str(gate.path))
 
     async def main() -> None:
         build = asyncio.create_task(lockbuild.async_build(tree.path, ["wheel"], tree.out_dir, isolation=False))
         await until(lambda: tree.entered("build_wheel"), build)
-        [worker] = [
+        [process] = [
             pid
             for pid in processes_naming(tree.path)
-            if b"lockbuild.worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"--end-with-stdin" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         ]
-        os.kill(worker, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
         with pytest.raises(lockbuild.WorkerError, match="status -9"):
             await build
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_an_awaited_build_of_an_argument_that_no_command_line_has_is_that_of_a_build(tree: WitnessTree) -> None:
+    hyphens = tree.path.rename(tree.path.parent / "--wheel")
+    options: dict[str, Any] = {"isolation": False, "installer": "uv", "preimport": False, "verbosity": -1}
+    with contextlib.chdir(hyphens.parent):
+        [artifact] = asyncio.run(lockbuild.async_build("--wheel", ["wheel"], "--out", **options)).artifacts
+    assert artifact.path == "--out/witness-1.0-py3-none-any.whl"
+
+
+def test_variables_do_not_change_what_an_awaited_build_is_asked_for(
+    tree: WitnessTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCK_TIMEOUT", "ENV_MAX_AGE", "INSTALLER", "LINK_MODE", "REUSE", "PREIMPORT"):
+        monkeypatch.setenv(f"LOCKBUILD_{name}", "not a value")
+    asyncio.run(lockbuild.async_build(tree.path, ["wheel"], tree.out_dir, isolation=False))
+    assert tree.entered("build_wheel")
 
 
 def test_errors_survive_the_way_to_another_process() -> None:

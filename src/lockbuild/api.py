@@ -2,7 +2,7 @@
 
 `build` runs in the process and thread that calls it and changes neither: no signal handlers, no working directory; only
 what the main thread does about Ctrl-Z at a terminal is as in ``lockbuild``. `async_build` runs the same build in a
-worker process, which can be ended at any moment.
+process of its own, which can be ended at any moment.
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ async def async_build(
 
     Raises what `build` raises.
     """
-    from lockbuild.worker import run_in_worker
+    from lockbuild.build_process import build_in_process
+    from lockbuild.events import Reporter
 
-    return await run_in_worker(_request(srcdir, distributions, outdir, options), reporter)
+    return await build_in_process(_request(srcdir, distributions, outdir, options), reporter or Reporter())
 
 
 def project_wheel_metadata(

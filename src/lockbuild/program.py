@@ -24,7 +24,9 @@ def entrypoint(prog: str = "lockbuild") -> NoReturn:
     early = None
     status = 1
     try:
-        early = start_early(sys.argv[1:])
+        if "--json" not in sys.argv:
+            # Its host would have our standard output, which is to have nothing but events.
+            early = start_early(sys.argv[1:])
         from lockbuild.cli import main
 
         main(prog=prog, early=early)
