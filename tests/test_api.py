@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -124,8 +125,45 @@ def test_a_request_can_be_built_and_its_fields_replaced(tree: WitnessTree) -> No
     assert artifact.path == str(tree.out_dir / "witness-1.0-py3-none-any.whl")
 
 
+def test_an_editable_wheel_is_a_kind_of_its_own(tree: WitnessTree) -> None:
+    for build_it in (lockbuild.build, lambda *args, **named: asyncio.run(lockbuild.async_build(*args, **named))):
+        [sdist, editable] = build_it(tree.path, ["sdist", "editable"], tree.out_dir, isolation=False).artifacts
+        assert (sdist.kind, editable.kind) == ("sdist", "editable")
+        assert editable.name == "witness-1.0-py3-none-any.whl"
+        with pytest.raises(lockbuild.SdistError, match="no source tree"):
+            build_it(sdist.path, ["editable"], isolation=False)
+    assert len(tree.entered("get_requires_for_build_editable")) == 2
+    tree.assert_no_overlap()
+
+
+@pytest.mark.slow
+def test_an_editable_wheel_of_setuptools_leads_to_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, house = tmp_path / "project", tmp_path / "wheelhouse"
+    (project / "src" / "demo").mkdir(parents=True)
+    house.mkdir()
+    (project / "src" / "demo" / "__init__.py").touch()
+    (project / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "demo"\nversion = "1.0"\n'
+    )
+    Wheelhouse(house).add_installed("setuptools")
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(house), "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    [artifact] = lockbuild.build(project, ["editable"], tmp_path / "out").artifacts
+    with zipfile.ZipFile(artifact.path) as wheel:
+        [link] = [name for name in wheel.namelist() if name.endswith(".pth")]
+        assert wheel.read(link).decode().strip() == str(project / "src")
+
+
+def test_a_backend_without_the_hook_for_editable_wheels_is_named(tree: WitnessTree) -> None:
+    with (tree.path / "witness_backend.py").open("a") as file:
+        file.write("\ndel build_editable\n")
+    with pytest.raises(build_library.BuildBackendException, match="'witness_backend' has no hook build_editable"):
+        lockbuild.build(tree.path, ["editable"], tree.out_dir, isolation=False)
+
+
 def test_what_is_to_be_built_is_checked(tree: WitnessTree) -> None:
-    with pytest.raises(ValueError, match="sdist and wheel, not weel"):
+    with pytest.raises(ValueError, match="sdist, wheel, editable, not weel"):
         lockbuild.build(tree.path, ["weel"])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"\['wheel'\]"):
         lockbuild.build(tree.path, "wheel")  # type: ignore[arg-type]

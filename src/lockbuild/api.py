@@ -60,10 +60,10 @@ def build(
     Build what is asked for; return the artifacts, which are then in the out-dir.
 
     ``srcdir`` is a source tree or a ``.tar.gz`` sdist, or a `BuildRequest`, of which the other arguments replace
-    fields. ``distributions`` are ``"sdist"`` and ``"wheel"``, each built directly from the tree; without any, an sdist
-    is built, and a wheel from it. ``outdir`` is by default ``dist`` in the tree. ``options`` are those of
-    `BuildOptions`. ``reporter`` hears of events in this thread. What hooks print goes where this process's output goes,
-    or nowhere with ``verbosity=-1``.
+    fields. ``distributions`` are ``"sdist"``, ``"wheel"`` and ``"editable"``, a wheel that leads to the tree; each is
+    built directly from the tree. Without any, an sdist is built, and a wheel from it. ``outdir`` is by default ``dist``
+    in the tree. ``options`` are those of `BuildOptions`. ``reporter`` hears of events in this thread. What hooks print
+    goes where this process's output goes, or nowhere with ``verbosity=-1``.
 
     Raises `LockbuildError`; what the library ``build`` raises for a tree, environment or backend that fails
     (``build.BuildException``, ``build.BuildBackendException``, ``build.FailedProcessError``); and `OSError`.
@@ -128,7 +128,7 @@ def _request(
     if chosen := tuple(distributions):
         request = request._replace(distributions=chosen)
     if unknown := set(request.distributions).difference(get_args(Distribution)):
-        raise ValueError(f"distributions are {' and '.join(get_args(Distribution))}, not {', '.join(sorted(unknown))}")
+        raise ValueError(f"distributions are {', '.join(get_args(Distribution))}, not {', '.join(sorted(unknown))}")
     if out_dir is not None:
         request = request._replace(out_dir=os.fspath(out_dir))
     return _with_options(request, options)

@@ -35,7 +35,7 @@ def check_artifact(staging: str, returned: str, distribution: Distribution) -> s
     if not os.path.isfile(path):
         raise ArtifactError(f"The backend says it built {name}, but there is no such file")
     problem = None
-    if distribution == "wheel":
+    if distribution != "sdist":
         problem = _problem_with_wheel(path)
     elif name.endswith(".tar.gz"):
         problem = _problem_with_sdist(path)

@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockbuild.environments import BuildEnvironment, build_environment, extended
-from lockbuild.errors import CircularRequirementsError, shown
+from lockbuild.errors import CircularRequirementsError, SdistError, shown
 from lockbuild.events import Reporter
 from lockbuild.hooks.starting import AllPlacesTakenError
 from lockbuild.job import Job
@@ -45,10 +45,12 @@ def build(request: BuildRequest, reporter: Reporter | None = None, early: EarlyH
         from lockbuild.artifacts import list_artifacts
 
         before = list_artifacts(out_dir)
-    wanted = len(request.distributions) or (1 if is_sdist(request.source) else 2)
-    with Job(request, reporter, out_dir, distributions=wanted, early=early) as job:
+    kinds = request.distributions or (("wheel",) if is_sdist(request.source) else ("sdist", "wheel"))
+    if "editable" in kinds and is_sdist(request.source):
+        raise SdistError(f"{shown(request.source)} is no source tree, which an editable wheel could lead to")
+    with Job(request, reporter, out_dir, distributions=len(kinds), early=early) as job:
         if is_sdist(request.source):
-            built = _build_from_sdist(job, _read_sdist(job), request.distributions or ("wheel",))
+            built = _build_from_sdist(job, _read_sdist(job), kinds)
         elif request.distributions:
             built = [_build_from_tree(job, kind)[1] for kind in request.distributions]
         else:
@@ -60,7 +62,7 @@ def build(request: BuildRequest, reporter: Reporter | None = None, early: EarlyH
     if request.clear:
         artifacts.clear_older(out_dir, before, map(os.path.basename, built))
     return BuildResult(
-        tuple(artifacts.describe(path, "sdist" if path.endswith(".tar.gz") else "wheel") for path in built),
+        tuple(artifacts.describe(path, kind) for path, kind in zip(built, kinds, strict=True)),
         tuple(job.timings),
     )
 

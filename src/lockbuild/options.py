@@ -131,6 +131,13 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         help="build a wheel, directly from the tree",
     )
     group.add_argument(
+        "--editable",
+        dest="distributions",
+        action="append_const",
+        const="editable",
+        help="build an editable wheel, which leads to the tree and is for an installer (PEP 660)",
+    )
+    group.add_argument(
         "--metadata",
         action="store_true",
         help="print the wheel's metadata as JSON instead of building; not together with --sdist or --wheel",
