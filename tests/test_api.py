@@ -25,7 +25,7 @@ import build.util
 import pytest
 
 import lockbuild
-from lockbuild import BuildRequest, Reporter, SourceTreeLock
+from lockbuild import BuildRequest, Reporter, SourceTreeLock, build_process
 from lockbuild.locks import Holder
 from machine import second_tree, wait_until_it_waits
 from wheelhouse import Wheelhouse, processes_naming
@@ -366,6 +366,17 @@ def test_a_build_whose_process_is_killed_is_an_error_of_its_own(
             await build
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_half_a_line_of_a_process_that_was_killed_is_no_event() -> None:
+    script = 'import os; os.write(1, b\'{"event": "beg\'); os.kill(os.getpid(), 9)'
+
+    async def main() -> None:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+        with pytest.raises(lockbuild.WorkerError, match="status -9"):
+            await build_process.read_events(process, Reporter())
+
+    asyncio.run(main())
 
 
 def test_an_awaited_build_of_an_argument_that_no_command_line_has_is_that_of_a_build(tree: WitnessTree) -> None:

@@ -13,9 +13,11 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from lockbuild.locks import SourceTreeLock
 from machine import interpreters
@@ -238,6 +240,7 @@ def test_a_backend_without_the_hook_for_editable_wheels_is_named(project: Witnes
     assert "ERROR Backend 'witness_backend' has no hook build_editable" in out
 
 
+@pytest.mark.skipif(Version(version("tox")) < Version("4.67"), reason="an older tox itself fails for such a tree")
 def test_a_tree_that_cannot_be_built_is_one_line_also_for_an_editable_wheel(project: WitnessTree) -> None:
     (project.path / "pyproject.toml").write_text("[build-system]\nrequires = 3\n")
     out = run_tox(project, "run", "-e", "editable", status=1)
@@ -249,13 +252,11 @@ def test_a_tree_that_cannot_be_built_is_one_line_also_for_an_editable_wheel(proj
 def test_for_a_python_that_is_too_old_its_pip_builds_from_an_sdist(
     project: WitnessTree, package: str, status: int
 ) -> None:
-    version, python = next(iter(old_interpreters()), (None, None))
-    if version is None or python is None:
+    python = old_python()
+    if python is None:
         pytest.skip("there is no Python 3.10 on this machine")
-    name = f"py{version[0]}{version[1]}"
     words = ("-x", f"testenv.package={package}", "--discover", python)
-    out = run_tox(project, "run", "-e", name, *words, status=status)
-    assert "too old" not in out
+    out = run_tox(project, "run", "-e", "py310", *words, status=status)
     if status:
         assert "lockbuild cannot build an editable wheel for Python 3.10" in out
         assert project.log() == []
@@ -267,13 +268,15 @@ def test_for_a_python_that_is_too_old_its_pip_builds_from_an_sdist(
     assert not list((project.path / ".tox").glob(".pkg*/bin"))
 
 
-def old_interpreters() -> Iterator[tuple[tuple[int, int], str]]:
+def old_python() -> str | None:
     candidates = [shutil.which("python3.10")]
     if root := os.environ.get("PYENV_ROOT"):
         candidates += map(str, Path(root).glob("versions/3.10.*/bin/python3"))
-    for candidate in filter(None, candidates):
-        if subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
-            yield (3, 10), candidate
+    # A shim of a version manager may name a version that is not there.
+    works = (
+        each for each in candidates if each and not subprocess.run([each, "-c", ""], capture_output=True).returncode
+    )
+    return next(works, None)
 
 
 @pytest.mark.parametrize("only_tox", [False, True], ids=["as a terminal does", "to tox alone"])

@@ -42,12 +42,13 @@ async def build_in_process(request: BuildRequest, reporter: Reporter) -> BuildRe
         start_new_session=True,
     )
     try:
-        return await _listen(process, reporter)
+        return await read_events(process, reporter)
     finally:
         await _end(process)
 
 
-async def _listen(process: Process, reporter: Reporter) -> BuildResult:
+async def read_events(process: Process, reporter: Reporter) -> BuildResult:
+    """Tell a reporter what a process writes; return the result. Raises the error, and `WorkerError` without either."""
     assert process.stdout is not None
     async for line in process.stdout:
         # A process that is killed leaves half a line.
