@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ import build.util
 import pytest
 
 import lockbuild
-from lockbuild import BuildRequest, Reporter, SourceTreeLock
+from lockbuild import BuildRequest, Reporter, SourceTreeLock, build_process
 from lockbuild.locks import Holder
 from machine import second_tree, wait_until_it_waits
 from wheelhouse import Wheelhouse, processes_naming
@@ -124,8 +125,45 @@ def test_a_request_can_be_built_and_its_fields_replaced(tree: WitnessTree) -> No
     assert artifact.path == str(tree.out_dir / "witness-1.0-py3-none-any.whl")
 
 
+def test_an_editable_wheel_is_a_kind_of_its_own(tree: WitnessTree) -> None:
+    for build_it in (lockbuild.build, lambda *args, **named: asyncio.run(lockbuild.async_build(*args, **named))):
+        [sdist, editable] = build_it(tree.path, ["sdist", "editable"], tree.out_dir, isolation=False).artifacts
+        assert (sdist.kind, editable.kind) == ("sdist", "editable")
+        assert editable.name == "witness-1.0-py3-none-any.whl"
+        with pytest.raises(lockbuild.SdistError, match="no source tree"):
+            build_it(sdist.path, ["editable"], isolation=False)
+    assert len(tree.entered("get_requires_for_build_editable")) == 2
+    tree.assert_no_overlap()
+
+
+@pytest.mark.slow
+def test_an_editable_wheel_of_setuptools_leads_to_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, house = tmp_path / "project", tmp_path / "wheelhouse"
+    (project / "src" / "demo").mkdir(parents=True)
+    house.mkdir()
+    (project / "src" / "demo" / "__init__.py").touch()
+    (project / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "demo"\nversion = "1.0"\n'
+    )
+    Wheelhouse(house).add_installed("setuptools")
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(house), "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    [artifact] = lockbuild.build(project, ["editable"], tmp_path / "out").artifacts
+    with zipfile.ZipFile(artifact.path) as wheel:
+        [link] = [name for name in wheel.namelist() if name.endswith(".pth")]
+        assert wheel.read(link).decode().strip() == str(project / "src")
+
+
+def test_a_backend_without_the_hook_for_editable_wheels_is_named(tree: WitnessTree) -> None:
+    with (tree.path / "witness_backend.py").open("a") as file:
+        file.write("\ndel build_editable\n")
+    with pytest.raises(build_library.BuildBackendException, match="'witness_backend' has no hook build_editable"):
+        lockbuild.build(tree.path, ["editable"], tree.out_dir, isolation=False)
+
+
 def test_what_is_to_be_built_is_checked(tree: WitnessTree) -> None:
-    with pytest.raises(ValueError, match="sdist and wheel, not weel"):
+    with pytest.raises(ValueError, match="sdist, wheel, editable, not weel"):
         lockbuild.build(tree.path, ["weel"])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"\['wheel'\]"):
         lockbuild.build(tree.path, "wheel")  # type: ignore[arg-type]
@@ -309,23 +347,53 @@ def test_the_errors_of_an_awaited_build_are_those_of_a_build(tree: WitnessTree) 
     assert str(error) == str(awaited)
 
 
-def test_a_worker_that_is_killed_is_an_error_of_its_own(tree: WitnessTree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_whose_process_is_killed_is_an_error_of_its_own(
+    tree: WitnessTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = tree.make_gate()
     monkeypatch.setenv("WITNESS_GATE", str(gate.path))
 
     async def main() -> None:
         build = asyncio.create_task(lockbuild.async_build(tree.path, ["wheel"], tree.out_dir, isolation=False))
         await until(lambda: tree.entered("build_wheel"), build)
-        [worker] = [
+        [process] = [
             pid
             for pid in processes_naming(tree.path)
-            if b"lockbuild.worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"--end-with-stdin" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         ]
-        os.kill(worker, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
         with pytest.raises(lockbuild.WorkerError, match="status -9"):
             await build
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_half_a_line_of_a_process_that_was_killed_is_no_event() -> None:
+    script = 'import os; os.write(1, b\'{"event": "beg\'); os.kill(os.getpid(), 9)'
+
+    async def main() -> None:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+        with pytest.raises(lockbuild.WorkerError, match="status -9"):
+            await build_process.read_events(process, Reporter())
+
+    asyncio.run(main())
+
+
+def test_an_awaited_build_of_an_argument_that_no_command_line_has_is_that_of_a_build(tree: WitnessTree) -> None:
+    hyphens = tree.path.rename(tree.path.parent / "--wheel")
+    options: dict[str, Any] = {"isolation": False, "installer": "uv", "preimport": False, "verbosity": -1}
+    with contextlib.chdir(hyphens.parent):
+        [artifact] = asyncio.run(lockbuild.async_build("--wheel", ["wheel"], "--out", **options)).artifacts
+    assert artifact.path == "--out/witness-1.0-py3-none-any.whl"
+
+
+def test_variables_do_not_change_what_an_awaited_build_is_asked_for(
+    tree: WitnessTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCK_TIMEOUT", "ENV_MAX_AGE", "INSTALLER", "LINK_MODE", "REUSE", "PREIMPORT"):
+        monkeypatch.setenv(f"LOCKBUILD_{name}", "not a value")
+    asyncio.run(lockbuild.async_build(tree.path, ["wheel"], tree.out_dir, isolation=False))
+    assert tree.entered("build_wheel")
 
 
 def test_errors_survive_the_way_to_another_process() -> None:

@@ -14,6 +14,7 @@ from lockbuild.console import Console
 from lockbuild.errors import LockTimeoutError, shown
 from lockbuild.events import LockWait
 from lockbuild.locks import Holder
+from lockbuild.request import Artifact, BuildResult
 from screen import on_screen, terminal
 from witness import LOCKBUILD, PATIENCE, WitnessTree, wait_until
 
@@ -106,7 +107,7 @@ def test_with_q_twice_there_are_only_errors(capsys: Captured) -> None:
     console.log("a step", ("step",))
     console.log("a word")
     console.detail("a detail")
-    console.built(["x.whl"])
+    console.succeeded(BuildResult((Artifact("x.whl", "x.whl", "wheel", 1, ""),)))
     assert told(capsys) == []
     console.error("what went wrong")
     assert told(capsys) == ["ERROR what went wrong"]
@@ -226,6 +227,7 @@ import sys
 from lockbuild.console import Console
 from lockbuild.events import LockWait
 from lockbuild.locks import Holder
+from lockbuild.request import Artifact, BuildResult
 console = Console(0)
 for waited in (0.5, 1.0, 1.5):
     console.waiting(LockWait(sys.argv[1], "x.lock", Holder(7, "y" * 300, None), waited, None))
@@ -241,8 +243,8 @@ for waited in (0.5, 1.0, 1.5):
         ("console.warn('no')", ["WARNING no"]),
         ("console.log('on we go', ('step',))", ["* on we go"]),
         ("console.traceback('words')", []),
-        ("console.built(['x'])", []),
-        ("console.result('x')", []),
+        ("console.succeeded(BuildResult((Artifact('x', 'x', 'wheel', 1, ''),)))", []),
+        ("console.metadata({})", []),
     ],
 )
 def test_whatever_comes_next_the_line_of_a_wait_on_a_terminal_is_erased_first(then: str, shows: list[str]) -> None:

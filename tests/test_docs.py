@@ -28,7 +28,7 @@ from markdown_it.token import Token
 from mdit_py_plugins.anchors import anchors_plugin
 
 import lockbuild.cache
-import lockbuild.cli
+import lockbuild.options
 import lockbuild.run
 from lockbuild import errors
 
@@ -39,7 +39,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((ROOT / "exampl
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 COMMANDS = {
-    "lockbuild": lockbuild.cli.make_parser(),
+    "lockbuild": lockbuild.options.make_parser(),
     "lockbuild-cache": lockbuild.cache._make_parser(),
     "lockbuild-run": lockbuild.run._make_parser(),
 }

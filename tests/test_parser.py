@@ -10,13 +10,14 @@ import contextlib
 import io
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import build.__main__
 import pytest
 
-from lockbuild.cli import make_parser
+from lockbuild.options import make_parser, parse
 from witness import LOCKBUILD, WitnessTree
 
 BUILD_ACTIONS = [action for action in build.__main__.main_parser()._actions if action.option_strings]
@@ -100,20 +101,25 @@ def _exclusions(parser: argparse.ArgumentParser, of: set[str]) -> set[tuple[froz
     return groups
 
 
-def _parse(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, Any] | str:
-    """Return what words mean to a parser, or how it complains about them."""
-    parser.prog = "prog"
+def _parse_as_build(words: list[str], prog: str) -> argparse.Namespace:
+    parser = build.__main__.main_parser()
+    parser.prog = prog
+    return parser.parse_args(words)
+
+
+def _parse(read: Callable[[list[str], str], argparse.Namespace], words: list[str]) -> dict[str, Any] | str:
+    """Return what words mean, or how they are complained about."""
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-            return vars(parser.parse_args(words))
+            return vars(read(words, "prog"))
     except SystemExit as end:
         complaint = output.getvalue().splitlines()
         return f"exit {end.code}: {complaint[-1] if end.code else ''}"
 
 
 def _assert_same_meaning(words: list[str]) -> None:
-    theirs, ours = _parse(build.__main__.main_parser(), words), _parse(make_parser(), words)
+    theirs, ours = _parse(_parse_as_build, words), _parse(parse, words)
     if isinstance(theirs, str) or isinstance(ours, str):
         assert ours == theirs
         return
@@ -162,12 +168,13 @@ def test_no_option_of_ours_takes_a_letter_that_build_may_come_to_use() -> None:
 def test_options_of_ours_are_not_abbreviated() -> None:
     # Each of our options would make an abbreviation that `build` accepts ambiguous, today or in a later version.
     more = sorted(set(make_parser()._option_string_actions) - set(BUILD_OPTIONS))
+    assert not [option for option in more if any(each.startswith(option) for each in BUILD_OPTIONS)]
     for option in more:
         for length in range(4, len(option)):
             if option[:length] in more:
                 continue
             words = [option[:length]]
-            theirs, ours = _parse(build.__main__.main_parser(), words), _parse(make_parser(), words)
+            theirs, ours = _parse(_parse_as_build, words), _parse(parse, words)
             assert isinstance(ours, str) == isinstance(theirs, str), words
 
 
@@ -183,7 +190,7 @@ def test_every_abbreviation_that_build_accepts_means_the_same(option: str) -> No
     accepted = 0
     for length in range(3, len(option) + 1):
         abbreviation = option[:length]
-        theirs = _parse(build.__main__.main_parser(), [abbreviation, *words])
+        theirs = _parse(_parse_as_build, [abbreviation, *words])
         if isinstance(theirs, dict) or theirs.startswith("exit 0"):
             accepted += 1
             _assert_same_meaning([abbreviation, *words])
@@ -197,7 +204,9 @@ def test_the_default_source_is_the_working_directory(tmp_path: Path, monkeypatch
     assert make_parser().parse_args([]).srcdir == os.getcwd() == str(tmp_path)
 
 
-@pytest.mark.parametrize("spelling", [["--out-dir", "there"], ["--out-dir=there"], ["--out", "there"]], ids="_".join)
+@pytest.mark.parametrize(
+    "spelling", [["--out-dir", "there"], ["--out-dir=there"], ["--out", "there"], ["--out=there"]], ids="_".join
+)
 def test_the_out_dir_may_be_spelled_as_uv_does(witness_tree: WitnessTree, spelling: list[str]) -> None:
     built = _lockbuild(witness_tree, "--wheel", *spelling, str(witness_tree.path))
     assert (built.returncode, built.stdout) == (0, "Successfully built witness-1.0-py3-none-any.whl\n"), built.stderr

@@ -6,15 +6,18 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from lockbuild.locks import SourceTreeLock
 from machine import interpreters
@@ -65,9 +68,9 @@ from lockbuild.locks import SourceTreeLock
 import witness_backend
 from witness_backend import *
 
-def build_editable(**arguments):
+def build_editable(*arguments):
     with SourceTreeLock(os.getcwd(), timeout=2):
-        return witness_backend.build_editable(**arguments)
+        return witness_backend.build_editable(*arguments)
 """
 
 # Tells that an environment is about to install the package, and waits for leave to do so.
@@ -200,19 +203,84 @@ def test_two_tox_processes_at_once_over_one_work_directory_both_pass(project: Wi
     project.assert_no_overlap()
 
 
-def test_an_editable_wheel_is_built_by_tox_under_the_lock(project: WitnessTree) -> None:
+def test_an_editable_wheel_is_built_by_lockbuild_under_the_lock(project: WitnessTree) -> None:
     with SourceTreeLock(project.path):
         tox = start_tox(project, "run", "-e", "editable")
         read = read_until(tox, WAITING)
         assert project.log() == []
     out = finish(tox, read=read)
     assert "version 1.0" in out
-    assert not uses_lockbuild(out)
-    assert project.entered("build_wheel")
+    assert out.count(" -m lockbuild --editable ") == 1
+    assert project.entered("get_requires_for_build_editable")
+    assert not (project.path / ".tox" / ".pkg" / "bin").exists()
+
+
+def test_what_an_editable_wheel_requires_is_read_from_itself(project: WitnessTree, tmp_path: Path) -> None:
+    wheelhouse = Wheelhouse(tmp_path / "wheelhouse")
+    wheelhouse.folder.mkdir()
+    wheelhouse.add_wheel("needed")
+    with (project.path / "witness_backend.py").open("a") as file:
+        file.write(
+            "\n_build_editable = build_editable\n"
+            "def build_editable(*arguments, **named):\n"
+            "    os.environ['WITNESS_METADATA'] = 'Requires-Dist: needed\\n'\n"
+            "    return _build_editable(*arguments, **named)\n"
+        )
+    offline: dict[str, str | None] = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse.folder)}
+    out = run_tox(project, "run", "-e", "a,editable", env=offline)
+    [installation] = [line for line in out.splitlines() if "install_package_deps>" in line]
+    assert installation.startswith("editable: ")
+    assert installation.split()[-1] == "needed"
+
+
+def test_a_backend_without_the_hook_for_editable_wheels_is_named(project: WitnessTree) -> None:
+    with (project.path / "witness_backend.py").open("a") as file:
+        file.write("\ndel build_editable\n")
+    out = run_tox(project, "run", "-e", "editable", status=1)
+    assert "ERROR Backend 'witness_backend' has no hook build_editable" in out
+
+
+@pytest.mark.skipif(Version(version("tox")) < Version("4.67"), reason="an older tox itself fails for such a tree")
+def test_a_tree_that_cannot_be_built_is_one_line_also_for_an_editable_wheel(project: WitnessTree) -> None:
+    (project.path / "pyproject.toml").write_text("[build-system]\nrequires = 3\n")
+    out = run_tox(project, "run", "-e", "editable", status=1)
+    assert "ERROR Failed to validate `build-system` in pyproject.toml" in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize(("package", "status"), [("wheel", 0), ("sdist-wheel", 0), ("editable", 1)])
+def test_for_a_python_that_is_too_old_its_pip_builds_from_an_sdist(
+    project: WitnessTree, package: str, status: int
+) -> None:
+    python = old_python()
+    if python is None:
+        pytest.skip("there is no Python 3.10 on this machine")
+    words = ("-x", f"testenv.package={package}", "--discover", python)
+    out = run_tox(project, "run", "-e", "py310", *words, status=status)
+    if status:
+        assert "lockbuild cannot build an editable wheel for Python 3.10" in out
+        assert project.log() == []
+    else:
+        assert "lockbuild does not run under Python 3.10" in out
+        assert "version 1.0" in out
+        assert out.count(" -m lockbuild --sdist ") == 1
+    # Nothing was set up for tox to build in.
+    assert not list((project.path / ".tox").glob(".pkg*/bin"))
+
+
+def old_python() -> str | None:
+    candidates = [shutil.which("python3.10")]
+    if root := os.environ.get("PYENV_ROOT"):
+        candidates += map(str, Path(root).glob("versions/3.10.*/bin/python3"))
+    # A shim of a version manager may name a version that is not there.
+    works = (
+        each for each in candidates if each and not subprocess.run([each, "-c", ""], capture_output=True).returncode
+    )
+    return next(works, None)
 
 
 @pytest.mark.parametrize("only_tox", [False, True], ids=["as a terminal does", "to tox alone"])
-def test_a_tox_that_waits_itself_for_the_lock_can_be_interrupted(project: WitnessTree, only_tox: bool) -> None:
+def test_a_tox_that_waits_for_the_lock_can_be_interrupted(project: WitnessTree, only_tox: bool) -> None:
     with SourceTreeLock(project.path):
         tox = start_tox(project, "run", "-e", "editable")
         read = read_until(tox, WAITING)
@@ -224,7 +292,7 @@ def test_a_tox_that_waits_itself_for_the_lock_can_be_interrupted(project: Witnes
     assert project.log() == []
 
 
-def test_an_editable_wheel_whose_backend_takes_the_lock_itself_does_not_wait_for_tox(project: WitnessTree) -> None:
+def test_an_editable_wheel_whose_backend_takes_the_lock_itself_does_not_wait_for_it(project: WitnessTree) -> None:
     (project.path / "locking_backend.py").write_text(_LOCKING_BACKEND)
     pyproject = project.path / "pyproject.toml"
     pyproject.write_text(pyproject.read_text().replace('"witness_backend"', '"locking_backend"'))

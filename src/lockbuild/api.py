@@ -2,7 +2,7 @@
 
 `build` runs in the process and thread that calls it and changes neither: no signal handlers, no working directory; only
 what the main thread does about Ctrl-Z at a terminal is as in ``lockbuild``. `async_build` runs the same build in a
-worker process, which can be ended at any moment.
+process of its own, which can be ended at any moment.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def build(
     Build what is asked for; return the artifacts, which are then in the out-dir.
 
     ``srcdir`` is a source tree or a ``.tar.gz`` sdist, or a `BuildRequest`, of which the other arguments replace
-    fields. ``distributions`` are ``"sdist"`` and ``"wheel"``, each built directly from the tree; without any, an sdist
-    is built, and a wheel from it. ``outdir`` is by default ``dist`` in the tree. ``options`` are those of
-    `BuildOptions`. ``reporter`` hears of events in this thread. What hooks print goes where this process's output goes,
-    or nowhere with ``verbosity=-1``.
+    fields. ``distributions`` are ``"sdist"``, ``"wheel"`` and ``"editable"``, a wheel that leads to the tree; each is
+    built directly from the tree. Without any, an sdist is built, and a wheel from it. ``outdir`` is by default ``dist``
+    in the tree. ``options`` are those of `BuildOptions`. ``reporter`` hears of events in this thread. What hooks print
+    goes where this process's output goes, or nowhere with ``verbosity=-1``.
 
     Raises `LockbuildError`; what the library ``build`` raises for a tree, environment or backend that fails
     (``build.BuildException``, ``build.BuildBackendException``, ``build.FailedProcessError``); and `OSError`.
@@ -90,9 +90,10 @@ async def async_build(
 
     Raises what `build` raises.
     """
-    from lockbuild.worker import run_in_worker
+    from lockbuild.build_process import build_in_process
+    from lockbuild.events import Reporter
 
-    return await run_in_worker(_request(srcdir, distributions, outdir, options), reporter)
+    return await build_in_process(_request(srcdir, distributions, outdir, options), reporter or Reporter())
 
 
 def project_wheel_metadata(
@@ -127,7 +128,7 @@ def _request(
     if chosen := tuple(distributions):
         request = request._replace(distributions=chosen)
     if unknown := set(request.distributions).difference(get_args(Distribution)):
-        raise ValueError(f"distributions are {' and '.join(get_args(Distribution))}, not {', '.join(sorted(unknown))}")
+        raise ValueError(f"distributions are {', '.join(get_args(Distribution))}, not {', '.join(sorted(unknown))}")
     if out_dir is not None:
         request = request._replace(out_dir=os.fspath(out_dir))
     return _with_options(request, options)

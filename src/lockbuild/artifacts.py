@@ -35,7 +35,7 @@ def check_artifact(staging: str, returned: str, distribution: Distribution) -> s
     if not os.path.isfile(path):
         raise ArtifactError(f"The backend says it built {name}, but there is no such file")
     problem = None
-    if distribution == "wheel":
+    if distribution != "sdist":
         problem = _problem_with_wheel(path)
     elif name.endswith(".tar.gz"):
         problem = _problem_with_sdist(path)
@@ -172,11 +172,9 @@ def describe(path: str, kind: Distribution) -> Artifact:
     return Artifact(os.path.basename(path), path, kind, os.path.getsize(path), digest_of_file(path))
 
 
-def write_report(path: str, artifacts: Sequence[Artifact], timings: Sequence[Timing] = ()) -> None:
-    """Write the JSON report that ``python -m build --report`` writes, and timings in seconds, whole or not at all."""
-    import json
-
-    report: dict[str, Any] = {
+def report(artifacts: Sequence[Artifact], timings: Sequence[Timing] = ()) -> dict[str, Any]:
+    """Return the report that ``python -m build --report`` writes, and timings in seconds."""
+    content: dict[str, Any] = {
         "version": "1.0",
         "artifacts": [
             {
@@ -190,12 +188,19 @@ def write_report(path: str, artifacts: Sequence[Artifact], timings: Sequence[Tim
         ],
     }
     if timings:
-        report["timings"] = [{"step": step, "seconds": round(seconds, 6)} for step, seconds in timings]
+        content["timings"] = [{"step": step, "seconds": round(seconds, 6)} for step, seconds in timings]
+    return content
+
+
+def write_report(path: str, artifacts: Sequence[Artifact], timings: Sequence[Timing] = ()) -> None:
+    """Write the report as JSON, whole or not at all."""
+    import json
+
     folder = os.path.dirname(os.path.abspath(path))
     hidden = os.path.join(folder, f".{os.path.basename(path)[:100]}.{os.urandom(8).hex()}.tmp")
     try:
         with open(hidden, "x", encoding="utf-8") as file:
-            json.dump(report, file, indent=2)
+            json.dump(report(artifacts, timings), file, indent=2)
             file.write("\n")
         os.replace(hidden, path)
     except BaseException:

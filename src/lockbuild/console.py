@@ -20,7 +20,10 @@ from lockbuild.request import Timing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from packaging.metadata import RawMetadata
+
     from lockbuild.live import LiveLine
+    from lockbuild.request import BuildResult
 
 _COLORS = {
     "red": "\33[91m",
@@ -153,28 +156,32 @@ class Console(Reporter):
         """Print the traceback of a backend, on standard output as ``build`` does it."""
         self._print(f"\n{self._out['dim']}{text}{self._out['reset']}\n", sys.stdout)
 
-    def timings(self, timings: Sequence[Timing]) -> None:
-        """Print where the time went, in milliseconds."""
-        if timings and self._verbosity >= -1:
-            total = Timing("total", sum(seconds for _, seconds in timings))
-            width = max(len(step) for step, _ in timings)
-            lines = [f"{step:{width}} {seconds * 1000:8.1f} ms" for step, seconds in (*timings, total)]
-            self._print_error("* Timings:", "bold")
-            for line in lines:
-                self._print_error(f"  {line}")
-
-    def built(self, names: Sequence[str]) -> None:
-        """Print the last line of a build that has succeeded."""
+    def succeeded(self, result: BuildResult) -> None:
+        """Print the last line of a build that has succeeded, after where its time went, if that is in the result."""
         if self._verbosity < -1:
             return
+        if result.timings:
+            self._print_timings(result.timings)
         out = self._out
+        names = [artifact.name for artifact in result.artifacts]
         styled = [f"{out['underline']}{name}{out['reset']}{out['bold']}{out['green']}" for name in names]
         listed = styled[0] if len(styled) == 1 else f"{', '.join(styled[:-1])} and {styled[-1]}"
         self._print(f"{out['bold']}{out['green']}Successfully built {listed}{out['reset']}", sys.stdout)
 
-    def result(self, text: str) -> None:
-        """Print on standard output what was asked for."""
-        self._print(text, sys.stdout)
+    def metadata(self, fields: RawMetadata) -> None:
+        """Print metadata as JSON on standard output."""
+        import json
+
+        self._print(json.dumps(fields, ensure_ascii=False, indent=2), sys.stdout)
+
+    def _print_timings(self, timings: Sequence[Timing]) -> None:
+        """Print them in milliseconds."""
+        total = Timing("total", sum(seconds for _, seconds in timings))
+        width = max(len(step) for step, _ in timings)
+        lines = [f"{step:{width}} {seconds * 1000:8.1f} ms" for step, seconds in (*timings, total)]
+        self._print_error("* Timings:", "bold")
+        for line in lines:
+            self._print_error(f"  {line}")
 
     @functools.cached_property
     def _width(self) -> int:

@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from lockbuild.environments import BuildEnvironment, extended
-from lockbuild.errors import CircularRequirementsError, shown
+from lockbuild.errors import CircularRequirementsError, SdistError, shown
 from lockbuild.events import Reporter
 from lockbuild.job import Job
 from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
@@ -60,10 +60,12 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
         from lockbuild.artifacts import list_artifacts
 
         before = list_artifacts(out_dir)
-    wanted = len(request.distributions) or (1 if is_sdist(request.source) else 2)
-    with Job(request, reporter, out_dir, distributions=wanted) as job:
+    kinds = request.distributions or (("wheel",) if is_sdist(request.source) else ("sdist", "wheel"))
+    if "editable" in kinds and is_sdist(request.source):
+        raise SdistError(f"{shown(request.source)} is no source tree, which an editable wheel could lead to")
+    with Job(request, reporter, out_dir, distributions=len(kinds)) as job:
         if is_sdist(request.source):
-            built = _build_from_sdist(job, _read_sdist(job), request.distributions or ("wheel",))
+            built = _build_from_sdist(job, _read_sdist(job), kinds)
         elif request.distributions:
             built = [_build_from_tree(job, kind)[1] for kind in request.distributions]
         else:
@@ -75,7 +77,7 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
     if request.clear:
         artifacts.clear_older(out_dir, before, map(os.path.basename, built))
     return BuildResult(
-        tuple(artifacts.describe(path, "sdist" if path.endswith(".tar.gz") else "wheel") for path in built),
+        tuple(artifacts.describe(path, kind) for path, kind in zip(built, kinds, strict=True)),
         tuple(job.timings),
     )
 

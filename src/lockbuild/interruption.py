@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -44,6 +45,32 @@ def interruptible() -> Iterator[None]:
         for number, handler in before.items():
             if signal.getsignal(number) is interrupt:
                 signal.signal(number, handler)
+
+
+def end_with_stdin() -> None:
+    """
+    From now on have the end of standard input interrupt this process, like SIGTERM. Others find their input empty.
+
+    A pipe ends also when the process at its other end was killed.
+    """
+    import threading
+
+    lifeline = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    main = threading.main_thread().ident
+    threading.Thread(target=_interrupt_at_end_of, args=(lifeline, main), daemon=True).start()
+
+
+def _interrupt_at_end_of(lifeline: int, thread: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(lifeline, 4096):
+            pass
+    if sys.platform == "win32":
+        os._exit(1)
+    # To the main thread: its handler raises the interruption, and a system call that it waits in returns.
+    signal.pthread_kill(thread, signal.SIGTERM)
 
 
 @contextlib.contextmanager

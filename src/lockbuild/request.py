@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Distribution = Literal["sdist", "wheel"]
+Distribution = Literal["sdist", "wheel", "editable"]
 Installer = Literal["pip", "uv"]
 LinkMode = Literal["auto", "hardlink", "copy"]
 LockPolicy = Literal["auto", "always", "never"]
@@ -28,7 +28,11 @@ class BuildRequest(NamedTuple):
     source: str
     """A source tree, or a ``.tar.gz`` source distribution."""
     distributions: tuple[Distribution, ...] = ()
-    """What to build, in this order. Empty: of a tree an sdist and from that a wheel, of an sdist a wheel."""
+    """
+    What to build, in this order. Empty: of a tree an sdist and from that a wheel, of an sdist a wheel.
+
+    ``editable`` is a wheel that leads to the tree (PEP 660), for an installer and not for publishing.
+    """
     out_dir: str | None = None
     """Where artifacts go; by default ``dist`` in the tree, or the folder that the sdist is in."""
     config_settings: Mapping[str, Any] = {}

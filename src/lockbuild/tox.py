@@ -4,13 +4,12 @@ A project asks by naming lockbuild in ``requires``, or with ``lockbuild = true``
 projects the plugin does nothing. It puts a class of its own, `LockbuildPackager`, in the place of the packaging
 environments of tox and of tox-uv. They keep their names and settings. What changes is who builds:
 
-- An sdist, a wheel, and a wheel from an sdist are built by a process that runs lockbuild, with its lock on the source
-  tree and its kept build environments. The file goes to a folder that belongs to this one tox process.
-- An editable wheel, and everything for a Python that is too old for lockbuild, is built by tox itself, in its own
-  packaging environment, while this process holds lockbuild's lock on the source tree.
+- Sdists and wheels, editable ones too, are built by a process that runs lockbuild, with its lock on the source tree and
+  its kept build environments. The file goes to a folder that belongs to this one tox process.
+- For a Python that is too old for lockbuild an sdist is built, which that Python's pip builds outside of the tree.
 - Other kinds of packages (external, skip, those of plugins) are none of our business.
 
-It follows tox's own ``Pep517VenvPackager``, which is no public interface; CI runs its tests also with the oldest
+It extends tox's own ``Pep517VenvPackager``, which is no public interface; CI runs its tests also with the oldest
 version of tox that the extra ``lockbuild[tox]`` allows.
 """
 
@@ -29,6 +28,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from packaging.metadata import parse_email
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tox.execute.request import StdinSource
@@ -36,17 +36,15 @@ from tox.plugin import impl
 from tox.tox_env.api import ToxEnv
 from tox.tox_env.errors import Fail
 from tox.tox_env.python.api import Python
-from tox.tox_env.python.package import SdistPackage, WheelPackage
+from tox.tox_env.python.package import EditableLegacyPackage, EditablePackage, SdistPackage, WheelPackage
 from tox.tox_env.python.virtual_env.package.pyproject import Pep517VenvPackager
 from tox.tox_env.register import REGISTER
 
-from lockbuild.errors import LockbuildError, SettingsError, shown
-from lockbuild.events import LockWait, Reporter
-from lockbuild.settings import INSTALLER_VARIABLE, LOCK_TIMEOUT_VARIABLE, seconds
+from lockbuild.artifacts import metadata_of_wheel
+from lockbuild.errors import ArtifactError
+from lockbuild.settings import INSTALLER_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from packaging.metadata import RawMetadata
     from tox.config.main import Config
     from tox.config.sets import ConfigSet, EnvConfigSet
@@ -55,7 +53,6 @@ if TYPE_CHECKING:
     from tox.tox_env.api import ToxEnvCreateArgs
     from tox.tox_env.package import Package
 
-    from lockbuild.locks import SourceTreeLock
     from lockbuild.request import Distribution
 
 # The packaging environments that build with a backend: tox's own and tox-uv's.
@@ -110,14 +107,9 @@ class LockbuildPackager(Pep517VenvPackager):
         super().__init__(create_args)
         self._built: dict[tuple[Path, str], Path] = {}
         """The packages that were built, by source and kind."""
-        self._metadata: dict[Path, RawMetadata] = {}
+        self._metadata: dict[str, RawMetadata] = {}
+        """The metadata of the package, by its kind in tox: an editable wheel may require more than another one."""
         self._session_folder: Path | None = None
-        self._tox_builds = False
-        """Whether tox itself builds in here. Then this is an environment with the build requirements installed."""
-        self._tree_lock: SourceTreeLock | None = None
-        self._variables_of_lock: dict[str, str] = {}
-        """What hooks have to know of it. It stays: without the lock it means nothing to anybody."""
-        self._is_interrupted = False
 
     def __getattribute__(self, name: str) -> Any:
         """
@@ -130,63 +122,45 @@ class LockbuildPackager(Pep517VenvPackager):
             return object.__getattribute__(self, name)
         return super().__getattribute__(name)
 
-    def interrupt(self) -> None:
-        """End what runs here, also a wait for the lock. tox calls it in its main thread."""
-        self._is_interrupted = True
-        super().interrupt()
-
     def perform_packaging(self, for_env: EnvConfigSet) -> list[Package]:
         """Build the package of a run environment. Raises `Fail`, and `SystemExit` where a program has failed."""
         kind: str = for_env["package"]
-        if kind not in {"sdist", "wheel", "sdist-wheel", "editable", "editable-legacy"}:
+        if kind == "editable-legacy":
+            # What else the backend may require pip asks it for.
+            return [EditableLegacyPackage(self.root, [*self.requires(), *self.load_deps_for_env(for_env)])]
+        if kind not in {"sdist", "wheel", "sdist-wheel", "editable"}:
             return super().perform_packaging(for_env)
-        builder = self
-        if kind in {"wheel", "sdist-wheel", "editable"}:
-            # Wheels are built by the Python that they are for.
-            child = self._wheel_build_envs.get(for_env["wheel_build_env"])
-            if isinstance(child, LockbuildPackager):
-                builder = child
+        # Wheels are built by the Python that they are for.
+        child = self._wheel_build_envs.get(for_env["wheel_build_env"]) if kind != "sdist" else None
+        builder = child if isinstance(child, LockbuildPackager) else self
+        if kind != "sdist" and builder._python == "too old":
+            kind = builder._kind_for_old_python(kind)
+        if kind == "sdist":
+            settings = self.conf["config_settings_build_wheel"]
+            return [SdistPackage(self._build("sdist"), builder.load_deps_for_env(for_env), config_settings=settings)]
         if kind != "sdist-wheel" and builder is not self:
             with builder.display_context(self._has_display_suspended):
                 return builder.perform_packaging(for_env)
-        if kind.startswith("editable") or "too old" in {self._python, builder._python}:
-            # The one who holds an environment of tox may wait for the tree, and not the other way round: another tox
-            # has our builder's environment, it may be, and waits for the tree.
-            return builder._while_locked(lambda: self._have_tox_build(for_env, builder))
-        if kind == "sdist":
-            sdist = self._build("sdist")
-            settings = self.conf["config_settings_build_wheel"]
-            return [SdistPackage(sdist, self._load_deps(for_env), config_settings=settings)]
         if kind == "sdist-wheel":
             with builder.display_context(self._has_display_suspended):
                 wheel = builder._build("wheel", self._build("sdist"))
-            self._metadata[self.root] = _metadata_of_wheel(wheel)
-        else:
-            wheel = self._build("wheel")
-        return [WheelPackage(wheel, self._load_deps(for_env))]
+            self._metadata[kind] = _metadata_of_wheel(wheel)
+            return [WheelPackage(wheel, self.load_deps_for_env(for_env))]
+        if kind == "editable":
+            return [EditablePackage(self._build("editable"), self.load_deps_for_env(for_env))]
+        return [WheelPackage(self._build("wheel"), self.load_deps_for_env(for_env))]
 
     def get_package_dependencies(self, for_env: EnvConfigSet) -> list[Requirement]:
         """Return what the package requires, for all extras and markers."""
-        if self._leaves_metadata_to_tox(for_env):
-            return super().get_package_dependencies(for_env)
         return [Requirement(text) for text in self._package_metadata(for_env).get("requires_dist", ())]
 
     def get_package_name(self, for_env: EnvConfigSet) -> str:
         """Return the name that the package has for itself."""
-        if self._leaves_metadata_to_tox(for_env):
-            return super().get_package_name(for_env)
         return self._package_metadata(for_env)["name"]
 
     def get_package_extras(self, for_env: EnvConfigSet) -> set[str]:
         """Return the extras of the package."""
-        if self._leaves_metadata_to_tox(for_env):
-            return super().get_package_extras(for_env)
         return set(self._package_metadata(for_env).get("provides_extra", ()))
-
-    @property
-    def environment_variables(self) -> dict[str, str]:
-        """Return the variables of what runs in this environment."""
-        return {**super().environment_variables, **self._variables_of_lock}
 
     def _default_pass_env(self) -> list[str]:
         # lockbuild's settings, and where its cache is: locks and environments are those of builds without tox.
@@ -213,18 +187,27 @@ class LockbuildPackager(Pep517VenvPackager):
         For lockbuild it is only a few folders, unless another Python has to build: that needs a virtual environment
         with lockbuild in it.
         """
-        if self._tox_builds:
-            super()._setup_env()
-        elif self._python == "ours":
-            ToxEnv._setup_env(self)
-        else:
+        if self._python == "other":
             Python._setup_env(self)
-            self._install([_this_lockbuild()], LockbuildPackager.__name__, "lockbuild")
+            self.installer.install([_this_lockbuild()], LockbuildPackager.__name__, "lockbuild")
+        else:
+            ToxEnv._setup_env(self)
 
     def _teardown(self) -> None:
-        super()._teardown()
+        # Without what ends tox's own frontend, which would first be made for that, and fails for a tree that is broken.
+        super(Pep517VenvPackager, self)._teardown()
         if self._session_folder is not None:
             shutil.rmtree(self._session_folder, ignore_errors=True)
+
+    def _kind_for_old_python(self, kind: str) -> Literal["sdist"]:
+        version = ".".join(map(str, self.base_python.version_info[:2]))
+        if kind == "editable":
+            raise Fail(
+                f"lockbuild cannot build an editable wheel for Python {version}: it needs Python 3.11 or newer; "
+                "choose package = sdist for that environment"
+            )
+        _log.warning("lockbuild does not run under Python %s: its pip builds the wheel, from an sdist", version)
+        return "sdist"
 
     def _build(self, kind: Distribution, source: Path | None = None) -> Path:
         """
@@ -251,9 +234,10 @@ class LockbuildPackager(Pep517VenvPackager):
         return self._session_folder
 
     def _package_metadata(self, for_env: EnvConfigSet) -> RawMetadata:
-        if self.root not in self._metadata:
-            if for_env["package"] == "wheel":
-                self._metadata[self.root] = _metadata_of_wheel(self._build("wheel"))
+        kind: str = for_env["package"]
+        if kind not in self._metadata:
+            if self._python != "too old" and kind in {"wheel", "editable"}:
+                self._metadata[kind] = _metadata_of_wheel(self._build("editable" if kind == "editable" else "wheel"))
             else:
                 self.setup()
                 settings = self._config_settings("wheel", "prepare_metadata_for_build")
@@ -261,8 +245,8 @@ class LockbuildPackager(Pep517VenvPackager):
                 outcome = self._run_lockbuild(
                     "metadata", "--metadata", *settings, str(self.root), stdin=StdinSource.API
                 )
-                self._metadata[self.root] = json.loads(outcome.out)
-        return self._metadata[self.root]
+                self._metadata[kind] = json.loads(outcome.out)
+        return self._metadata[kind]
 
     def _config_settings(self, kind: Distribution, hook: str) -> list[str]:
         """Return the option for tox's settings for the backend. One build has the same ones for all its hooks."""
@@ -273,7 +257,7 @@ class LockbuildPackager(Pep517VenvPackager):
 
     def _run_lockbuild(self, run_id: str, *words: str, stdin: StdinSource = StdinSource.OFF) -> Outcome:
         """Run lockbuild; what it says is shown when it fails, and at once when it waits for somebody."""
-        python = sys.executable if self._python == "ours" else str(self.env_python())
+        python = str(self.env_python()) if self._python == "other" else sys.executable
         options: list[str] = []
         if self.id() == _UV_PACKAGER and not self.environment_variables.get(INSTALLER_VARIABLE):
             options += ["--installer", "uv"]
@@ -290,91 +274,6 @@ class LockbuildPackager(Pep517VenvPackager):
         status.outcome.assert_success()
         return status.outcome
 
-    def _leaves_metadata_to_tox(self, for_env: EnvConfigSet) -> bool:
-        return for_env["package"].startswith("editable") or self._python == "too old"
-
-    def _ensure_meta_present(self, for_env: EnvConfigSet) -> None:
-        with self._under_lock():
-            self._switch_to_tox()
-            super()._ensure_meta_present(for_env)
-
-    def _while_locked(self, work: Callable[[], list[Package]]) -> list[Package]:
-        """Do some work while no other thread or process uses this environment: tox sees to that in every method."""
-        return work()
-
-    def _have_tox_build(self, for_env: EnvConfigSet, builder: LockbuildPackager) -> list[Package]:
-        with self._under_lock():
-            self._switch_to_tox()
-            builder._switch_to_tox()
-            return super().perform_packaging(for_env)
-
-    def _switch_to_tox(self) -> None:
-        if not self._tox_builds:
-            self._tox_builds = True
-            # What was set up for lockbuild does not have the build requirements.
-            self._run_state["setup"] = False
-
-    @contextlib.contextmanager
-    def _under_lock(self) -> Iterator[None]:
-        """Hold the lock on the source tree, if its backend is one that needs it, while tox builds or asks hooks."""
-        with contextlib.ExitStack() as stack:
-            if self._tree_lock is None:
-                try:
-                    lock = self._make_tree_lock()
-                    if lock is not None:
-                        stack.enter_context(lock)
-                except LockbuildError as error:
-                    raise Fail(str(error)) from error
-                # What is done in here and needs the lock, too, is done under the same one.
-                self._tree_lock = lock
-                stack.callback(setattr, self, "_tree_lock", None)
-                if lock is not None:
-                    # A hook may take the lock itself (`lockbuild.backend`), or run a build of its own tree.
-                    self._variables_of_lock = stack.enter_context(lock.lent())
-            yield
-
-    def _make_tree_lock(self) -> SourceTreeLock | None:
-        from lockbuild.locks import SourceTreeLock
-        from lockbuild.project import decide_lock, read_project
-
-        project = read_project(str(self.root))
-        if not decide_lock(project, None, (), None).locked:
-            return None
-        variables = self.environment_variables
-        timeout = variables.get(LOCK_TIMEOUT_VARIABLE)
-        try:
-            limit = seconds(timeout) if timeout else None
-        except ValueError:
-            raise SettingsError(f"{LOCK_TIMEOUT_VARIABLE} must be a number of seconds, not {timeout!r}") from None
-        return SourceTreeLock(
-            project.tree,
-            cache_dir=variables.get("LOCKBUILD_CACHE_DIR"),
-            timeout=limit,
-            reporter=_Announcer(lambda: self._is_interrupted),
-        )
-
-
-class _Announcer(Reporter):
-    """Tells of a wait for a lock in tox's log, and ends the wait when tox is interrupted."""
-
-    def __init__(self, is_interrupted: Callable[[], bool]) -> None:
-        self._is_interrupted = is_interrupted
-        self._told = False
-
-    def warn(self, message: str) -> None:
-        _log.warning("%s", message)
-
-    def waiting(self, wait: LockWait) -> None:
-        if self._is_interrupted():
-            raise SystemExit(-2)
-        if not self._told:
-            self._told = True
-            held_by = wait.holder or "a process that cannot be seen from here"
-            _log.warning("Waiting for the lock on %s, held by %s", shown(wait.subject), held_by)
-
-    def got_lock(self, subject: str, waited: float) -> None:
-        _log.warning("Got the lock on %s after %.0f s", shown(subject), waited)
-
 
 def _tell_of_waits(output: bytearray, read: int) -> int:
     """Log what an output says about locks that are waited for, from a position on; return where its lines end."""
@@ -387,14 +286,9 @@ def _tell_of_waits(output: bytearray, read: int) -> int:
 
 
 def _metadata_of_wheel(wheel: Path) -> RawMetadata:
-    from packaging.metadata import parse_email
-
-    from lockbuild.frontend import metadata
-    from lockbuild.request import BuildRequest
-
     try:
-        return parse_email(metadata(BuildRequest(source=str(wheel))))[0]
-    except LockbuildError as error:
+        return parse_email(metadata_of_wheel(str(wheel)))[0]
+    except ArtifactError as error:
         raise Fail(str(error)) from error
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from pyproject_hooks import BackendUnavailable, BuildBackendHookCaller
+from pyproject_hooks import BackendUnavailable, BuildBackendHookCaller, HookMissing
 
 from lockbuild.errors import ArtifactError
 
@@ -110,6 +110,9 @@ class BackendCaller:
                 yield
         except BackendUnavailable as error:
             description = f"Backend {self.project.backend!r} is not available."
+            failure = error
+        except HookMissing as error:
+            description = f"Backend {self.project.backend!r} has no hook {hook}"
             failure = error
         except subprocess.CalledProcessError as error:
             description = f"Backend subprocess exited when trying to invoke {hook}"

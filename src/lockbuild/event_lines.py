@@ -1,0 +1,176 @@
+"""A build's events as JSON lines, the transport for everything that leaves its process.
+
+`EventWriter` is the reporter of ``lockbuild --json``; `read_event` is the other side. Each line is one object:
+
+- ``{"event": METHOD, ...}`` for a method of `Reporter` that is called, with its arguments by name. ``waiting`` has the
+  fields of `LockWait`, and ``holder`` those of `Holder`.
+- The last line of a build that succeeds is ``{"event": "result", ...}`` with what ``--report`` writes; with
+  ``--metadata``, it is ``{"event": "result", "metadata": {...}}``.
+- The last line of one that fails is ``{"event": "error", "type": ..., "message": ..., "exit_status": ..., "notes":
+  [...], "data": {...}}``. ``data`` are the attributes of the error.
+
+A build that is interrupted or killed has no last line, and its final line may be cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from lockbuild import errors
+from lockbuild.artifacts import report
+from lockbuild.errors import LockbuildError, restored_exception
+from lockbuild.events import LockWait, Reporter
+from lockbuild.locks.holders import Holder
+from lockbuild.request import Artifact, BuildResult, Timing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from packaging.metadata import RawMetadata
+
+# The methods of a reporter whose arguments are JSON as they are.
+_PLAIN_EVENTS = frozenset({"detail", "warn", "got_lock", "began", "progress", "ended"})
+
+
+class EventWriter(Reporter):
+    """A reporter that writes lines to a descriptor. Raises `OSError` when it cannot."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._writing = threading.Lock()
+        """Held for a whole line: while pip runs, another thread reports waits."""
+
+    def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
+        """Write a message of the library ``build``."""
+        self._write("log", message=message, kind=kind)
+
+    def detail(self, message: str) -> None:
+        """Write a detail."""
+        self._write("detail", message=message)
+
+    def warn(self, message: str) -> None:
+        """Write a warning."""
+        self._write("warn", message=message)
+
+    def waiting(self, wait: LockWait) -> None:
+        """Write that a lock is still waited for."""
+        self._write("waiting", **wait._asdict() | {"holder": wait.holder._asdict() if wait.holder else None})
+
+    def got_lock(self, subject: str, waited: float) -> None:
+        """Write that a wait is over."""
+        self._write("got_lock", subject=subject, waited=waited)
+
+    def began(self, step: str) -> None:
+        """Write that a step has begun."""
+        self._write("began", step=step)
+
+    def progress(self, done: int, total: int) -> None:
+        """Write how much of a step is done."""
+        self._write("progress", done=done, total=total)
+
+    def ended(self, step: str, seconds: float) -> None:
+        """Write that a step is over."""
+        self._write("ended", step=step, seconds=seconds)
+
+    def succeeded(self, result: BuildResult) -> None:
+        """Write the last line of a build that has succeeded."""
+        self._write("result", **report(result.artifacts, result.timings))
+
+    def metadata(self, fields: RawMetadata) -> None:
+        """Write metadata as the last line."""
+        self._write("result", metadata=fields)
+
+    def failed(self, error: Exception) -> None:
+        """Write the last line of a build that has failed."""
+        self._write(
+            "error",
+            type="OSError" if isinstance(error, OSError) else type(error).__name__,
+            message=str(error),
+            exit_status=getattr(error, "exit_status", 1),
+            notes=getattr(error, "__notes__", []),
+            data=_data_of(error),
+        )
+
+    def _write(self, event: str, **fields: object) -> None:
+        # In ASCII: a path may hold bytes that are no text, which JSON can carry only as escapes.
+        line = memoryview(json.dumps({"event": event, **fields}, default=str).encode("ascii") + b"\n")
+        with self._writing:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+
+
+def read_event(line: bytes, reporter: Reporter) -> BuildResult | None:
+    """
+    Tell a reporter what a line says; return the result, if it is that.
+
+    For an error this raises what the build has raised: a `LockbuildError`, an exception of the library ``build``, or
+    `OSError`, with their messages, notes and data. Of an exception in a backend the traceback comes as a note. Any
+    other exception, a bug in lockbuild, is a `LockbuildError` that names it.
+    """
+    fields: dict[str, Any] = json.loads(line)
+    event = fields.pop("event")
+    if event == "result":
+        return BuildResult(
+            tuple(Artifact(sha256=each.pop("hashes")["sha256"], **each) for each in fields["artifacts"]),
+            tuple(Timing(**each) for each in fields.get("timings", ())),
+        )
+    if event == "error":
+        error = _restored(fields["type"], fields["message"], fields["data"])
+        for note in fields["notes"]:
+            error.add_note(note)
+        raise error
+    if event == "log":
+        reporter.log(fields["message"], tuple(fields["kind"]) if fields["kind"] is not None else None)
+    elif event == "waiting":
+        reporter.waiting(LockWait(**fields | {"holder": _holder(fields["holder"])}))
+    elif event in _PLAIN_EVENTS:
+        getattr(reporter, event)(**fields)
+    return None
+
+
+def _data_of(error: Exception) -> dict[str, Any]:
+    """Return what `_restored` needs beside the message."""
+    if isinstance(error, LockbuildError):
+        attributes = {name: value for name, value in vars(error).items() if not name.startswith("_")}
+        return {name: each._asdict() if isinstance(each, Holder) else each for name, each in attributes.items()}
+    if isinstance(error, OSError):
+        return {"errno": error.errno, "strerror": error.strerror, "filename": error.filename}
+    cause = getattr(error, "exception", error)
+    if isinstance(cause, subprocess.CalledProcessError):
+        return {"returncode": cause.returncode, "cmd": cause.cmd}
+    return {"args": error.args, "cause": repr(cause), "traceback": "".join(traceback.format_exception(cause))}
+
+
+def _restored(kind: str, message: str, data: Mapping[str, Any]) -> Exception:
+    ours = getattr(errors, kind, None)
+    if isinstance(ours, type) and issubclass(ours, LockbuildError):
+        attributes = {name: _holder(value) if name == "holder" else value for name, value in data.items()}
+        return restored_exception(ours, (message,), attributes)
+    if kind == "OSError":
+        # With an errno it becomes the subclass for that.
+        return OSError(message) if data["errno"] is None else OSError(data["errno"], data["strerror"], data["filename"])
+    import build
+
+    cause: Exception
+    if "returncode" in data:
+        cause = subprocess.CalledProcessError(data["returncode"], data["cmd"])
+        if kind == "FailedProcessError":
+            return build.FailedProcessError(cause, message)
+    else:
+        cause = RuntimeError(data["cause"])
+        cause.add_note(data["traceback"])
+    if kind == "BuildBackendException":
+        return build.BuildBackendException(cause, message)
+    theirs = getattr(build, kind, None)
+    if isinstance(theirs, type) and issubclass(theirs, build.BuildException):
+        return theirs(*data["args"])
+    return cause if "returncode" in data else restored_exception(LockbuildError, (f"{kind}: {message}",), {})
+
+
+def _holder(fields: Mapping[str, Any] | None) -> Holder | None:
+    return Holder(**fields) if fields else None
