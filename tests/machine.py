@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,6 +194,23 @@ class User:
     def lockbuild(self) -> tuple[str, ...]:
         """The command that runs lockbuild as this user."""
         return self.command("-m", "lockbuild")
+
+
+def as_user(number: int, action: Callable[[], object]) -> None:
+    """Do something as an unprivileged user, in a process of the user's own."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setgid(number)
+            os.setuid(number)
+            os.umask(0)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def _packages() -> Path:

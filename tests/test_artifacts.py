@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.artifacts import check_artifact, clear_older, describe, list_artifacts, publish, write_report
+from lockbuild.artifacts import check_artifact, clear_older, describe, list_artifacts, publish, report, write_report
 from lockbuild.errors import ArtifactError
 from witness import PATIENCE, WitnessTree, wait_until
 
@@ -291,7 +291,7 @@ def test_a_report_that_finds_no_room_leaves_the_old_one(tiny_disk: Path, staging
     artifact = describe(str(write_wheel(staging / WHEEL)), "wheel")
     (tiny_disk / "report.json").write_text("the older report")
     with pytest.raises(OSError, match="No space left on device"):
-        write_report(str(tiny_disk / "report.json"), [artifact] * 1000)
+        write_report(str(tiny_disk / "report.json"), report([artifact] * 1000))
     assert {path.name: path.read_text() for path in tiny_disk.iterdir()} == {"report.json": "the older report"}
 
 
@@ -301,7 +301,7 @@ def test_an_artifact_is_described_as_it_is(staging: Path, tmp_path: Path) -> Non
     content = wheel.read_bytes()
     assert artifact.sha256 == hashlib.sha256(content).hexdigest()
     assert (artifact.name, artifact.path, artifact.kind, artifact.size) == (WHEEL, str(wheel), "wheel", len(content))
-    write_report(str(tmp_path / "report.json"), [artifact])
+    write_report(str(tmp_path / "report.json"), report([artifact]))
     [described] = json.loads((tmp_path / "report.json").read_text())["artifacts"]
     assert described["hashes"] == {"sha256": artifact.sha256}
 

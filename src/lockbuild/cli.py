@@ -28,6 +28,7 @@ from lockbuild.settings import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import BinaryIO
 
     from lockbuild.console import Console
     from lockbuild.hooks.early import EarlyHost
@@ -158,7 +159,10 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         help="print the wheel's metadata as JSON instead of building; not together with --sdist or --wheel",
     )
     group.add_argument(
-        "--report", metavar="PATH", help="write a JSON report of what was built (name, path, kind, size, SHA-256)"
+        "--report",
+        metavar="PATH",
+        help="write a JSON report of what was built (name, path, kind, size, SHA-256); with - to standard output, and "
+        "all other output to standard error",
     )
     group.add_argument(
         "--timings",
@@ -368,18 +372,34 @@ def _build(parsed: argparse.Namespace, console: Console, early: EarlyHost | None
     if parsed.metadata:
         console.result(_as_json(frontend.metadata(request, console)))
         return
+    output = None
+    if parsed.report == "-":
+        # An early host has our standard output already, and would write there.
+        output, early = _take_standard_output(), None
     result = frontend.build(request, console, early)
     timings = (Timing("start", start), *result.timings) if parsed.timings else ()
     if parsed.report is not None:
-        from lockbuild.artifacts import write_report
+        from lockbuild.artifacts import report, write_report
 
-        write_report(parsed.report, result.artifacts, timings)
+        content = report(result.artifacts, timings)
+        if output is None:
+            write_report(parsed.report, content)
+        else:
+            with output:
+                output.write(content)
     console.timings(timings)
     console.built([artifact.name for artifact in result.artifacts])
     if request.isolation and request.use_cache:
         from lockbuild.daily import prune_once_a_day
 
         prune_once_a_day(request.cache_dir)
+
+
+def _take_standard_output() -> BinaryIO:
+    """Return standard output for the report alone. What else is written there goes to standard error from now on."""
+    kept = open(os.dup(1), "wb")  # noqa: SIM115 - for who asked
+    os.dup2(2, 1)
+    return kept
 
 
 def _as_json(metadata: bytes) -> str:

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 
+from lockbuild.files import open_standard_streams
 from lockbuild.hooks.early import start_early
 
 TYPE_CHECKING = False
@@ -21,6 +22,7 @@ def entrypoint(prog: str = "lockbuild") -> NoReturn:
     of a warm build. Nothing here waits for a finalizer: what has to be undone is undone by ``with``.
     """
     gc.disable()
+    open_standard_streams()
     early = None
     status = 1
     try:

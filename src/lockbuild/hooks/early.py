@@ -18,8 +18,9 @@ from __future__ import annotations
 import os
 
 from lockbuild.digest import sha256
+from lockbuild.folders import is_private_folder
 from lockbuild.hooks.starting import AllPlacesTakenError, take_known_place
-from lockbuild.user_folders import HOSTS_SUFFIX, cache_folder, environment_folder_names, is_private
+from lockbuild.user_folders import HOSTS_SUFFIX, cache_folder, environment_folder_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _read_note(names: Sequence[str]) -> list[str]:
         folder = os.path.join(cache or "", f"{store}{HOSTS_SUFFIX}")
         for name in names:
             try:
-                if is_private(os.lstat(folder)):
+                if is_private_folder(folder):
                     with open(os.path.join(folder, name), "rb") as file:
                         return os.fsdecode(file.read()).split("\n")
             except FileNotFoundError:
