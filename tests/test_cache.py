@@ -356,6 +356,30 @@ def test_a_build_starts_the_removal_of_what_is_unused_once_a_day(tree: ProbeTree
     assert unused.exists()
 
 
+def test_a_removal_that_was_started_while_the_clock_was_ahead_is_started_again(tree: ProbeTree) -> None:
+    tree.build()
+    ahead = time.time() + 10 * 86400
+    os.utime(_stamp(tree), (ahead, ahead))
+    tree.build()
+    assert _stamp(tree).stat().st_mtime <= time.time()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes symbolic links")
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_stamp_of_the_removal_is_not_followed_where_it_is_a_link(tree: ProbeTree, exists: bool) -> None:
+    tree.build()
+    precious = tree.control / "precious"
+    if exists:
+        precious.touch()
+        os.utime(precious, (1_000_000_000, 1_000_000_000))
+    _stamp(tree).unlink()
+    _stamp(tree).symlink_to(precious)
+    os.utime(_stamp(tree), (1_000_000_000, 1_000_000_000), follow_symlinks=False)
+    tree.build()
+    assert precious.exists() == exists
+    assert not exists or precious.stat().st_mtime == 1_000_000_000
+
+
 @pytest.mark.slow
 def test_a_failed_build_and_one_without_the_cache_start_no_removal(tree: ProbeTree) -> None:
     tree.build()

@@ -11,10 +11,7 @@ import os
 import shutil
 import stat
 import sys
-import time
 from collections.abc import Iterator
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -26,10 +23,9 @@ from lockbuild.folders import is_private_folder, make_private_folder, open_folde
 from lockbuild.locks.holders import record_beside, write_record
 from lockbuild.locks.kernel import LockFile, NotALockFileError
 from lockbuild.paths import builds_folder, environment_folder, lock_folder, wheel_folder
-from machine import PublicPlace, as_root, as_user, public_place, warnings_in
+from machine import Attack, PublicPlace, as_root, as_user, public_place, warnings_in
 from wheelhouse import ProbeTree, make_probe_tree
 from wheelhouse import end_all as end_all_of
-from witness import PATIENCE
 
 pytestmark = as_root
 
@@ -205,39 +201,16 @@ _EXCHANGE = 2
 _WORKING_DIRECTORY = -100
 
 
-def exchange(pairs: list[tuple[Path, Path]], rounds: object, stop: object) -> None:
-    """Exchange each pair for ever, as Mallory."""
+def exchanging(*pairs: tuple[Path, Path]) -> Attack:
+    """Have Mallory exchange the names of each pair for ever."""
     library = ctypes.CDLL(None, use_errno=True)
-    os.setgroups([])
-    os.setgid(MALLORY)
-    os.setuid(MALLORY)
     names = [(os.fsencode(one), os.fsencode(two)) for one, two in pairs]
-    while not stop.is_set():  # type: ignore[attr-defined]
-        for one, two in names:
-            if library.renameat2(_WORKING_DIRECTORY, one, _WORKING_DIRECTORY, two, _EXCHANGE) == 0:
-                rounds.value += 1  # type: ignore[attr-defined]
 
+    def exchange() -> int:
+        done = [library.renameat2(_WORKING_DIRECTORY, one, _WORKING_DIRECTORY, two, _EXCHANGE) for one, two in names]
+        return done.count(0)
 
-class Attack:
-    """Mallory at work; a context manager."""
-
-    def __init__(self, *pairs: tuple[Path, Path]) -> None:
-        context = get_context("fork")
-        self.rounds = context.Value("L", 0)
-        self._stop = context.Event()
-        self._process: BaseProcess = context.Process(target=exchange, args=([*pairs], self.rounds, self._stop))
-
-    def __enter__(self) -> None:
-        self._process.start()
-        deadline = time.monotonic() + PATIENCE
-        while not self.rounds.value:
-            assert time.monotonic() < deadline, "no exchange has succeeded"
-            time.sleep(0.001)
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._process.join()
-        assert self.rounds.value > 100
+    return Attack(MALLORY, exchange)
 
 
 PARENTS: list[tuple[int, int]] = [(0o777, 0), (0o1777, MALLORY)]
@@ -257,7 +230,7 @@ def test_no_lock_file_appears_where_an_exchanged_link_leads(place: PublicPlace, 
         as_user(MALLORY, lambda: (cache / "link").symlink_to(precious / "locks"))
         pairs.append((cache / "locks", cache / "link"))
     refused = opened = 0
-    with Attack(*pairs):
+    with exchanging(*pairs) as attack:
         for number in range(1500):
             found = lock_folder(cache, Reporter())
             lock_file = os.path.join(str(cache / "locks") if number % 2 else found, f"{number}.lock")
@@ -269,6 +242,7 @@ def test_no_lock_file_appears_where_an_exchanged_link_leads(place: PublicPlace, 
             write_record(record_beside(lock_file))
             with pytest.raises(CacheFolderError):
                 environment_folder(cache)
+    assert attack.successes > 100
     assert opened
     assert refused
     assert [path.relative_to(precious) for path in precious.rglob("*")] == [Path("locks")]
@@ -315,11 +289,12 @@ def test_a_planted_interpreter_never_runs(
         plant(tree, tree.cache, parent / "evil", trap)
         os.chown(parent, owner, owner)
         parent.chmod(mode)
-        with Attack((tree.cache, parent / "evil")):
+        with exchanging((tree.cache, parent / "evil")) as attack:
             for _ in range(2):
                 tree.build()
     finally:
         end_all_of(tree)
+    assert attack.successes > 100
     assert not trap.exists()
 
 
