@@ -45,8 +45,10 @@ def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str) -
     try:
         return _made(plain)
     except CacheFolderError:
+        if not hasattr(os, "geteuid"):
+            raise
         # In a cache folder that several users share, the first one has the plain name.
-        return _made(f"{plain}-{os.geteuid()}") if hasattr(os, "geteuid") else plain
+        return _made(f"{plain}-{os.geteuid()}")
 
 
 def _made(folder: str) -> str:
