@@ -363,14 +363,15 @@ def test_a_link_in_the_out_dir_is_replaced_and_not_followed(tmp_path: Path, stag
 REPORT = report([])
 
 
-@linux_only
+@as_root
 def test_a_report_is_written_into_what_is_no_file(tmp_path: Path) -> None:
-    null = Path(os.devnull).stat()
-    (tmp_path / "null").symlink_to(os.devnull)
-    for path in (os.devnull, str(tmp_path / "null")):
-        write_report(path, REPORT)
-    assert (Path(os.devnull).stat().st_ino, Path(os.devnull).stat().st_rdev) == (null.st_ino, null.st_rdev)
-    assert (tmp_path / "null").is_symlink()
+    """A device node of the test's own: were the machine's replaced, everything on the machine would suffer."""
+    os.mknod(tmp_path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    (tmp_path / "link").symlink_to("null")
+    for name in ("null", "link"):
+        write_report(str(tmp_path / name), REPORT)
+    assert stat.S_ISCHR((tmp_path / "null").lstat().st_mode)
+    assert (tmp_path / "link").is_symlink()
     os.mkfifo(tmp_path / "fifo")
     with subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE) as reader:
         write_report(str(tmp_path / "fifo"), REPORT)
@@ -396,15 +397,16 @@ def test_a_report_replaces_a_file_and_a_link_to_one_as_build_does(tmp_path: Path
 @linux_only
 def test_a_report_to_standard_output_that_is_a_file_stands_among_the_other_output(witness_tree: WitnessTree) -> None:
     output = witness_tree.control / "output"
+    # Not /dev/stdout itself, which a mistake would replace for everyone on the machine.
+    stdout = witness_tree.control / "stdout"
+    stdout.symlink_to("/proc/self/fd/1")
     command = ("sh", "-c", f'exec "$@" > {output}', "sh", *LOCKBUILD)
-    [(status, _, error)] = witness_tree.finish(
-        witness_tree.start("--wheel", "--report", "/dev/stdout", command=command)
-    )
+    [(status, _, error)] = witness_tree.finish(witness_tree.start("--wheel", "--report", str(stdout), command=command))
     assert status == 0, error
     *described, last = output.read_text().splitlines(keepends=True)
     assert last == f"Successfully built {WHEEL}\n"
     assert json.loads("".join(described))["artifacts"][0]["name"] == WHEEL
-    assert os.path.samefile("/dev/stdout", "/proc/self/fd/1")
+    assert stdout.is_symlink()
 
 
 def test_a_report_on_standard_output_is_all_that_is_written_there(witness_tree: WitnessTree) -> None:
