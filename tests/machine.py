@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -194,6 +196,57 @@ class User:
     def lockbuild(self) -> tuple[str, ...]:
         """The command that runs lockbuild as this user."""
         return self.command("-m", "lockbuild")
+
+
+def _become(number: int) -> None:
+    os.setgroups([])
+    os.setgid(number)
+    os.setuid(number)
+    os.umask(0)
+
+
+def as_user(number: int, action: Callable[[], object]) -> None:
+    """Do something as an unprivileged user, in a process of the user's own."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _become(number)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+class Attack:
+    """An unprivileged user who takes a step again and again, as fast as he can; a context manager."""
+
+    def __init__(self, user: int, step: Callable[[], int]) -> None:
+        context = get_context("fork")
+        self._successes = context.Value("L", 0)
+        self._stop = context.Event()
+        self._process = context.Process(target=self._run, args=(user, step))
+
+    @property
+    def successes(self) -> int:
+        """How often a step has succeeded: what ``step`` has returned in all."""
+        return int(self._successes.value)
+
+    def _run(self, user: int, step: Callable[[], int]) -> None:
+        _become(user)
+        while not self._stop.is_set():
+            self._successes.value += step()
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+        self._stop.set()
+        self._process.join()
 
 
 def _packages() -> Path:

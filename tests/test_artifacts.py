@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -18,9 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.artifacts import check_artifact, clear_older, describe, list_artifacts, publish, write_report
+from lockbuild.artifacts import check_artifact, clear_older, describe, list_artifacts, publish, report, write_report
 from lockbuild.errors import ArtifactError
-from witness import PATIENCE, WitnessTree, wait_until
+from machine import Attack, as_root, linux_only
+from witness import LOCKBUILD, PATIENCE, WitnessTree, wait_until
 
 WHEEL = "witness-1.0-py3-none-any.whl"
 SDIST = "witness-1.0.tar.gz"
@@ -291,8 +293,132 @@ def test_a_report_that_finds_no_room_leaves_the_old_one(tiny_disk: Path, staging
     artifact = describe(str(write_wheel(staging / WHEEL)), "wheel")
     (tiny_disk / "report.json").write_text("the older report")
     with pytest.raises(OSError, match="No space left on device"):
-        write_report(str(tiny_disk / "report.json"), [artifact] * 1000)
+        write_report(str(tiny_disk / "report.json"), report([artifact] * 1000))
     assert {path.name: path.read_text() for path in tiny_disk.iterdir()} == {"report.json": "the older report"}
+
+
+@as_root
+def test_a_copy_into_the_folder_of_another_user_changes_no_file_that_his_links_lead_to(
+    tmp_path: Path, other_file_system: Path
+) -> None:
+    """He waits for the hidden file, and puts a link in its place before it gets its permissions and times."""
+    mallory = 64_002
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    write_wheel(staging / WHEEL, os.urandom(1 << 21)).chmod(0o666)
+    precious = tmp_path / "precious"
+    precious.touch(0o600)
+    os.utime(precious, (1_000_000_000, 1_000_000_000))
+    out = other_file_system / "out"
+    out.mkdir()
+    os.chown(out, mallory, mallory)
+    os.chown(other_file_system, mallory, mallory)
+
+    def put_link() -> int:
+        hidden = [name for name in os.listdir(out) if name.startswith(".") and not os.path.islink(out / name)]
+        for name in hidden:
+            os.symlink(precious, out / f"{name}.link")
+            os.replace(out / f"{name}.link", out / name)
+        return len(hidden)
+
+    with Attack(mallory, put_link) as attack:
+        for _ in range(60):
+            with contextlib.suppress(FileNotFoundError):
+                publish(str(staging), WHEEL, str(out))
+    assert attack.successes > 5
+    status = precious.stat()
+    assert (status.st_mode & 0o777, status.st_mtime, status.st_size) == (0o600, 1_000_000_000, 0)
+
+
+def test_what_is_copied_has_the_permissions_and_times_of_what_was_built(staging: Path, other_file_system: Path) -> None:
+    wheel = write_wheel(staging / WHEEL)
+    wheel.chmod(0o640)
+    os.utime(wheel, (1_000_000_000, 1_500_000_000))
+    status = Path(publish(str(staging), WHEEL, str(other_file_system))).stat()
+    assert (status.st_mode & 0o777, status.st_mtime) == (0o640, 1_500_000_000)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes symbolic links")
+def test_a_link_in_the_out_dir_is_replaced_and_not_followed(tmp_path: Path, staging: Path, out_dir: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    write_wheel(staging / WHEEL)
+    (staging / "folder").mkdir()
+    (staging / "folder" / "file").touch()
+    (out_dir / WHEEL).symlink_to(precious)
+    publish(str(staging), WHEEL, str(out_dir))
+    assert not (out_dir / WHEEL).is_symlink()
+    assert precious.read_text() == "precious"
+    (out_dir / "folder" / "file").unlink()
+    (out_dir / "folder").rmdir()
+    (out_dir / "folder").symlink_to(tmp_path)
+    with pytest.raises(NotADirectoryError, match="folder"):
+        publish(str(staging), WHEEL, str(out_dir))
+    assert not (tmp_path / "file").exists()
+
+
+# Reports
+
+
+REPORT = report([])
+
+
+@as_root
+def test_a_report_is_written_into_what_is_no_file(tmp_path: Path) -> None:
+    """A device node of the test's own: were the machine's replaced, everything on the machine would suffer."""
+    os.mknod(tmp_path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    (tmp_path / "link").symlink_to("null")
+    for name in ("null", "link"):
+        write_report(str(tmp_path / name), REPORT)
+    assert stat.S_ISCHR((tmp_path / "null").lstat().st_mode)
+    assert (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "fifo")
+    with subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE) as reader:
+        write_report(str(tmp_path / "fifo"), REPORT)
+        assert reader.communicate(timeout=PATIENCE)[0] == REPORT
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+
+
+def test_a_report_replaces_a_file_and_a_link_to_one_as_build_does(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("older")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "nowhere").symlink_to("missing/file")
+    for name in ("link", "nowhere"):
+        write_report(str(tmp_path / name), REPORT)
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "file").read_text() == "older"
+    write_report(str(tmp_path / "file"), REPORT)
+    assert {path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == {REPORT}
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_report(str(tmp_path / "folder"), REPORT)
+
+
+@linux_only
+def test_a_report_to_standard_output_that_is_a_file_stands_among_the_other_output(witness_tree: WitnessTree) -> None:
+    output = witness_tree.control / "output"
+    # Not /dev/stdout itself, which a mistake would replace for everyone on the machine.
+    stdout = witness_tree.control / "stdout"
+    stdout.symlink_to("/proc/self/fd/1")
+    command = ("sh", "-c", f'exec "$@" > {output}', "sh", *LOCKBUILD)
+    [(status, _, error)] = witness_tree.finish(witness_tree.start("--wheel", "--report", str(stdout), command=command))
+    assert status == 0, error
+    *described, last = output.read_text().splitlines(keepends=True)
+    assert last == f"Successfully built {WHEEL}\n"
+    assert json.loads("".join(described))["artifacts"][0]["name"] == WHEEL
+    assert stdout.is_symlink()
+
+
+def test_a_report_on_standard_output_is_all_that_is_written_there(witness_tree: WitnessTree) -> None:
+    witness_tree.use_hook("print('from a hook', flush=True)\nsubprocess.run(['echo', 'from a child'])")
+    for _ in range(2):
+        [(status, out, error)] = witness_tree.finish(witness_tree.start("--wheel", "--report", "-"))
+        assert status == 0, error
+        assert [artifact["name"] for artifact in json.loads(out)["artifacts"]] == [WHEEL]
+        for text in ("from a hook\n", "from a child\n", f"Successfully built {WHEEL}\n"):
+            assert text in error
+    assert not (witness_tree.path / "-").exists()
+    assert not Path("-").exists()
 
 
 def test_an_artifact_is_described_as_it_is(staging: Path, tmp_path: Path) -> None:
@@ -301,7 +427,7 @@ def test_an_artifact_is_described_as_it_is(staging: Path, tmp_path: Path) -> Non
     content = wheel.read_bytes()
     assert artifact.sha256 == hashlib.sha256(content).hexdigest()
     assert (artifact.name, artifact.path, artifact.kind, artifact.size) == (WHEEL, str(wheel), "wheel", len(content))
-    write_report(str(tmp_path / "report.json"), [artifact])
+    write_report(str(tmp_path / "report.json"), report([artifact]))
     [described] = json.loads((tmp_path / "report.json").read_text())["artifacts"]
     assert described["hashes"] == {"sha256": artifact.sha256}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lockbuild.environments.store import digest_of_contents
-from machine import as_root, linux_only
+from machine import as_root
 from wheelhouse import CACHE_COMMAND, ProbeTree, created, end_all, make_probe_tree
 from witness import LOCKBUILD, PATIENCE, wait_until
 
@@ -330,7 +330,7 @@ def test_a_cache_that_is_a_file_is_one_line(tree: ProbeTree) -> None:
 
 
 def _stamp(tree: ProbeTree) -> Path:
-    return tree.cache / "pruned"
+    return tree.store / "pruned"
 
 
 def _let_a_day_pass(tree: ProbeTree) -> None:
@@ -354,6 +354,30 @@ def test_a_build_starts_the_removal_of_what_is_unused_once_a_day(tree: ProbeTree
     make_unused(unused, 31)
     tree.build()
     assert unused.exists()
+
+
+def test_a_removal_that_was_started_while_the_clock_was_ahead_is_started_again(tree: ProbeTree) -> None:
+    tree.build()
+    ahead = time.time() + 10 * 86400
+    os.utime(_stamp(tree), (ahead, ahead))
+    tree.build()
+    assert _stamp(tree).stat().st_mtime <= time.time()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes symbolic links")
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_stamp_of_the_removal_is_not_followed_where_it_is_a_link(tree: ProbeTree, exists: bool) -> None:
+    tree.build()
+    precious = tree.control / "precious"
+    if exists:
+        precious.touch()
+        os.utime(precious, (1_000_000_000, 1_000_000_000))
+    _stamp(tree).unlink()
+    _stamp(tree).symlink_to(precious)
+    os.utime(_stamp(tree), (1_000_000_000, 1_000_000_000), follow_symlinks=False)
+    tree.build()
+    assert precious.exists() == exists
+    assert not exists or precious.stat().st_mtime == 1_000_000_000
 
 
 @pytest.mark.slow
@@ -436,15 +460,3 @@ def test_the_removal_imports_nothing_from_the_working_directory(tree: ProbeTree)
     tree.build(command=script, cwd=tree.path)
     wait_until(lambda: trap.exists() or not unused.exists(), "the removal")
     assert not trap.exists()
-
-
-@linux_only
-def test_environments_and_wheels_are_spread_over_the_disk(tree: ProbeTree) -> None:
-    if shutil.which("chattr") is None:
-        pytest.skip("e2fsprogs is not installed")
-    if subprocess.run(["chattr", "+T", tree.control], capture_output=True).returncode:
-        pytest.skip("only file systems of the ext family have this flag")
-    tree.build()
-    for store in ("environments", "wheels"):
-        listed = subprocess.run(["lsattr", "-d", tree.cache / store], check=True, capture_output=True, text=True).stdout
-        assert "T" in listed.split()[0], listed

@@ -256,7 +256,7 @@ class ProbeTree:
 
     def keys(self) -> list[Path]:
         """Return the folders of the keys in the store."""
-        return sorted(self.store.iterdir()) if self.store.exists() else []
+        return sorted(path for path in self.store.iterdir() if path.is_dir()) if self.store.exists() else []
 
     def environments(self) -> list[Path]:
         """Return the complete environments in the store, without those for sdists, which require nothing."""

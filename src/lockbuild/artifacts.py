@@ -10,16 +10,25 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from typing import TYPE_CHECKING, Any
 
 from lockbuild.digest import digest_of_file
 from lockbuild.errors import ArtifactError, OutDirError
+from lockbuild.files import hidden_beside, link, new_file, write_whole
+from lockbuild.folders import Folder, named_folder
 from lockbuild.request import Artifact, Distribution, Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _SUFFIXES = (".whl", ".tar.gz")
+
+# To write into what is there already.
+_INTO = os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
+
+# How much of a file is read at a time, in bytes.
+_COPY_SIZE = 1 << 20
 
 
 def check_artifact(staging: str, returned: str, distribution: Distribution) -> str:
@@ -83,35 +92,55 @@ def publish(staging: str, name: str, out_dir: str) -> str:
 
     Two builds that publish the same name replace each other's file whole. The staging folder keeps its files.
     """
-    for other in sorted(os.listdir(staging)):
-        if other != name:
-            _publish_entry(os.path.join(staging, other), os.path.join(out_dir, other))
-    return _publish_entry(os.path.join(staging, name), os.path.join(out_dir, name))
+    with named_folder(out_dir) as folder:
+        for other in sorted(os.listdir(staging)):
+            if other != name:
+                _publish_entry(os.path.join(staging, other), folder)
+        _publish_entry(os.path.join(staging, name), folder)
+    return os.path.join(out_dir, name)
 
 
-def _publish_entry(source: str, target: str) -> str:
+def _publish_entry(source: str, folder: Folder) -> None:
+    name = os.path.basename(source)
     if os.path.isdir(source):
         # No standard hook writes folders. Where one does, its files are published one by one.
-        os.makedirs(target, exist_ok=True)
-        for name in sorted(os.listdir(source)):
-            _publish_entry(os.path.join(source, name), os.path.join(target, name))
-        return target
-    hidden = os.path.join(os.path.dirname(target), f".{os.path.basename(target)[:100]}.{os.urandom(8).hex()}.tmp")
+        with folder.enter(name) as inner:
+            for each in sorted(os.listdir(source)):
+                _publish_entry(os.path.join(source, each), inner)
+        return
+    target, dir_fd = folder.at(name), folder.descriptor
     try:
-        try:
-            os.link(source, hidden)
-        except OSError:
-            # Another file system, or one without hard links.
-            shutil.copy2(source, hidden)
-        os.replace(hidden, target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(hidden)
-        if isinstance(error, OSError) and error.errno and (error.filename, error.filename2) != (source, None):
+        with hidden_beside(target, dir_fd) as hidden:
+            try:
+                link(source, hidden, None, dir_fd)
+            except OSError:
+                # Another file system, or one without hard links.
+                _copy(source, hidden, dir_fd)
+            os.replace(hidden, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno and (error.filename, error.filename2) != (source, None):
             # It names the hidden file, or both, the one that is read first, or none.
-            raise OSError(error.errno, error.strerror, target) from error
+            raise OSError(error.errno, error.strerror, os.path.join(folder.path, name)) from error
         raise
-    return target
+
+
+def _copy(source: str, target: str, dir_fd: int | None) -> None:
+    """
+    Copy a file with its permissions and times to a name that nothing has.
+
+    Both are set by the descriptor: the folder may be another user's, who can put a link to any file under the name.
+    """
+    with open(source, "rb") as read, open(new_file(target, 0o600, dir_fd), "wb") as written:
+        shutil.copyfileobj(read, written, _COPY_SIZE)
+        written.flush()
+        if dir_fd is not None:
+            status = os.fstat(read.fileno())
+            # Some file systems have no permissions, and say so.
+            with contextlib.suppress(PermissionError):
+                os.fchmod(written.fileno(), stat.S_IMODE(status.st_mode))
+            os.utime(written.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+    if dir_fd is None:
+        shutil.copystat(source, target)
 
 
 def list_artifacts(out_dir: str) -> dict[str, tuple[int, int]]:
@@ -192,18 +221,33 @@ def report(artifacts: Sequence[Artifact], timings: Sequence[Timing] = ()) -> dic
     return content
 
 
-def write_report(path: str, artifacts: Sequence[Artifact], timings: Sequence[Timing] = ()) -> None:
-    """Write the report as JSON, whole or not at all."""
+def encoded(content: Mapping[str, Any]) -> bytes:
+    """Return a report as JSON."""
     import json
 
-    folder = os.path.dirname(os.path.abspath(path))
-    hidden = os.path.join(folder, f".{os.path.basename(path)[:100]}.{os.urandom(8).hex()}.tmp")
+    return f"{json.dumps(content, indent=2)}\n".encode()
+
+
+def write_report(path: str, content: bytes) -> None:
+    """
+    Write a report, whole or not at all, in place of a file; into what is no file: a device, a pipe, a stream of ours.
+
+    Raises `OSError`.
+    """
     try:
-        with open(hidden, "x", encoding="utf-8") as file:
-            json.dump(report(artifacts, timings), file, indent=2)
-            file.write("\n")
-        os.replace(hidden, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(hidden)
-        raise
+        # A file is not changed by that. A pipe has us wait for its reader, as it has every program.
+        opened = os.open(path, _INTO)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        write_whole(path, content)
+        return
+    with open(opened, "wb") as existing:
+        found = os.fstat(opened)
+        # /dev/stdout may be redirected to a file: other output has its place there, before and behind the report.
+        ours = [number for number in (1, 2) if os.path.samestat(os.fstat(number), found)]
+        if not ours and stat.S_ISREG(found.st_mode):
+            write_whole(path, content)
+        elif ours:
+            with open(ours[0], "wb", closefd=False) as stream:
+                stream.write(content)
+        else:
+            existing.write(content)

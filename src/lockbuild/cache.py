@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lockbuild.environments.store import Generation, age_in_words, generations, remove_unused
 from lockbuild.errors import LockbuildError, LockTimeoutError, shown
+from lockbuild.files import open_standard_streams
 from lockbuild.locks import DirectoryLock
 from lockbuild.paths import disk_use, environment_folder, hosts_folder, key_folders
 from lockbuild.settings import duration
@@ -87,6 +88,7 @@ def _prune_notes(oldest: float, cache_dir: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the console script ``lockbuild-cache`` and exit: 0, 1 after an error, 2 for wrong usage."""
+    open_standard_streams()
     parsed = _make_parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -18,6 +18,7 @@ from lockbuild.settings import make_request
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from typing import BinaryIO
 
     from lockbuild.console import Console
     from lockbuild.event_lines import EventWriter
@@ -70,12 +71,16 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _event_writer() -> EventWriter:
-    """Return a writer to standard output; what anything else prints there, hooks above all, goes to standard error."""
     from lockbuild.event_lines import EventWriter
 
-    events = os.dup(1)
+    return EventWriter(_take_standard_output())
+
+
+def _take_standard_output() -> int:
+    """Return standard output as a descriptor; what is printed there from now on, by hooks too, goes to standard error."""
+    taken = os.dup(1)
     os.dup2(2, 1)
-    return EventWriter(events)
+    return taken
 
 
 def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
@@ -94,12 +99,19 @@ def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
 
         output.metadata(parse_email(frontend.metadata(request, output))[0])
         return
+    # Before the hook host starts: it inherits our standard output.
+    report_output = _take_standard_output() if parsed.report == "-" else None
     result = frontend.build(request, output)
     result = result._replace(timings=(Timing("start", start), *result.timings) if parsed.timings else ())
     if parsed.report is not None:
-        from lockbuild.artifacts import write_report
+        from lockbuild.artifacts import encoded, report, write_report
 
-        write_report(parsed.report, result.artifacts, result.timings)
+        content = encoded(report(result.artifacts, result.timings))
+        if report_output is None:
+            write_report(parsed.report, content)
+        else:
+            with open(report_output, "wb") as stream:
+                stream.write(content)
     if request.isolation and request.use_cache:
         from lockbuild.daily import prune_once_a_day
 

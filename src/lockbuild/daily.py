@@ -7,8 +7,10 @@ import os
 import sys
 import time
 
+from lockbuild.errors import CacheFolderError
+from lockbuild.files import new_file
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
-from lockbuild.user_folders import cache_folder
+from lockbuild.paths import environment_folder
 
 # How often, in seconds.
 _PRUNE_SECONDS = 86400.0
@@ -20,19 +22,19 @@ def prune_once_a_day(cache_dir: str | None) -> None:
 
     It costs a build the start of a process once a day, and the build does not wait for it.
     """
-    cache = cache_folder(cache_dir)
-    if cache is None:
-        return
-    stamp = os.path.join(cache, "pruned")
     try:
-        if time.time() - os.stat(stamp).st_mtime < _PRUNE_SECONDS:
-            return
-        if not _touch_first(stamp):
+        # Each user looks after what is his: the stamp is where no other user can put anything.
+        store = environment_folder(cache_dir)
+    except CacheFolderError:
+        return
+    stamp = os.path.join(store, "pruned")
+    try:
+        if _is_recent(os.stat(stamp, follow_symlinks=False)) or not _touch_first(stamp):
             return
     except FileNotFoundError:
         # A new cache. There is nothing to remove yet.
-        with contextlib.suppress(OSError), open(stamp, "w", encoding="utf-8"):
-            return
+        with contextlib.suppress(OSError):
+            os.close(new_file(stamp, 0o600))
         return
     except OSError:
         return
@@ -41,8 +43,8 @@ def prune_once_a_day(cache_dir: str | None) -> None:
     with contextlib.suppress(OSError):
         subprocess.Popen(
             # With -P: the working directory is a project, and its modules are not ours.
-            [sys.executable, "-P", "-m", "lockbuild.cache", "--cache-dir", cache, "prune"],
-            cwd=cache,
+            [sys.executable, "-P", "-m", "lockbuild.cache", "--cache-dir", os.path.dirname(store), "prune"],
+            cwd=store,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -50,13 +52,18 @@ def prune_once_a_day(cache_dir: str | None) -> None:
         )
 
 
+def _is_recent(found: os.stat_result) -> bool:
+    # A time to come was written while the clock was ahead. It would be recent for as long.
+    return 0 <= time.time() - found.st_mtime < _PRUNE_SECONDS
+
+
 def _touch_first(stamp: str) -> bool:
     """Touch the stamp, unless one of the builds that have found it too old with us was first."""
-    descriptor = os.open(stamp, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+    descriptor = os.open(stamp, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
-        if not try_to_lock(descriptor) or time.time() - os.fstat(descriptor).st_mtime < _PRUNE_SECONDS:
+        if not try_to_lock(descriptor) or _is_recent(os.fstat(descriptor)):
             return False
-        os.utime(stamp)
+        os.utime(descriptor if os.utime in os.supports_fd else stamp)
         return True
     except LocksUnsupportedError:
         return False

@@ -143,7 +143,10 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         help="print the wheel's metadata as JSON instead of building; not together with --sdist or --wheel",
     )
     group.add_argument(
-        "--report", metavar="PATH", help="write a JSON report of what was built (name, path, kind, size, SHA-256)"
+        "--report",
+        metavar="PATH",
+        help="write a JSON report of what was built (name, path, kind, size, SHA-256); with - to standard output, and "
+        "all other output to standard error",
     )
     group.add_argument(
         "--timings",
@@ -308,6 +311,8 @@ def _complete(parser: argparse.ArgumentParser, word: str) -> str:
 
 def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     """Exit with status 2 where options exclude each other, in the words of ``build``."""
+    if parsed.json and parsed.report == "-":
+        parser.error("--report -: not allowed with --json, whose last line is the report")
     if parsed.json:
         # A program is told by the build itself what cannot be: as an event, and in the words of the Python API.
         return

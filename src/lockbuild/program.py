@@ -6,6 +6,8 @@ import gc
 import os
 import sys
 
+from lockbuild.files import open_standard_streams
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -19,6 +21,7 @@ def entrypoint(prog: str = "lockbuild") -> NoReturn:
     of a warm build. Nothing here waits for a finalizer: what has to be undone is undone by ``with``.
     """
     gc.disable()
+    open_standard_streams()
     status = 1
     try:
         from lockbuild.cli import main

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from lockbuild import __version__
 from lockbuild.console import Console
 from lockbuild.errors import Interrupted, LockbuildError, shown
+from lockbuild.files import open_standard_streams
 from lockbuild.interruption import interruptible
 from lockbuild.locks import SourceTreeLock
 from lockbuild.settings import LOCK_TIMEOUT_VARIABLE, from_environment, seconds
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str], prog: str = "lockbuild-run") -> int:
     That is the command's, or 128 and the number of the signal that killed it; 2 for wrong usage, 75 when the lock was
     not free in time, 1 when it cannot be had, 126 and 127 when the command cannot be run or is not found.
     """
+    open_standard_streams()
     parser = _make_parser(prog)
     parsed = parser.parse_args(arguments)
     command = parsed.command[1:] if parsed.command[:1] == ["--"] else parsed.command

@@ -1,4 +1,4 @@
-"""The user's folders: where caches and configurations are, and whether a folder is the user's alone.
+"""The user's folders: where caches and configurations are.
 
 The first thing that a build imports, before its hook host starts: nothing is imported here that may not be used.
 """
@@ -6,7 +6,6 @@ The first thing that a build imports, before its hook host starts: nothing is im
 from __future__ import annotations
 
 import os
-import stat
 import sys
 
 CACHE_DIR_VARIABLE = "LOCKBUILD_CACHE_DIR"
@@ -75,13 +74,4 @@ def _is_plain(path: str) -> bool:
 
 def environment_folder_names() -> tuple[str, str]:
     """Return what the folder of the environments may be called. In a shared cache the first user has the plain name."""
-    return "environments", f"environments-{os.getuid() if hasattr(os, 'getuid') else ''}"
-
-
-def is_private(found: os.stat_result) -> bool:
-    """Tell whether that is a folder which only this user can write."""
-    if not stat.S_ISDIR(found.st_mode):
-        return False
-    if not hasattr(os, "getuid"):
-        return True
-    return found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return "environments", f"environments-{os.geteuid() if hasattr(os, 'geteuid') else ''}"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lockbuild.locks import cache_digest
-from machine import PublicPlace, User, as_root, error_line, public_place, wait_until_it_waits, warnings_in
+from machine import PublicPlace, User, as_root, as_user, error_line, public_place, wait_until_it_waits, warnings_in
 
 pytestmark = as_root
 
@@ -182,20 +182,7 @@ def battlefield(request: pytest.FixtureRequest, place: PublicPlace) -> Battlefie
 
 
 def as_mallory(action: Callable[[], object]) -> None:
-    """Do something as Mallory, in a process of Mallory's own."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.setgroups([])
-            os.setgid(MALLORY)
-            os.setuid(MALLORY)
-            os.umask(0)
-            action()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    as_user(MALLORY, action)
 
 
 def look_at(file: Path) -> tuple[object, ...]:

@@ -131,16 +131,17 @@ def clean(tmp_path: Path, stop: Event, counted: object) -> None:
 def test_a_lock_folder_that_is_removed_while_it_is_made_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Makedirs finds that it exists, and then that it is no directory; here the cleaner's part is played."""
-    makedirs = os.makedirs
-    disturbed: list[str] = []
+    """Here the cleaner's part is played: it removes the cache folder as soon as there is one."""
+    mkdir = os.mkdir
+    removed: list[str] = []
 
-    def make(path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
-        if not disturbed:
-            disturbed.append(path)
-            raise FileExistsError(path)
-        makedirs(path, mode, exist_ok)
+    def make(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        mkdir(name, mode, dir_fd=dir_fd)
+        if not removed:
+            removed.append(name)
+            shutil.rmtree(tmp_path / "cache")
 
-    monkeypatch.setattr(os, "makedirs", make)
+    monkeypatch.setattr(os, "mkdir", make)
     assert lock_folder(str(tmp_path / "cache"), Reporter()) == str(tmp_path / "cache" / "locks")
-    assert disturbed
+    assert removed == ["cache"]
+    assert (tmp_path / "cache" / "locks").is_dir()

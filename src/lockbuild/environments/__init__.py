@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from lockbuild.errors import CacheFolderError
-from lockbuild.paths import environment_folder, spellings_folder
+from lockbuild.paths import environment_folder, spellings_folder, wheel_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -72,6 +72,9 @@ def build_environment(
 
         try:
             store = environment_folder(request.cache_dir)
+            if request.installer == "pip":
+                # It would be filled from there.
+                wheel_folder(request.cache_dir)
         except CacheFolderError as error:
             reporter.warn(f"Not keeping the build environment: {error}")
         else:

@@ -15,6 +15,9 @@ import sys
 import time
 from typing import Any, NamedTuple
 
+from lockbuild.errors import CacheFolderError
+from lockbuild.files import write_whole
+from lockbuild.folders import open_folder
 from lockbuild.locks.processes import (
     ProcessIdentity,
     command_line,
@@ -65,18 +68,10 @@ def write_record(path: str) -> None:
         "command": words_of_command(iter([sys.executable, *sys.orig_argv[1:]])),
         "since": time.time(),
     }
-    temporary = f"{path}.{identity.pid}.{time.monotonic_ns()}"
-    with contextlib.suppress(OSError):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-                json.dump(content, file)
-            os.replace(temporary, path)
-        except BaseException:
-            # Another user's record in a folder with the sticky bit, say.
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+    folder, name = os.path.split(path)
+    # Another user's record in a folder with the sticky bit cannot be replaced, say.
+    with contextlib.suppress(OSError, CacheFolderError), open_folder(folder, shared=True) as opened:
+        write_whole(opened.at(name), json.dumps(content).encode(), 0o644, opened.descriptor)
 
 
 def remove_record(path: str) -> None:

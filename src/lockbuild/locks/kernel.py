@@ -7,8 +7,8 @@ each has its guard here:
 
 - The file was removed, and another process has made and locked a new one of that name. `is_current` compares what is
   open with what has the name now; the caller drops a lock that is not current and starts over.
-- Another user put a symbolic link, a FIFO or a hard link there. Links are not followed, only regular files are
-  accepted, and nothing is ever written into a lock file or truncated.
+- Another user put a symbolic link, a FIFO or a hard link there, or in place of a folder on the way. Links are not
+  followed, only regular files are accepted, and nothing is ever written into a lock file or truncated.
 - Another user opens the file between its creation and the change of its mode. It gets its name after its mode.
 """
 
@@ -19,8 +19,11 @@ import errno
 import os
 import stat
 import sys
-import time
 from typing import NamedTuple
+
+from lockbuild.errors import CacheFolderError
+from lockbuild.files import above_standard_streams, hidden_beside, link, new_file
+from lockbuild.folders import Folder, open_folder
 
 # Errors by which file systems say that they have no flock: those of flock(2), NFS without a lock daemon (ENOLCK), an
 # exclusive lock on a read-only NFSv4 descriptor (EBADF), Linux's internal ENOTSUPP that NFS lets through (524).
@@ -50,15 +53,24 @@ class LockFile(NamedTuple):
         """
         Return a descriptor of the lock file, made if it was missing.
 
-        Raises `NotALockFileError`, or `OSError` when it cannot be opened or made.
+        Raises `NotALockFileError`, also where another user's link is on the way, or `OSError` when it cannot be opened
+        or made.
         """
+        parent, name = os.path.split(self.path)
+        try:
+            with open_folder(parent, shared=True) as folder:
+                return self._open_in(folder, name)
+        except CacheFolderError as error:
+            raise NotALockFileError(str(error)) from error
+
+    def _open_in(self, folder: Folder, name: str) -> int:
         if not self.create:
-            return _open_regular_file(self.path)
+            return _open_regular_file(name, folder)
         while True:
             with contextlib.suppress(FileNotFoundError):
-                return _open_regular_file(self.path)
+                return _open_regular_file(name, folder)
             with contextlib.suppress(FileExistsError):
-                return _create(self.path)
+                return _create(name, folder)
 
     def is_current(self, descriptor: int) -> bool:
         """Tell whether the file behind ``descriptor`` still is the one that has the name."""
@@ -72,7 +84,8 @@ class Directory(NamedTuple):
 
     def open(self) -> int:
         """Return a descriptor of the directory. Raises `OSError`, also where directories cannot be opened."""
-        return os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
+        flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+        return above_standard_streams(os.open(self.path, flags))
 
     def is_current(self, descriptor: int) -> bool:
         """Tell whether the directory behind ``descriptor`` still is the one that has the name."""
@@ -127,12 +140,12 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def _open_regular_file(path: str) -> int:
+def _open_regular_file(name: str, folder: Folder) -> int:
     # Without O_CREAT: where fs.protected_regular is set, Linux refuses O_CREAT on another user's file in /tmp.
     # With O_NONBLOCK: a FIFO or a leased file must not make the open wait.
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(folder.at(name), flags, dir_fd=folder.descriptor)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
             raise NotALockFileError("it is a symbolic link, which could be someone's trap; remove it") from error
@@ -140,44 +153,38 @@ def _open_regular_file(path: str) -> int:
             raise NotALockFileError("it is not a regular file; remove it") from error
         raise
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
+        return above_standard_streams(descriptor)
     os.close(descriptor)
     raise NotALockFileError("it is not a regular file; remove it")
 
 
-def _create(path: str) -> int:
+def _create(name: str, folder: Folder) -> int:
     """
     Create a lock file. Raises `FileExistsError` when another process was first.
 
     The file is made under another name and linked to its own only when its mode is set: a second user who opened it
     in between would be refused.
     """
-    temporary = f"{path}.{os.getpid()}.{time.monotonic_ns()}"
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(temporary, flags, _MODE)
-    try:
-        if hasattr(os, "fchmod"):
-            with contextlib.suppress(PermissionError):
-                os.fchmod(descriptor, _MODE)
+    path, dir_fd = folder.at(name), folder.descriptor
+    with hidden_beside(path, dir_fd) as hidden:
+        descriptor = _new_lock_file(hidden, dir_fd)
         try:
-            os.link(temporary, path)
+            link(hidden, path, dir_fd, dir_fd)
         except FileExistsError:
+            os.close(descriptor)
             raise
         except OSError:
-            # A file system without hard links. Whoever loses this race finds the other's file.
-            second = os.open(path, flags, _MODE)
+            # A file system without hard links. Which of two processes loses this race finds the other's file.
             os.close(descriptor)
-            descriptor = second
-            if hasattr(os, "fchmod"):
-                with contextlib.suppress(PermissionError):
-                    os.fchmod(descriptor, _MODE)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            return _new_lock_file(path, dir_fd)
+    return descriptor
+
+
+def _new_lock_file(path: str, dir_fd: int | None) -> int:
+    descriptor = above_standard_streams(new_file(path, _MODE, dir_fd))
+    if hasattr(os, "fchmod"):
+        with contextlib.suppress(PermissionError):
+            os.fchmod(descriptor, _MODE)
     return descriptor
 
 

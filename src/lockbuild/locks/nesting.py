@@ -19,6 +19,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from lockbuild.folders import open_folder
 from lockbuild.locks.holders import record_beside, recorded_pid
 from lockbuild.locks.kernel import LockFile, try_to_lock
 from lockbuild.locks.processes import ProcessIdentity, ancestors, can_tell_ancestors, is_running
@@ -60,8 +61,8 @@ def lend_to_nested_builds(held: Sequence[HeldLock]) -> list[str]:
     for lock in held:
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
-                os.makedirs(os.path.dirname(lock.nested_lock_file), exist_ok=True)
-                os.close(LockFile(lock.nested_lock_file).open())
+                with open_folder(os.path.dirname(lock.nested_lock_file), make=True, shared=True):
+                    os.close(LockFile(lock.nested_lock_file).open())
                 break
             except FileNotFoundError:
                 # Somebody who cleans up has removed the folder between two of our steps.

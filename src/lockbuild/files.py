@@ -1,0 +1,130 @@
+"""Files that get their names when they are whole, and descriptors that no child process inherits by accident.
+
+A file is made under a hidden name beside its own, which no other user can guess, and renamed. `remove_left_over` knows
+such a name when a process was killed in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from typing import BinaryIO, TextIO
+
+# For a file that was not there before. No flag is needed against links with O_EXCL (POSIX); it does no harm.
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+# A hidden name is a dot, the beginning of the name, a dot, so many random digits, and the end. It is shorter than the
+# shortest limit of a file system in use (143 bytes, of eCryptfs).
+_BEGINNING = 60
+_RANDOM = 16
+_END = ".tmp"
+
+
+@contextlib.contextmanager
+def hidden_beside(path: str, dir_fd: int | None = None) -> Iterator[str]:
+    """
+    Yield an unused name beside ``path``, for what is then renamed to it. Afterwards nothing has that name.
+
+    With ``dir_fd`` both are names in that folder.
+    """
+    folder, name = os.path.split(path)
+    hidden = os.path.join(folder, f"{_beginning(name)}{os.urandom(_RANDOM // 2).hex()}{_END}")
+    try:
+        yield hidden
+    finally:
+        # Also after a rename: it leaves the first name when both are names of one file already (rename(2)).
+        with contextlib.suppress(OSError):
+            os.unlink(hidden, dir_fd=dir_fd)
+
+
+@contextlib.contextmanager
+def replacing(path: str, mode: int = 0o666, dir_fd: int | None = None) -> Iterator[BinaryIO]:
+    """
+    Yield a file to write to, which gets the name ``path`` at the end, whatever had it before.
+
+    After an exception all is as it was. ``mode`` is as for `os.open`: the umask counts. Raises `OSError`.
+    """
+    with hidden_beside(path, dir_fd) as hidden:
+        with open(new_file(hidden, mode, dir_fd), "wb") as file:
+            yield file
+        os.replace(hidden, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
+def write_whole(path: str, content: bytes, mode: int = 0o666, dir_fd: int | None = None) -> None:
+    """Write a file that is whole whenever another process opens it; as `replacing`."""
+    with replacing(path, mode, dir_fd) as file:
+        file.write(content)
+
+
+def new_file(path: str, mode: int, dir_fd: int | None = None) -> int:
+    """Return a descriptor of a file that nothing was before. Raises `FileExistsError`, also for a link to nowhere."""
+    return os.open(path, _NEW | getattr(os, "O_BINARY", 0), mode, dir_fd=dir_fd)
+
+
+def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) -> None:
+    """
+    Give a file one more name.
+
+    A link that another user has put in place of the source is not followed. Raises `OSError`.
+    """
+    if os.name == "nt":
+        os.link(source, path)
+    else:
+        os.link(source, path, src_dir_fd=source_dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+
+
+def remove_left_over(folder: str, names: Collection[str]) -> None:
+    """Remove what killed processes have left beside these names in a folder. Only while no process writes there."""
+    beginnings = set(map(_beginning, names))
+    length = _RANDOM + len(_END)
+    for name in os.listdir(folder):
+        digits = name[-length : -len(_END)]
+        if name.endswith(_END) and name[:-length] in beginnings and not digits.strip("0123456789abcdef"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
+
+
+def _beginning(name: str) -> str:
+    return f".{os.fsencode(name)[:_BEGINNING].decode(errors='ignore')}."
+
+
+def open_standard_streams() -> None:
+    """Open those of the standard streams that are closed on the null device: no other file gets their number then."""
+    # The lowest number that is free is taken. So each gets its own, if those below it are open.
+    if not _is_open(0):
+        sys.stdin = _open_null_device("r")
+    if not _is_open(1):
+        sys.stdout = _open_null_device("w")
+    if not _is_open(2):
+        sys.stderr = _open_null_device("w")
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _open_null_device(mode: str) -> TextIO:
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    os.set_inheritable(descriptor, True)
+    return cast("TextIO", open(descriptor, mode, encoding="utf-8", closefd=False))
+
+
+def above_standard_streams(descriptor: int) -> int:
+    """Return a descriptor of the same open file that no child inherits as a standard stream; the first is closed."""
+    if descriptor > 2 or os.name == "nt":
+        return descriptor
+    import fcntl
+
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(descriptor)
