@@ -26,7 +26,8 @@ from pathlib import Path
 from lockbuild.events import Reporter
 from lockbuild.paths import wheel_folder
 from lockbuild.wheels.destination import virtual_environment
-from lockbuild.wheels.install import Installation, install_archives
+from lockbuild.wheels.install import install_archives
+from lockbuild.wheels.plan import Installation
 from lockbuild.wheels.store import WheelStore
 
 PACKAGES = ("numpy", "cython", "setuptools")
@@ -102,7 +103,7 @@ def measure_disk(folder: Path, wheels: Sequence[str]) -> None:
 
 def fill(path: Path, wheels: Sequence[str]) -> None:
     """Do what a build does when pip has resolved and fetched."""
-    installation = Installation(virtual_environment(str(path)), Reporter(), installer="pip", share_bytecode=True)
+    installation = Installation(virtual_environment(str(path)), Reporter(), installer="pip")
     install_archives(wheels, {}, WheelStore(wheel_folder(None), None, None, Reporter()), installation)
 
 

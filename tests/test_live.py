@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.events import Reporter
-from lockbuild.wheels.destination import locked
 from screen import on_screen, terminal
-from wheelhouse import Wheelhouse, end_all, make_probe_tree, site_packages
+from wheelhouse import Wheelhouse, end_all, make_probe_tree
 from witness import LOCKBUILD, PATIENCE, wait_until
 
 # Has a console at standard error, and does what its first argument says; "pause" lasts until a line comes in.
@@ -153,16 +151,17 @@ def test_an_installation_tells_how_many_wheels_are_in_their_place(tmp_path: Path
     wheels = [str(house.add_wheel(name, files={f"{name}/__init__.py": ""})) for name in ("one", "two", "three")]
     environment = tmp_path / "environment"
     venv.create(environment, symlinks=os.name != "nt")
-    late = site_packages(environment) / "two"
-    late.mkdir()
-    code = "import lockbuild; console.began('filling'); lockbuild.install_wheels(sys.argv[3:], sys.argv[2], "
-    code += "reporter=console); console.ended('filling', 1)"
+    # The thread that links into one of the directories pauses there.
+    code = (
+        "sys.addaudithook(lambda event, words: event == 'os.link' and '/two/' in words[1] and pause())\n"
+        "import lockbuild; console.began('filling'); lockbuild.install_wheels(sys.argv[3:], sys.argv[2], "
+        "reporter=console, link_mode='hardlink'); console.ended('filling', 1)"
+    )
     with terminal() as (error, received):
-        # Nobody gets a file into one directory until we let go of it.
-        with locked(str(late), None, Reporter()):
-            process = start(code, error, arguments=[str(environment), *wheels])
-            wait_until(lambda: b" 1/3, " in b"".join(received) or b" 2/3, " in b"".join(received), "the bar")
-            assert b" 3/3, " not in b"".join(received)
+        process = start(code, error, arguments=[str(environment), *wheels])
+        wait_until(lambda: b" 1/3, " in b"".join(received) or b" 2/3, " in b"".join(received), "the bar")
+        assert b" 3/3, " not in b"".join(received)
+        resume(process)
         finish(process)
     assert on_screen(b"".join(received)) == [""]
 

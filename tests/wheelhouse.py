@@ -134,6 +134,35 @@ class Wheelhouse:
         )
 
 
+# Installs wheels with hard links. Each thread that is about to link into a folder with that name says so and then waits
+# for a line, or to be killed.
+_PAUSING_INSTALLER = """
+import sys
+from lockbuild.wheels import install_wheels
+folder, environment, *wheels = sys.argv[1:]
+def pause(event, arguments):
+    if event == "os.link" and f"/{folder}/" in arguments[1]:
+        print("paused", flush=True)
+        sys.stdin.readline()
+sys.addaudithook(pause)
+install_wheels(wheels, environment, link_mode="hardlink")
+"""
+
+
+def installing_up_to(folder: str, environment: Path, wheels: Iterable[Path]) -> subprocess.Popen[str]:
+    """Return an installer that has paused before it links the first file into a folder of that name."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PAUSING_INSTALLER, folder, str(environment), *map(str, wheels)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "paused\n"
+    return process
+
+
 @dataclass
 class ProbeTree:
     """A project whose backend is `probe_backend`, and the builds of it. All of them use one wheelhouse."""

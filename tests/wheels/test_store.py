@@ -1,22 +1,25 @@
-"""The store of unpacked wheels: complete or absent, unpacked once, and never handed out with somebody's edit."""
+"""The store of unpacked wheels: complete or absent, unpacked once, and never handed out with an edit."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lockbuild.events import Reporter
+from lockbuild.paths import wheel_folder
 from lockbuild.wheels import install_wheels
-from lockbuild.wheels.cached import prune_wheels
-from lockbuild.wheels.destination import locked
-from wheelhouse import Wheelhouse, site_packages
+from lockbuild.wheels.cached import list_wheels, prune_wheels
+from lockbuild.wheels.store import WheelStore
+from lockbuild.wheels.unpack import UnpackedWheel
+from wheelhouse import Wheelhouse, installing_up_to, site_packages
 from witness import PATIENCE, wait_until
 
 _ADD = """
@@ -30,6 +33,11 @@ print(WheelStore(wheel_folder(None), None, None, Reporter()).add([sys.argv[1]])[
 
 def store() -> Path:
     return Path(os.environ["LOCKBUILD_CACHE_DIR"]) / "wheels"
+
+
+def add(wheel: Path) -> UnpackedWheel:
+    [unpacked_wheel] = WheelStore(wheel_folder(None), None, None, Reporter()).add([str(wheel)])
+    return unpacked_wheel
 
 
 def unpacked() -> list[Path]:
@@ -105,18 +113,135 @@ def test_a_file_that_was_changed_through_its_link_is_not_handed_out_again(
 
 def test_wheels_that_are_removed_while_they_are_linked_are_unpacked_again(house: Wheelhouse, environment: Path) -> None:
     wheel = house.add_wheel("alpha", files={"alpha/one/file.py": "", "alpha/two/file.py": ""})
-    one, two = (site_packages(environment) / "alpha" / name / "file.py" for name in ("one", "two"))
-    one.parent.mkdir(parents=True)
-    installing = threading.Thread(target=install_wheels, args=([wheel], environment))
-    with locked(str(one.parent), None, Reporter()):
-        installing.start()
-        wait_until(two.exists, "the files that go where nothing is locked")
-        [before] = unpacked()
-        assert prune_wheels(-1) == 1
-        assert not before.exists()
-    installing.join(PATIENCE)
-    assert one.exists()
-    assert (site_packages(environment) / "alpha-1.0.dist-info" / "RECORD").exists()
+    installing = installing_up_to("one", environment, [wheel])
+    [before] = unpacked()
+    assert prune_wheels(-1) == 1
+    assert not before.exists()
+    # Once more for the second time that this file is linked.
+    out, _ = installing.communicate("\n\n", timeout=PATIENCE)
+    assert installing.returncode == 0, out
+    site = site_packages(environment)
+    assert all((site / "alpha" / name / "file.py").exists() for name in ("one", "two"))
+    assert (site / "alpha-1.0.dist-info" / "RECORD").exists()
+
+
+def _deep() -> str:
+    return "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "null", "3", "[]", '"format"', "{}", '{"format": 1}', '{"format": [1]}', "9" * 5000, _deep(), "\udcff"],
+    ids=lambda text: text[:12] or "empty",
+)
+def test_a_manifest_that_is_no_manifest_is_not_there(house: Wheelhouse, environment: Path, text: str) -> None:
+    wheel = house.add_wheel("alpha")
+    install_wheels([wheel], environment)
+    [manifest] = store().glob("*/manifest.json")
+    manifest.write_bytes(text.encode(errors="surrogateescape"))
+    assert list_wheels() == []
+    install_wheels([wheel], environment)
+    assert [each.name for each in list_wheels()] == ["alpha 1.0"]
+
+
+_WRONG: dict[str, list[object]] = {
+    "path": ["..", "../../../outside", "/outside", ".", "", 1, None, [], {}, "a\nb", "\ud800"],
+    "name": ["../name", "", 1, None, []],
+    "version": [1, None, {}],
+    "root": ["nowhere", "scripts", 1, None, []],
+    "info": ["../alpha-1.0.dist-info", "a/b", 1, None, {}],
+    "mtime_ns": ["1", None, 1.5, [], 10**4000],
+    "folders": [
+        1,
+        {"abc": 1},
+        [1],
+        [["purelib", "", 1]],
+        [["purelib", "", ["abcd"]]],
+        [["purelib", "", [["../../alpha.py", 1, 1, ""]]]],
+        [["purelib", "", [["alpha.py", "1", 1, ""]]]],
+        [["purelib", "", [["alpha.py", 1, 1, ""], []]]],
+        [["purelib", "../..", []]],
+        [["purelib", "a//b", []]],
+        [["purelib", None, []]],
+        [["nowhere", "", []]],
+        [[[], "", []]],
+    ],
+    "entry_points": [
+        1,
+        "abcd",
+        [["../../../outside", "m", "f", "console"]],
+        [["tool", "m", "f", "other"]],
+        [["tool", 1, "f", "console"]],
+        [["tool", "m", "f", []]],
+        [["tool"]],
+    ],
+    "more": [1],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field, values in _WRONG.items() for value in values],
+    ids=lambda v: str(v)[:40],
+)
+def test_what_a_manifest_says_is_checked_before_it_is_used(
+    house: Wheelhouse, tmp_path: Path, field: str, value: object
+) -> None:
+    wheel = house.add_wheel("alpha")
+    before = add(wheel)
+    [manifest] = store().glob("*/manifest.json")
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, field: value}))
+    assert list_wheels() == [] or field == "mtime_ns"
+    files = sorted(path for path in tmp_path.rglob("*") if not path.is_relative_to(store()))
+    after = add(wheel)
+    assert (after.folders, after.entry_points, after.name) == (before.folders, before.entry_points, "alpha")
+    assert sorted(path for path in tmp_path.rglob("*") if not path.is_relative_to(store())) == files
+
+
+def _folder_for_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json" / "folder").mkdir(parents=True)
+
+
+def _file_for_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
+def _link_for_folder(folder: Path) -> None:
+    folder.rename(folder.parents[1] / "elsewhere")
+    folder.symlink_to(folder.parents[1] / "elsewhere")
+
+
+def _dangling_link(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.parents[1] / "elsewhere")
+
+
+@pytest.mark.parametrize("damage", [_folder_for_manifest, _file_for_folder, _link_for_folder, _dangling_link])
+def test_what_has_the_name_of_a_wheel_and_is_no_wheel_is_replaced(
+    house: Wheelhouse, environment: Path, damage: Callable[[Path], None]
+) -> None:
+    wheel = house.add_wheel("alpha")
+    install_wheels([wheel], environment)
+    [folder] = store().iterdir()
+    damage(folder)
+    elsewhere = sorted((store().parent / "elsewhere").rglob("*"))
+    assert list_wheels() == []
+    install_wheels([wheel], environment)
+    assert folder.is_dir()
+    assert not folder.is_symlink()
+    assert [each.name for each in list_wheels()] == ["alpha 1.0"]
+    assert sorted((store().parent / "elsewhere").rglob("*")) == elsewhere
+
+
+def test_a_wheel_with_a_folder_for_its_manifest_can_be_pruned(house: Wheelhouse, environment: Path) -> None:
+    install_wheels([house.add_wheel("alpha")], environment)
+    [folder] = store().iterdir()
+    _folder_for_manifest(folder)
+    assert prune_wheels(-1) == 1
+    assert list(store().iterdir()) == []
 
 
 def test_a_wheel_that_was_just_used_is_not_removed(house: Wheelhouse, environment: Path) -> None:

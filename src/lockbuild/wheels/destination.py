@@ -1,28 +1,30 @@
-"""Where wheels are installed: the folders of an environment's schemes, and the lock on each of them."""
+"""Where wheels are installed: the folders of an environment's schemes, and which paths below them a wheel may write."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lockbuild.errors import EnvironmentFolderError, LockUnavailableError, shown
-from lockbuild.locks import cache_digest
-from lockbuild.locks.kernel import Directory, LockFile, LocksUnsupportedError, NotALockFileError, try_to_lock, unlock
-from lockbuild.paths import fallback_lock_folder, lock_folder
+from lockbuild.errors import EnvironmentFolderError, WheelError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from lockbuild.events import Reporter
+    from collections.abc import Collection, Mapping, Sequence
 
 # Asks an interpreter where its environment has what. Isolated from the working directory and from PYTHONPATH.
 _QUESTION = "import json, sys, sysconfig; print(json.dumps([sysconfig.get_paths(), '%d.%d' % sys.version_info[:2]]))"
 
-# The longest pause between two tries of a lock that is not free, in seconds. It is held while some files are linked.
-_LONGEST_PAUSE = 0.01
+SCHEMES = ("purelib", "platlib", "headers", "scripts", "data")
+
+# What an environment's interpreter consists of, beside it or in the environment's own folder. Letters of either case,
+# because file systems of macOS and Windows do not tell them apart.
+_INTERPRETER = re.compile(
+    r"(python|pypy|graalpy)[\d.]*t?w?(_d)?(\.exe|\.dll|\._pth)?|pyvenv\.cfg", re.IGNORECASE | re.ASCII
+)
+
+# The longest name that common file systems have, in bytes.
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,50 @@ class Destination:
     """The folders into which wheels are installed."""
 
     schemes: Mapping[str, str]
-    """The absolute paths of ``purelib``, ``platlib``, ``scripts`` and ``data``; and of ``headers``, the folder in which
-    each distribution has one."""
+    """The absolute paths of `SCHEMES`; of ``headers`` the folder in which each distribution has one. ``data`` is the
+    environment itself."""
     python_executable: str
     """What the scripts are run with."""
 
-    def folder(self, scheme: str, distribution: str) -> str:
-        """Return the folder of a wheel's scheme."""
-        path = self.schemes[scheme]
-        return os.path.join(path, distribution) if scheme == "headers" else path
+    def folder_for(self, wheel: str, scheme: str, parts: Sequence[str], names: Collection[str]) -> str:
+        """
+        Return the real path of the folder below a scheme's in which a wheel's files of these names are to be written.
+
+        Every path that an installation writes is asked for here before the first one is written. Raises `WheelError`,
+        with ``wheel`` as the path of the wheel file, for a path that leaves its scheme's folder or, through a symbolic
+        link, the environment; that is part of the interpreter; or where a folder and a file would have one name.
+        """
+        for part in (*parts, *names):
+            if not is_plain(part):
+                raise WheelError(wheel, f"{part!r} is not a name that it may give to a file")
+        environment = os.path.realpath(self.schemes["data"])
+        folder = os.path.realpath(os.path.join(self.schemes[scheme], *parts))
+        if folder != environment and not folder.startswith(os.path.join(environment, "")):
+            raise WheelError(wheel, f"{'/'.join(parts)!r} leads to {folder}, which is outside of {environment}")
+        existing = folder
+        while not os.path.lexists(existing):
+            existing = os.path.dirname(existing)
+        if not os.path.isdir(existing):
+            raise WheelError(wheel, f"it needs a folder {existing}, and a file has that name")
+        replaced = _replaced(folder, names)
+        for path in filter(os.path.isdir, replaced):
+            raise WheelError(wheel, f"it has a file {path}, and a folder has that name")
+        if any(_is_same(folder, place) for place in (environment, self.schemes["scripts"])):
+            interpreters = {name for name in names if _INTERPRETER.fullmatch(name.rstrip(" ."))}
+            interpreters |= {os.path.basename(path) for path in replaced if _is_same(path, self.python_executable)}
+            for name in sorted(interpreters):
+                raise WheelError(wheel, f"its {name!r} would replace the interpreter in {folder}")
+        return folder
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether a name is that of one file or folder wherever it is written, and shows as it is."""
+    return (
+        name not in {"", ".", ".."}
+        and not any(character in "/\\\x7f" or character < " " for character in name)
+        and not (os.name == "nt" and ":" in name)
+        and len(os.fsencode(name)) <= _LONGEST_NAME
+    )
 
 
 def virtual_environment(path: str, python_executable: str | None = None) -> Destination:
@@ -71,59 +108,16 @@ def with_headers(paths: Mapping[str, str], prefix: str, version: str) -> dict[st
     return {**schemes, "headers": os.path.join(prefix, "include", "site", f"python{version}")}
 
 
-@contextlib.contextmanager
-def locked(
-    directory: str, cache_dir: str | None, reporter: Reporter, stopped: threading.Event | None = None
-) -> Iterator[None]:
-    """
-    Hold the lock on one directory that wheels are installed into, against threads and processes.
-
-    It is the kernel's lock on the directory itself; each thread opens the directory for itself, and two open files
-    exclude each other wherever they are. Where directories cannot be locked it is a lock file named by the path.
-    Raises `LockUnavailableError`; `InterruptedError` when ``stopped`` is set during the wait. Nobody takes one of these
-    locks while holding another, so they cannot deadlock.
-    """
-    stopped = stopped or threading.Event()
-    descriptor: int | None = None
-    if os.name != "nt":
-        with contextlib.suppress(LocksUnsupportedError):
-            descriptor = _wait_for(Directory(directory), stopped)
-    if descriptor is None:
-        name = f"destination-{cache_digest(os.path.realpath(directory))}.lock"
-        descriptor = _wait_for_lock_file(name, directory, lock_folder(cache_dir, reporter), reporter, stopped)
+def _replaced(folder: str, names: Collection[str]) -> list[str]:
+    """Return the paths of what has these names in a folder already."""
     try:
-        yield
-    finally:
-        unlock(descriptor)
+        return [os.path.join(folder, name) for name in os.listdir(folder) if name in names]
+    except FileNotFoundError:
+        return []
 
 
-def _wait_for_lock_file(name: str, directory: str, folder: str, reporter: Reporter, stopped: threading.Event) -> int:
-    lock_file = os.path.join(folder, name)
+def _is_same(path: str, other: str) -> bool:
     try:
-        try:
-            return _wait_for(LockFile(lock_file), stopped)
-        except LocksUnsupportedError as error:
-            folder = fallback_lock_folder(f"files in {shown(folder)} cannot be locked: {error}", reporter)
-            lock_file = os.path.join(folder, name)
-            return _wait_for(LockFile(lock_file), stopped)
-    except (LocksUnsupportedError, NotALockFileError) as error:
-        raise LockUnavailableError(directory, lock_file, str(error)) from error
-
-
-def _wait_for(target: Directory | LockFile, stopped: threading.Event) -> int:
-    """Return an open file that has the lock. Raises `LocksUnsupportedError`."""
-    while True:
-        descriptor = target.open()
-        try:
-            pause = 0.0001
-            while not try_to_lock(descriptor):
-                if stopped.wait(pause):
-                    raise InterruptedError
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            # Between our open and our lock somebody may have put another one under this name.
-            if target.is_current(descriptor):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        unlock(descriptor)
+        return os.path.samefile(path, other)
+    except OSError:
+        return False

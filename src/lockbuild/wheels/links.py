@@ -1,10 +1,12 @@
 """How the bytes of a file in the store get into an environment: by a reflink, by a hard link, or by a copy.
 
 A reflink shares the blocks until one of both files is written to; it is the best, where the file system has it (Btrfs,
-XFS, bcachefs). A hard link is the same file under two names: whoever edits one edits both, and the store has to notice
-(see `lockbuild.wheels.store`). A copy always works. What a file system refuses once is not tried again for it.
+XFS, bcachefs). A hard link is the same file under two names: an edit of one is an edit of both, and the store has to
+notice it (see `lockbuild.wheels.store`). A copy always works. A method that a file system has refused once is not tried
+again.
 
-Whatever gets a name here is whole under it: a hard link is at once; the others are made beside it and renamed.
+A file is whole under its name at every moment: a new hard link is at once; everything else is made beside it under a
+hidden name and renamed.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import stat
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from lockbuild.request import LinkMode
 
@@ -51,22 +53,17 @@ class Linker:
 
     def place(self, source: str, target: str) -> None:
         """
-        Give ``source`` the name ``target``, too, or a copy that has its permissions and times.
+        Give ``source`` the name ``target`` as well, or give that to a copy that has its permissions and times.
 
-        Raises `FileExistsError` when something has that name, `FileNotFoundError` when there is no such source.
+        Another file of that name gives it up at one moment. Raises `FileNotFoundError` when there is no such source.
         """
         while True:
             method = self._methods[0]
             try:
                 if method == "hardlink":
-                    os.link(source, target)
-                elif os.path.lexists(target):
-                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+                    _hard_link(source, target)
                 else:
-                    with _beside(target) as hidden:
-                        (_reflink if method == "reflink" else shutil.copyfile)(source, hidden)
-                        shutil.copystat(source, hidden)
-                        os.rename(hidden, target)
+                    _copy(source, target, _reflink if method == "reflink" else shutil.copyfile)
                 return
             except OSError as error:
                 if method == "copy" or error.errno not in _REFUSALS:
@@ -74,34 +71,24 @@ class Linker:
                 # Threads may come here side by side. Each takes away what it has tried itself, and no more.
                 self._methods = _METHODS["auto"][_METHODS["auto"].index(method) + 1 :]
 
-    def replace(self, source: str, target: str) -> None:
-        """As `place`, but what has the name ``target`` gives it up, at one moment."""
-        with _beside(target) as hidden:
-            self.place(source, hidden)
-            os.replace(hidden, target)
-
 
 def separate(folder: str) -> None:
     """
     Give every file below a folder that has names elsewhere, too, an inode of its own, with its permissions and times.
 
-    Whoever reads a file meanwhile finds it whole. Whoever removes one, or renames it, does not disturb.
+    Other processes may read, rename and remove the files meanwhile: each is whole under its name at every moment.
     """
     for parent, _, names in os.walk(folder):
         for path in (os.path.join(parent, name) for name in names):
-            try:
+            # A Python that imports from here writes bytecode: each file first under another name, which it takes away.
+            with contextlib.suppress(FileNotFoundError):
                 status = os.lstat(path)
-            except FileNotFoundError:
-                # A Python that imports from here writes bytecode: each file first under another name.
-                continue
-            if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
-                with _beside(path) as hidden:
-                    shutil.copy2(path, hidden)
-                    os.replace(hidden, path)
+                if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
+                    _copy(path, path, shutil.copyfile)
 
 
 def write_whole(target: str, content: bytes, executable: bool = False) -> None:
-    """Write a file that is there at once, whatever was there before. The umask decides who may read it."""
+    """Write a file that replaces another one of its name at one moment. The umask decides who may read it."""
     with _beside(target) as hidden:
         descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o777 if executable else 0o666)
         with open(descriptor, "wb") as file:
@@ -110,13 +97,33 @@ def write_whole(target: str, content: bytes, executable: bool = False) -> None:
 
 
 def remove_left_over(folder: str, names: Collection[str]) -> None:
-    """Remove what somebody who was killed has left beside these names in a folder. Only while nobody writes there."""
+    """
+    Remove the hidden files that a killed process has left beside files of these names in a folder.
+
+    Only under a lock that excludes every other process that makes hidden files there.
+    """
     beginnings = set(map(_beginning, names))
     for name in os.listdir(folder):
         beginning, end = name[:-_RANDOM], name[-_RANDOM:]
         if beginning in beginnings and name not in names and not end.strip("0123456789abcdef"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
+
+
+def _hard_link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        with _beside(target) as hidden:
+            os.link(source, hidden)
+            os.replace(hidden, target)
+
+
+def _copy(source: str, target: str, copy_contents: Callable[[str, str], object]) -> None:
+    with _beside(target) as hidden:
+        copy_contents(source, hidden)
+        shutil.copystat(source, hidden)
+        os.replace(hidden, target)
 
 
 @contextlib.contextmanager
@@ -133,7 +140,7 @@ def _beside(target: str) -> Iterator[str]:
 
 
 def _beginning(name: str) -> str:
-    """Return how the hidden names beside a name begin. They end in `_RANDOM` hexadecimal digits."""
+    """Return how the hidden names beside a name begin; each ends in `_RANDOM` hexadecimal digits."""
     return f".{name[:40]}."
 
 

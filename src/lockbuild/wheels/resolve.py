@@ -26,7 +26,8 @@ from lockbuild.environments.key import configuration_files
 from lockbuild.interruption import killing_descendants
 from lockbuild.paths import wheel_folder
 from lockbuild.wheels.destination import Destination, with_headers
-from lockbuild.wheels.install import Installation, install_archives
+from lockbuild.wheels.install import install_archives
+from lockbuild.wheels.plan import Installation
 from lockbuild.wheels.sdists import PipCommand, building_for_pip
 from lockbuild.wheels.store import WheelStore
 
@@ -60,8 +61,6 @@ def fill(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: Inst
         link_mode=request.link_mode,
         installer="pip",
         requested=named,
-        cache_dir=request.cache_dir,
-        share_bytecode=True,
     )
     store = WheelStore(wheel_folder(request.cache_dir), request.cache_dir, request.lock_timeout, reporter)
     with tempfile.TemporaryDirectory(prefix="lockbuild-wheels-", ignore_cleanup_errors=True) as folder:

@@ -5,11 +5,10 @@ In ``<cache>/wheels``, for each wheel by the SHA-256 of its file:
     <sha256>/<name>/         its files, a folder for each scheme
     <sha256>/manifest.json   which <name> it is and what is in it, written last. Its time of change is that of the
                              last use
-    <sha256>/bytecode.json   the environments that have it, and may have bytecode of it: see `lockbuild.wheels.bytecode`
 
-Who links from it holds no lock. The wheel may be removed meanwhile, or be unpacked again under another name, because
-somebody has edited a file through its hard link in an environment. Either is noticed file by file, by
-`WheelChangedError`; then the wheel file, which is at hand for as long as an installation lasts, is unpacked again.
+A process that links from it holds no lock. The wheel may be removed meanwhile, or be unpacked again under another name,
+because a file was edited through its hard link in an environment. `WheelChangedError` says so, file by file; then the
+wheel file, which is at hand for as long as an installation lasts, is unpacked again.
 """
 
 from __future__ import annotations
@@ -19,16 +18,18 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lockbuild.digest import digest_of_file
 from lockbuild.errors import LockTimeoutError, WheelError
 from lockbuild.locks import DirectoryLock
+from lockbuild.wheels.destination import SCHEMES, is_plain
+from lockbuild.wheels.links import write_whole
 from lockbuild.wheels.unpack import EntryPoint, StoredFile, UnpackedWheel, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lockbuild.events import Reporter
 
@@ -40,7 +41,7 @@ _AT_ONCE = 32
 
 
 class WheelChangedError(Exception):
-    """A file of an unpacked wheel is not what it was when it was unpacked, or is gone."""
+    """A file of an unpacked wheel is not what it was when it was unpacked, or was removed."""
 
     def __init__(self, wheel: UnpackedWheel) -> None:
         self.wheel = wheel
@@ -61,7 +62,7 @@ class WheelStore:
         self, archives: Sequence[str], hashes: Mapping[str, str] | None = None, threads: int = 1
     ) -> list[UnpackedWheel]:
         """
-        Return wheel files unpacked, by whoever was first.
+        Return wheel files unpacked, by this process or by another one that was first.
 
         ``hashes`` may have the SHA-256 that a file must have, in hexadecimal, by its name. Raises `WheelError`,
         `LockTimeoutError`.
@@ -87,7 +88,7 @@ class WheelStore:
         return [wheel for digest in digests if (wheel := found[digest])]
 
     def repair(self, archive: str, wheel: UnpackedWheel) -> UnpackedWheel:
-        """Return a wheel unpacked again, unless somebody else has done so since it was found to be changed."""
+        """Return a wheel unpacked again, unless another process has done so since it was found to be changed."""
         digest = os.path.basename(os.path.dirname(wheel.path))
         with self._lock(digest, archive):
             found = self._find(digest)
@@ -97,8 +98,14 @@ class WheelStore:
         return os.path.join(self.folder, digest)
 
     def _lock(self, digest: str, archive: str) -> DirectoryLock:
+        folder = self._folder(digest)
+        if not _is_folder(folder):
+            # A file or a link, from a damaged disk or a backup. The lock would follow the link. This never removes the
+            # folder that another process has made here since we looked: it is no file.
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+                os.unlink(folder)
         return DirectoryLock(
-            self._folder(digest),
+            folder,
             subject=f"the unpacked wheel {os.path.basename(archive)}",
             cache_dir=self.cache_dir,
             timeout=self.lock_timeout,
@@ -118,20 +125,43 @@ class WheelStore:
 
 
 def read(folder: str) -> UnpackedWheel | None:
-    """Return the wheel in the folder of its digest; ``None`` while it is not complete."""
+    """Return the wheel in the folder of its digest; ``None`` when it is not complete or its manifest is damaged."""
+    if not _is_folder(folder):
+        return None
     try:
         with open(_manifest_path(folder), encoding="utf-8") as file:
             content = json.load(file)
         if content.pop("format") != _FORMAT:
             return None
-        content["path"] = os.path.join(folder, content["path"])
         content["folders"] = tuple(
             (scheme, below, tuple(StoredFile(*each) for each in files)) for scheme, below, files in content["folders"]
         )
         content["entry_points"] = tuple(EntryPoint(*each) for each in content["entry_points"])
-        return UnpackedWheel(**content)
-    except (OSError, ValueError, TypeError, KeyError):
+        wheel = UnpackedWheel(**content)
+        if not _is_sound(wheel):
+            return None
+        return replace(wheel, path=os.path.join(folder, wheel.path))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _is_sound(wheel: UnpackedWheel) -> bool:
+    """Tell whether what a manifest says has the right types, and paths that stay below the folder of the wheel."""
+    files = [file for _, _, files in wheel.folders for file in files]
+    folders = [below for _, below, _ in wheel.folders]
+    points = wheel.entry_points
+    texts = [wheel.version, *folders, *(file.digest for file in files), *(text for point in points for text in point)]
+    numbers = [wheel.mtime_ns, *(number for file in files for number in (file.size, file.mode))]
+    names = [wheel.path, wheel.name, wheel.info, *(file.name for file in files), *(point.name for point in points)]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int) for number in numbers)
+        and all(map(is_plain, names))
+        and all(is_plain(part) for below in folders if below for part in below.split("/"))
+        and wheel.root in {"purelib", "platlib"}
+        and {scheme for scheme, _, _ in wheel.folders} <= set(SCHEMES)
+        and {point.section for point in points} <= {"console", "gui"}
+    )
 
 
 def check(wheel: UnpackedWheel, file: StoredFile, path: str) -> None:
@@ -144,11 +174,23 @@ def check(wheel: UnpackedWheel, file: StoredFile, path: str) -> None:
         raise WheelChangedError(wheel)
 
 
+@contextlib.contextmanager
+def reading(wheel: UnpackedWheel, file: StoredFile, path: str) -> Iterator[None]:
+    """Read a file in the store. Raises `WheelChangedError` when it is not what it was, or is removed meanwhile."""
+    check(wheel, file, path)
+    try:
+        yield
+    except FileNotFoundError:
+        # Another process may have removed the wheel since. If it has not, the error is about another file.
+        check(wheel, file, path)
+        raise
+
+
 def last_used(folder: str) -> float:
     """Return when the wheel in the folder of its digest was last installed, in seconds since the epoch."""
     try:
         return os.stat(_manifest_path(folder)).st_mtime
-    except FileNotFoundError:
+    except OSError:
         return 0.0
 
 
@@ -164,9 +206,8 @@ def remove_if_unused(folder: str, cache_dir: str | None, oldest: float) -> bool:
     with contextlib.suppress(LockTimeoutError), DirectoryLock(folder, cache_dir=cache_dir, timeout=0, create=True):
         if last_used(folder) <= oldest:
             was_complete = os.path.exists(_manifest_path(folder))
-            # First, so that nobody finds the half that is left when this is killed.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(_manifest_path(folder))
+            # First, so that no process finds the half that is left when this one is killed.
+            _remove(_manifest_path(folder))
             shutil.rmtree(folder, ignore_errors=True)
             return was_complete
     return False
@@ -181,21 +222,29 @@ def _unpack_anew(archive: str, folder: str) -> UnpackedWheel:
     except BaseException:
         shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
         raise
-    write_beside(_manifest_path(folder), {"format": _FORMAT, **vars(wheel), "path": name})
-    # What a process that was killed has left, and what was changed. Somebody may just be linking the latter.
+    manifest = _manifest_path(folder)
+    if _is_folder(manifest):
+        _remove(manifest)
+    write_whole(manifest, json.dumps({"format": _FORMAT, **vars(wheel), "path": name}).encode())
+    # What a process that was killed has left, and what was changed. Another process may be linking the latter.
     for other in os.listdir(folder):
-        path = os.path.join(folder, other)
-        if other != name and os.path.isdir(path):
-            shutil.rmtree(path, ignore_errors=True)
+        if other not in {name, os.path.basename(manifest)}:
+            _remove(os.path.join(folder, other))
     return wheel
 
 
-def write_beside(path: str, content: object) -> None:
-    """Write JSON that is whole whenever somebody reads it."""
-    hidden = f"{path}.{os.urandom(4).hex()}"
-    with open(hidden, "x", encoding="utf-8") as file:
-        json.dump(content, file)
-    os.replace(hidden, path)
+def _is_folder(path: str) -> bool:
+    """Tell whether there is a folder, and no link to one."""
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def _remove(path: str) -> None:
+    """Remove a file or a folder, if it is there."""
+    if _is_folder(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _is_unchanged(wheel: UnpackedWheel) -> bool:

@@ -7,6 +7,7 @@ needs. What is made anew for each environment (RECORD, INSTALLER, scripts with a
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -17,11 +18,11 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from installer import install
 from installer.destinations import WheelDestination
-from installer.exceptions import InstallerError
-from installer.records import Hash, InvalidRecordEntry, RecordEntry, parse_record_file
+from installer.records import Hash, RecordEntry, parse_record_file
 from installer.sources import WheelFile
 
 from lockbuild.errors import WheelError
+from lockbuild.wheels.destination import is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,6 +30,22 @@ if TYPE_CHECKING:
     from installer.scripts import ScriptSection
     from installer.sources import WheelContentElement
     from installer.utils import Scheme
+
+# The methods of compression that `zipfile` knows, where this Python was built with them. Zstandard since Python 3.14.
+_COMPRESSIONS = {
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+    zipfile.ZIP_BZIP2,
+    zipfile.ZIP_LZMA,
+    getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED),
+}
+
+# A bit in the flags of a member.
+_ENCRYPTED = 1
+
+# What a file system says of a path that it cannot have: two files of one name, a file in the place of a folder, a path
+# that is too long. Without a number it is an error of a decompressor.
+_REFUSED_PATHS = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, None}
 
 
 class StoredFile(NamedTuple):
@@ -76,13 +93,13 @@ def unpack(archive: str, folder: str) -> UnpackedWheel:
     Unpack a wheel file into a folder that is there and empty.
 
     Raises `WheelError` for a file that would leave the folder, that RECORD does not know or knows otherwise, and for
-    what is no wheel.
+    what is no wheel. Raises `OSError` when the file cannot be read or the folder cannot be written.
     """
     try:
         with zipfile.ZipFile(archive) as file:
             source = _CheckedWheel(file)
-            source.check_names()
-            destination = _Folder(folder)
+            source.check_members()
+            destination = _Folder(archive, folder)
             install(source, destination, additional_metadata={})
             return UnpackedWheel(
                 path=folder,
@@ -94,8 +111,16 @@ def unpack(archive: str, folder: str) -> UnpackedWheel:
                 folders=tuple((*place, tuple(files)) for place, files in destination.files.items()),
                 entry_points=tuple(destination.entry_points),
             )
-    except (zipfile.BadZipFile, InstallerError, InvalidRecordEntry, ValueError, KeyError, AssertionError) as error:
-        raise WheelError(archive, str(error) or "it is no wheel") from error
+    except WheelError:
+        raise
+    except OSError as error:
+        if error.errno not in _REFUSED_PATHS:
+            raise
+        raise WheelError(archive, f"{error.strerror or error}: {error.filename or 'the file is damaged'}") from error
+    except Exception as error:
+        # Of a damaged or hostile file zipfile, the decompressors, email, configparser, csv and installer raise nearly
+        # anything: NotImplementedError, RecursionError, zlib.error, KeyError, AssertionError.
+        raise WheelError(archive, str(error) or f"it is no wheel ({type(error).__name__})") from error
 
 
 class _CheckedWheel(WheelFile):
@@ -105,14 +130,21 @@ class _CheckedWheel(WheelFile):
         super().__init__(file)
         self._archive = file
 
-    def check_names(self) -> None:
-        """Raise `WheelError` for what could be written outside of the folder."""
+    def check_members(self) -> None:
+        """Raise `WheelError` for what could be written outside of the folder or cannot be read."""
         for member in self._archive.infolist():
-            parts = member.filename.replace("\\", "/").split("/")
-            if member.filename.startswith(("/", "\\")) or ".." in parts or (os.name == "nt" and ":" in parts[0]):
-                raise self._error(f"{member.filename!r} would leave the folder that it is installed in")
+            name = member.filename
+            if not all(map(is_plain, name.removesuffix("/").split("/"))):
+                raise self._error(f"{name!r} would leave the folder that it is installed in, or is no name of a file")
+            # `install` would look for its scheme for ever.
+            if name == self.data_dir:
+                raise self._error(f"{name!r} is not a folder")
             if stat.S_ISLNK(member.external_attr >> 16):
-                raise self._error(f"{member.filename!r} is a symbolic link, which no wheel may have")
+                raise self._error(f"{name!r} is a symbolic link, which no wheel may have")
+            if member.flag_bits & _ENCRYPTED:
+                raise self._error(f"{name!r} is encrypted")
+            if member.compress_type not in _COMPRESSIONS:
+                raise self._error(f"{name!r} has compression method {member.compress_type}, which Python does not know")
 
     def get_contents(self) -> Iterator[WheelContentElement]:
         """Yield every file. What RECORD says of one is compared as soon as it has been read."""
@@ -172,7 +204,8 @@ class _Hashed:
 class _Folder(WheelDestination):
     """Where ``installer`` puts the files: into a folder for each scheme, with a list of what there is."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, archive: str, folder: str) -> None:
+        self._archive = archive
         self._folder = folder
         self.root = ""
         self.files: dict[tuple[str, str], list[StoredFile]] = {}
@@ -182,6 +215,8 @@ class _Folder(WheelDestination):
 
     def write_script(self, name: str, module: str, attr: str, section: ScriptSection) -> RecordEntry:
         """Note an entry point. Its script has the path of an interpreter in it, and is not for the store."""
+        if not is_plain(name):
+            raise WheelError(self._archive, f"its entry point {name!r} has a name that no script may have")
         self.entry_points.append(EntryPoint(name, module, attr, section))
         return RecordEntry(name, None, None)
 
