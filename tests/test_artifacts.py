@@ -19,7 +19,16 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.artifacts import check_artifact, clear_older, describe, list_artifacts, publish, report, write_report
+from lockbuild.artifacts import (
+    check_artifact,
+    clear_older,
+    describe,
+    encoded,
+    list_artifacts,
+    publish,
+    report,
+    write_report,
+)
 from lockbuild.errors import ArtifactError
 from machine import Attack, as_root, linux_only
 from witness import LOCKBUILD, PATIENCE, WitnessTree, wait_until
@@ -293,7 +302,7 @@ def test_a_report_that_finds_no_room_leaves_the_old_one(tiny_disk: Path, staging
     artifact = describe(str(write_wheel(staging / WHEEL)), "wheel")
     (tiny_disk / "report.json").write_text("the older report")
     with pytest.raises(OSError, match="No space left on device"):
-        write_report(str(tiny_disk / "report.json"), report([artifact] * 1000))
+        write_report(str(tiny_disk / "report.json"), encoded(report([artifact] * 1000)))
     assert {path.name: path.read_text() for path in tiny_disk.iterdir()} == {"report.json": "the older report"}
 
 
@@ -360,7 +369,7 @@ def test_a_link_in_the_out_dir_is_replaced_and_not_followed(tmp_path: Path, stag
 # Reports
 
 
-REPORT = report([])
+REPORT = encoded(report([]))
 
 
 @as_root
@@ -427,7 +436,7 @@ def test_an_artifact_is_described_as_it_is(staging: Path, tmp_path: Path) -> Non
     content = wheel.read_bytes()
     assert artifact.sha256 == hashlib.sha256(content).hexdigest()
     assert (artifact.name, artifact.path, artifact.kind, artifact.size) == (WHEEL, str(wheel), "wheel", len(content))
-    write_report(str(tmp_path / "report.json"), report([artifact]))
+    write_report(str(tmp_path / "report.json"), encoded(report([artifact])))
     [described] = json.loads((tmp_path / "report.json").read_text())["artifacts"]
     assert described["hashes"] == {"sha256": artifact.sha256}
 

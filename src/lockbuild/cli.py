@@ -18,7 +18,6 @@ from lockbuild.settings import make_request
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from typing import BinaryIO
 
     from lockbuild.console import Console
     from lockbuild.event_lines import EventWriter
@@ -77,7 +76,7 @@ def _event_writer() -> EventWriter:
 
 
 def _take_standard_output() -> int:
-    """Return standard output as a descriptor; what is printed there from now on, by hooks too, goes to standard error."""
+    """Return standard output as a descriptor; what else is printed there, by hooks too, goes to standard error."""
     taken = os.dup(1)
     os.dup2(2, 1)
     return taken
