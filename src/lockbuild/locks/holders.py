@@ -127,6 +127,9 @@ def _read_record(path: str) -> Holder | None:
 
 def _holder_by_kernel(locked: os.stat_result) -> int | None:
     """Look for the holder of a flock in ``/proc/locks`` (proc(5)), which lists those that this process may see."""
+    if not hasattr(os, "major"):
+        # Windows. Any user there may make a folder ``C:/proc`` and write into it what we would believe.
+        return None
     identity = f"{os.major(locked.st_dev):02x}:{os.minor(locked.st_dev):02x}:{locked.st_ino}"
     try:
         with open("/proc/locks", encoding="ascii") as file:

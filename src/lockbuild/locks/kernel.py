@@ -152,8 +152,11 @@ def _create(path: str) -> int:
     The file is made under another name and linked to its own only when its mode is set: a second user who opened it
     in between would be refused.
     """
-    temporary = f"{path}.{os.getpid()}.{time.monotonic_ns()}"
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    if os.name == "nt":
+        # Modes mean nothing there, and of two names that an open file has none could be removed.
+        return os.open(path, flags)
+    temporary = f"{path}.{os.getpid()}.{time.monotonic_ns()}"
     descriptor = os.open(temporary, flags, _MODE)
     try:
         if hasattr(os, "fchmod"):

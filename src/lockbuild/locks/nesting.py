@@ -97,6 +97,10 @@ def _take_back(path: str) -> None:
                 os.unlink(path)
         finally:
             os.close(descriptor)
+        if os.name == "nt":
+            # There an open file cannot be removed: neither ours, nor later one that a nested build holds.
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:
