@@ -11,6 +11,7 @@ from lockbuild.locks.around import is_held_by_ancestor
 from lockbuild.locks.cache_digest import cache_digest
 from lockbuild.locks.directory import DirectoryLock
 from lockbuild.locks.kernel import Directory, LockFile, LocksUnsupportedError, NotALockFileError
+from lockbuild.locks.mounts import network_file_system
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,11 @@ class SourceTreeLock(DirectoryLock):
             self._reporter.detail(f"Not sharing uv's lock {shown(lock_file)}: {error}")
         except OSError as error:
             self._reporter.detail(f"Not sharing uv's lock {shown(lock_file)}: {error.strerror}")
+        if kind := network_file_system(os.stat(canonical).st_dev):
+            self._reporter.warn(
+                f"{shown(self.path)} is on a network file system ({kind}): builds on other hosts are not excluded; "
+                "build it on one host at a time, or build its sdist, which each build unpacks into a folder of its own"
+            )
 
 
 def uv_lock_file(digest: str) -> str:
