@@ -282,7 +282,6 @@ def _call_hooks(
                 job.shared.uses(environment)
         else:
             warm_up(None)
-        tree_lock.is_ready = lambda: warm_up(environment)
 
         decision = _decide_lock(job, project, environment, ())
         with hint_at_shared_tree(project, decision), _locked(job, project, decision, tree_lock, locks, hooks) as held:
