@@ -63,13 +63,13 @@ def test_a_warm_build_imports_only_what_it_uses(tree: ProbeTree) -> None:
     tree.build()
     modules = run(tree)["after"]
     found = packages(modules) - packages(run_nothing())
-    assert found == {"lockbuild", "pyproject_hooks"}
-    assert not {"asyncio", "email", "filelock", "http", "importlib.metadata", "socket", "ssl", "tarfile"} & {*modules}
+    assert found == {"filelock", "lockbuild", "pyproject_hooks"}
+    assert not {"asyncio", "email", "http", "importlib.metadata", "socket", "ssl", "tarfile"} & {*modules}
     ours = {name for name in modules if name.startswith("lockbuild")}
     assert not {"lockbuild.build_library", "lockbuild.cache", "lockbuild.sdist", "lockbuild.environments.fresh"} & ours
     assert len(ours) <= 40
-    # 132 with Python 3.11. With 3.12 and 3.13, whose importlib.resources imports inspect, 147.
-    assert len(modules) - len(run_nothing()) <= (140 if sys.version_info < (3, 12) else 155)
+    # 168 with Python 3.11, of which 36 are filelock's and what it imports.
+    assert len(modules) - len(run_nothing()) <= (175 if sys.version_info < (3, 12) else 190)
 
 
 def test_the_hook_host_starts_before_the_rest_is_imported(tree: ProbeTree) -> None:

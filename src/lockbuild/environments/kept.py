@@ -241,17 +241,19 @@ def _locked(lock: DirectoryLock, key: EnvironmentKey, request: BuildRequest) -> 
     wish = Wish(key.digest, request.building)
     next_look = 0.0
 
-    def give_up_in_a_circle() -> bool:
+    def give_up_in_a_circle() -> None:
         nonlocal next_look
         if time.monotonic() >= next_look:
             next_look = time.monotonic() + _CIRCLE_SECONDS
             if is_circle(store, wish):
                 raise CircularRequirementsError(lock.subject, os.getpid())
-        return False
 
     with contextlib.ExitStack() as stack:
         with Ticket(os.path.join(store, key.digest), wish):
-            lock.take_unless(give_up_in_a_circle)
+            with lock.acquiring() as delays:
+                for delay in delays:
+                    give_up_in_a_circle()
+                    time.sleep(delay)
             stack.push(lock)
         yield
 

@@ -1,18 +1,13 @@
-"""The lock on a directory: which of the kernel's locks it consists of, and in which order they are taken.
+"""The lock on a directory: how its targets (`lockbuild.locks.targets`) are taken, one after the other.
 
-`DirectoryLock` takes, in this order, which is the same for everybody so that no two can wait for each other:
-
-1. the lock file that the path's digest names, in the lock folder: it works on every platform and file system;
-2. the directory itself: its inode is the same for other users, cache folders, mounts and spellings of the path;
-3. those of other tools: for a source tree, the lock file by which ``uv build`` excludes itself.
-
-Where a lock around this process already covers one of them (a hook that runs a build of its own tree, ``flock .
-lockbuild``), that one is not taken again. Nobody waits for one of the three while holding another: ``flock .`` takes
-the directory first and ``uv build`` its own, and a lockbuild below them wants the rest. How one that is not free is
-waited for is told in `lockbuild.locks.waiting`, which is imported then.
+The order is the same for all processes, so that no two can wait for each other. Where an enclosing lock already covers
+a target (a hook that runs a build of its own tree, ``flock . lockbuild``), that one is not taken again. No process
+waits for a target while it holds another: ``flock .`` takes the directory first and ``uv build`` its own lock file, and
+a lockbuild below them wants the rest. How one that is not free is waited for is told in `lockbuild.locks.waiting`,
+which is imported then.
 
 The acquisition is one generator that yields how long to sleep. Threads sleep in ``time.sleep``, coroutines in
-``asyncio.sleep``, and both run the same code.
+``asyncio.sleep`` (`SourceTreeLock`), and both run the same code.
 """
 
 from __future__ import annotations
@@ -23,16 +18,11 @@ import stat
 import time
 from typing import TYPE_CHECKING, Self
 
-from lockbuild.errors import (
-    CacheFolderError,
-    LockUnavailableError,
-    SourceTreeMovedError,
-    shown,
-)
+from lockbuild.errors import CacheFolderError, SourceTreeMovedError, shown
 from lockbuild.events import Reporter, ReporterFailedError
-from lockbuild.locks.around import inherited_lock, is_held_by_ancestor
-from lockbuild.locks.cache_digest import cache_digest
+from lockbuild.locks.enclosing import inherited_lock, is_held_by_ancestor
 from lockbuild.locks.holders import record_beside, remove_record, write_record
+from lockbuild.locks.inheriting import OpenFiles
 from lockbuild.locks.kernel import (
     Directory,
     LockFile,
@@ -43,35 +33,33 @@ from lockbuild.locks.kernel import (
 )
 from lockbuild.locks.nesting import HeldLock, held_by_ancestor, lent
 from lockbuild.locks.processes import own_identity
-from lockbuild.paths import fallback_lock_folder, lock_folder
+from lockbuild.locks.targets import directory_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from types import TracebackType
 
+    from lockbuild.locks.targets import ChooseTargets, Target
     from lockbuild.locks.waiting import Wait
-
 
 # How often the directory is made when it vanishes again at once. In /proc none can be made, and that is all it says.
 _ATTEMPTS = 1000
 
 
 class _StartOver(Exception):  # noqa: N818 - not an error, and never leaves this module
-    """A later lock was not free. The earlier ones were given up for the wait, which is over now."""
+    """A later target was not free. The earlier ones were given up for the wait, which is over now."""
 
 
 class DirectoryLock:
     """
     An exclusive lock on a directory, for every process, user and container on this machine.
 
-    A context manager, plain and asynchronous. ``timeout`` is in seconds; ``None`` waits for ever. With ``create``
-    the directory is made when it is missing, also when its last holder has removed it. Entering raises
+    A context manager. ``timeout`` is in seconds; ``None`` waits for ever. With ``create``
+    the directory is made when it is missing, also when its last holder has removed it. ``subject`` is what the lock
+    protects, and ``activity`` what its holder does meanwhile, in the words of messages. Entering raises
     `LockTimeoutError`, `LockUnavailableError`, `CacheFolderError`; without ``create`` `SourceTreeMovedError` when
     another directory has the path after a wait, and `OSError` when none had it before.
     """
-
-    _kind = "directory"
 
     def __init__(
         self,
@@ -83,99 +71,70 @@ class DirectoryLock:
         create: bool = False,
         subject: str | None = None,
         activity: str | None = None,
+        targets: ChooseTargets = directory_targets,
     ) -> None:
         self.path = os.fspath(path)
         self.subject = subject or self.path
-        """What the lock protects, in the words of messages."""
-        self.activity = activity
-        """What its holder does meanwhile, where that is what others wait for: ``building foo-1.0.tar.gz``."""
-        self.timeout = timeout
         self.held: HeldLock | None = None
         """What a hook's descendants need to know of this lock, while it is held."""
-        self._cache_dir = cache_dir
-        self._reporter = reporter or Reporter()
-        self._create = create
-        self._own: list[int] = []
-        self._inherited: list[int] = []
-        self._locked: os.stat_result | None = None
-        """The directory whose inode is locked."""
-        self._has_heirs = False
-        self._opened: dict[LockFile | Directory, int] = {}
         self.lock_file: str | None = None
         """The path of the lock file, once `open` has found where it is."""
-        self._awaited: int | None = None
-        """What was opened and is being waited for."""
-        self.is_ready: Callable[[], bool] = lambda: True
-        """Asked again and again during a wait; as long as it says no, others have the lock first."""
-        self.epoch = 0
-        """Changes whenever `descriptors` will be others than those that `open` has announced."""
-        self._started = 0.0
-        """When somebody began to take it, by the monotonic clock."""
+        self._activity = activity
+        self._timeout = timeout
+        self._reporter = reporter or Reporter()
+        self._create = create
+        self._cache_dir = cache_dir
+        self._choose_targets = targets
+        self._files = OpenFiles()
+        self._locked: os.stat_result | None = None
+        """The directory whose inode is locked."""
         self._wait: Wait | None = None
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """The open files that carry the lock. A process that inherits them keeps it when this one is killed."""
-        awaited = () if self._awaited is None else (self._awaited,)
-        return (*self._own, *self._inherited, *awaited, *self._opened.values())
+        return self._files.descriptors
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever `descriptors` will be others than those that `open` has announced."""
+        return self._files.epoch
 
     def open(self) -> None:
         """
         Open what is going to be locked, without locking it.
 
-        A process that is started with these descriptors has the lock as soon as this one has taken it, because both
-        have the same open files; so a hook host can start while we still wait. What cannot be opened is left for the
-        acquisition to complain of.
+        A process that is started with these descriptors has the lock as soon as this one has taken it. What cannot be
+        opened is left for the acquisition to report.
         """
         with contextlib.suppress(OSError, CacheFolderError):
-            targets = self._targets(os.path.realpath(self.path))
-            self.lock_file = targets[0].path
-            for target in targets:
-                with contextlib.suppress(OSError, NotALockFileError):
-                    self._opened[target] = target.open()
+            files = [target.file for target in self._targets(os.path.realpath(self.path))]
+            self.lock_file = files[0].path
+            self._files.open_ahead(files)
 
     def close(self) -> None:
-        """Close what was opened and is not locked. It does not matter how often."""
-        while self._opened:
-            os.close(self._opened.popitem()[1])
+        """Close what was opened and is not locked. Calling it again does nothing."""
+        self._files.close_ahead()
 
     def __enter__(self) -> Self:
         """Wait for the lock and take it."""
+        with self.acquiring() as delays:
+            for delay in delays:
+                time.sleep(delay)
+        return self
+
+    def acquiring(self) -> contextlib.closing[Generator[float, None, None]]:
+        """Take the lock in a context of its own: yields how long to sleep, again and again, until it is taken."""
         # Closed at once when the wait is broken off: a lock that it has taken so far is free then.
-        with contextlib.closing(self._acquire()) as delays:
-            for delay in delays:
-                time.sleep(delay)
-        return self
+        return contextlib.closing(self._acquire())
 
-    def take_unless(self, is_needless: Callable[[], bool]) -> bool:
-        """Wait for the lock and take it, unless it turns out meanwhile to be needless; return whether it was taken."""
-        with contextlib.closing(self._acquire()) as delays:
-            for delay in delays:
-                if is_needless():
-                    return False
-                time.sleep(delay)
-        return True
-
-    async def __aenter__(self) -> Self:
-        """Wait for the lock and take it, while the event loop runs on."""
-        import asyncio
-
-        with contextlib.closing(self._acquire()) as delays:
-            for delay in delays:
-                await asyncio.sleep(delay)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Release the lock."""
-        self._release()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Release the lock."""
-        self.__exit__(kind, error, traceback)
+        self.close()
+        if self.held is not None:
+            remove_record(record_beside(self.held.lock_file))
+            self.held = None
+        self._give_up()
 
     def lent(self) -> AbstractContextManager[dict[str, str]]:
         """
@@ -189,50 +148,41 @@ class DirectoryLock:
 
     def leave_to_heirs(self) -> None:
         """
-        Have the lock outlive its release, for processes that have inherited its descriptors and may still run.
+        Have the lock, which is held, outlive its release, for processes that have inherited its descriptors.
 
         A release frees the lock also for them. After this call it only closes our descriptors, and the kernel keeps
         the lock until the last heir, a hook that is still dying, has ended.
         """
-        self._has_heirs = True
+        if self.held is not None:
+            self._files.leave_to_heirs()
 
     def _acquire(self) -> Generator[float, None, None]:
         if self.held is not None:
             raise RuntimeError(f"this lock on {self.path} is held already; make a second one to wait for it")
-        self._has_heirs = False
         self._wait = None
-        self._started = time.monotonic()
         try:
             yield from self._take_all()
             if self._wait is not None and self._wait.was_told:
                 self._reporter.got_lock(self.subject, self._wait.seconds)
         except ReporterFailedError as failure:
-            self._release()
+            self.__exit__()
             raise failure.error from None
         except BaseException:
-            self._release()
+            self.__exit__()
             raise
 
-    def _targets(self, canonical: str) -> list[LockFile | Directory]:
-        folder = lock_folder(self._cache_dir, self._reporter)
-        targets: list[LockFile | Directory] = [LockFile(os.path.join(folder, self._file_name(canonical)))]
-        if os.name != "nt":
-            targets.append(Directory(canonical))
-        return targets
-
-    def _file_name(self, canonical: str) -> str:
-        return f"{self._kind}-{cache_digest(canonical)}.lock"
+    def _targets(self, canonical: str) -> Sequence[Target]:
+        return self._choose_targets(self.subject, canonical, self._cache_dir, self._reporter)
 
     def _take_all(self) -> Iterator[float]:
         before = self._find_or_make()
         canonical = os.path.realpath(self.path)
         while True:
             try:
-                lock_file = yield from self._take_under_ancestor(before)
+                enclosing = held_by_ancestor(before)
+                lock_file = (yield from self._take_nested(enclosing)) if enclosing is not None else None
                 if lock_file is None:
-                    lock_file = yield from self._take_lock_file(self._file_name(canonical))
-                    yield from self._take_directory(canonical, lock_file)
-                    yield from self._take_neighbours(canonical)
+                    lock_file = yield from self._take_targets(self._targets(canonical))
                 break
             except _StartOver:
                 continue
@@ -259,110 +209,70 @@ class DirectoryLock:
                 return os.stat(self.path)
             except (FileExistsError, FileNotFoundError):
                 # In the middle of that, too: makedirs finds that it exists, and then that it is no directory. By now
-                # somebody else may have made it again. Only what is there and is no directory is in the way.
+                # another process may have made it again. Only what is there and is no directory is in the way.
                 if not self._create or not attempts_left or _is_no_directory(self.path):
                     raise
 
-    def _take_under_ancestor(self, directory: os.stat_result) -> Generator[float, None, str | None]:
-        """Take the lock of builds that are nested in a build of this directory; return its file, if there is one."""
-        around = held_by_ancestor(directory)
-        if around is None:
-            return None
-        lock_file = around.nested_lock_file
+    def _take_nested(self, enclosing: HeldLock) -> Generator[float, None, str | None]:
+        """Take the lock of builds that are nested in a build of this directory; return its file, if it has one."""
+        self.lock_file = enclosing.nested_lock_file
         try:
-            yield from self._take(LockFile(lock_file, create=False), lock_file)
+            yield from self._take(LockFile(self.lock_file, create=False))
         except FileNotFoundError:
-            # The ancestor has ended its hooks, and whatever they left running is a stranger now.
+            # The ancestor has ended its hooks, and a process that they left running is a stranger now.
             return None
         self._reporter.detail(
-            f"{shown(self.path)} is locked already by process {around.holder.pid}, which this runs in"
+            f"{shown(self.path)} is locked already by process {enclosing.holder.pid}, which this runs in"
         )
+        return self.lock_file
+
+    def _take_targets(self, targets: Sequence[Target]) -> Generator[float, None, str]:
+        """Take all targets in their order; return the path of the lock file, which is the first."""
+        first, *others = targets
+        self.lock_file = lock_file = yield from self._take_or_replace(first)
+        for target in others:
+            yield from self._take_or_replace(target, lock_file)
         return lock_file
 
-    def _take_lock_file(self, name: str) -> Generator[float, None, str]:
-        """Take the lock file in the lock folder, or in the private one where that file system has no locks."""
-        folder = lock_folder(self._cache_dir, self._reporter)
-        lock_file = os.path.join(folder, name)
-        try:
+    def _take_or_replace(self, target: Target | None, lock_file: str | None = None) -> Generator[float, None, str]:
+        """Take a target, or what it names in its place; return the path of what was taken."""
+        while target is not None:
+            file = target.file
             try:
-                yield from self._take(LockFile(lock_file), lock_file)
-            except FileNotFoundError:
-                # Somebody has removed the folder since, with our lock file in it, perhaps while we waited.
-                return (yield from self._take_lock_file(name))
-            except LocksUnsupportedError as error:
-                folder = fallback_lock_folder(f"files in {shown(folder)} cannot be locked: {error}", self._reporter)
-                lock_file = os.path.join(folder, name)
-                yield from self._take(LockFile(lock_file), lock_file)
-        except (LocksUnsupportedError, NotALockFileError) as error:
-            raise LockUnavailableError(self.subject, lock_file, str(error)) from error
-        except OSError as error:
-            raise LockUnavailableError(self.subject, lock_file, error.strerror or str(error)) from error
-        return lock_file
+                yield from self._take(file, may_be_enclosed=target.may_be_enclosed)
+                return file.path
+            except (OSError, LocksUnsupportedError, NotALockFileError) as error:
+                target = target.instead(error, lock_file or file.path)
+        return ""
 
-    def _take_directory(self, canonical: str, lock_file: str) -> Iterator[float]:
-        """Take the directory itself. Where it cannot be locked, the lock file alone has to do, and that is told."""
-        if os.name == "nt":
-            # Windows opens no directories, and has neither bind mounts nor a way to remove an open lock file.
-            return
-        try:
-            yield from self._take(Directory(canonical), lock_file, covered=self._is_locked_around)
-        except (LocksUnsupportedError, PermissionError) as error:
-            problem = str(error) if isinstance(error, LocksUnsupportedError) else "you may not read it"
-            self._reporter.warn(
-                f"{shown(self.path)} cannot be locked itself, {problem}: only builds that use the lock file "
-                f"{shown(lock_file)} wait for each other, not those of other users or cache folders"
-            )
-        except (FileNotFoundError, NotADirectoryError):
-            raise SourceTreeMovedError(self.path) from None
-        except OSError as error:
-            raise LockUnavailableError(self.path, canonical, error.strerror or str(error)) from error
-
-    def _take_neighbours(self, canonical: str) -> Iterator[float]:  # noqa: ARG002 - for SourceTreeLock
-        """Take the locks of other tools on the same directory. Only a source tree has any."""
-        yield from ()
-
-    def _take(
-        self,
-        target: LockFile | Directory,
-        lock_file: str,
-        covered: Callable[[int], bool] = lambda _: False,
-    ) -> Iterator[float]:
-        """
-        Wait for one of the kernel's locks and keep it. ``covered`` tells of one that is not free whether it is held
-        around this process, which then does not wait for itself.
-        """
+    def _take(self, file: LockFile | Directory, *, may_be_enclosed: bool = False) -> Iterator[float]:
+        """Wait for one of the kernel's locks and keep it, unless it is not free because an enclosing lock covers it."""
         while True:
-            opened = self._opened.pop(target, None)
-            if opened is None:
-                # Whoever was started with what `open` has opened does not have this one.
-                self.epoch += 1
             try:
-                descriptor = target.open() if opened is None else opened
+                descriptor = self._files.open(file)
             except FileNotFoundError:
-                if not self._create or not isinstance(target, Directory):
+                if not self._create or not isinstance(file, Directory):
                     raise
                 self._find_or_make()
                 continue
             try:
                 if not try_to_lock(descriptor):
-                    if covered(descriptor):
-                        self.epoch += 1
-                        os.close(descriptor)
+                    if may_be_enclosed and self._is_enclosed(file, descriptor):
                         return
-                    if self._own:
-                        # Its holder may be about to wait for one of those that we have.
+                    if self._files.are_locked:
+                        # The holder may be about to wait for one of those that we have.
                         self._give_up()
-                        yield from self._wait_for(descriptor, lock_file)
+                        yield from self._wait_for(file, descriptor)
                         raise _StartOver
-                    yield from self._wait_for(descriptor, lock_file)
-                current = target.is_current(descriptor)
+                    yield from self._wait_for(file, descriptor)
+                current = file.is_current(descriptor)
             except BaseException:
                 # Not only closed: a hook host that was started early has the same open file, and would keep its lock.
                 unlock(descriptor)
                 raise
             if current:
-                self._own.append(descriptor)
-                if isinstance(target, Directory):
+                self._files.keep(descriptor)
+                if isinstance(file, Directory):
                     self._locked = os.fstat(descriptor)
                 return
             # Between our open and our lock the name was given to another file, which another process may hold. A
@@ -370,61 +280,40 @@ class DirectoryLock:
             unlock(descriptor)
             if self._create:
                 self._find_or_make()
-            elif isinstance(target, Directory):
+            elif isinstance(file, Directory):
                 raise SourceTreeMovedError(self.path)
 
-    def _wait_for(self, descriptor: int, lock_file: str) -> Iterator[float]:
+    def _wait_for(self, file: LockFile | Directory, descriptor: int) -> Iterator[float]:
         if self._wait is None:
             from lockbuild.locks.waiting import Wait
 
-            self._wait = Wait(self, self._reporter, self._started)
-        self._awaited = descriptor
-        try:
+            self._wait = Wait(self.subject, self._activity, self._timeout, self._reporter)
+        # Who holds a directory is in the record beside the lock file.
+        lock_file = file.path if isinstance(file, LockFile) else self.lock_file or file.path
+        with self._files.awaiting(descriptor):
             yield from self._wait.until_locked(descriptor, lock_file)
-        finally:
-            self._awaited = None
 
-    def _is_locked_around(self, descriptor: int) -> bool:
+    def _is_enclosed(self, file: LockFile | Directory, descriptor: int) -> bool:
         """
-        Tell whether ``flock DIR COMMAND`` runs this process, directly or with others between.
+        Tell whether an enclosing lock covers what is not free, as of ``flock DIR COMMAND`` that runs this process.
 
         pip and uv hand no descriptors on to their hooks. But that ``flock`` is an ancestor, which holds the directory
-        for what runs below it. A build that holds it for its own hooks is none: it has the lock file, too, and who
-        gets here has that.
+        for what runs below it. A build that holds it for its own hooks is none: it has the lock file as well, and a
+        process that gets here has that.
         """
-        if self._find_inherited_lock(descriptor):
-            return True
-        if not is_held_by_ancestor(descriptor):
-            return False
-        self._reporter.detail(f"{shown(self.path)} is locked already by a process that this one runs in")
-        self._locked = os.fstat(descriptor)
-        return True
-
-    def _find_inherited_lock(self, descriptor: int) -> bool:
         inherited = inherited_lock(descriptor)
-        if inherited is None:
+        if inherited is None and not is_held_by_ancestor(descriptor):
             return False
-        self._reporter.detail(f"{shown(self.path)} is locked already by the command that runs this one")
-        self._inherited.append(inherited)
-        self._locked = os.fstat(descriptor)
+        by = "the command that runs this one" if inherited is not None else "a process that this one runs in"
+        self._reporter.detail(f"{shown(file.path)} is locked already by {by}")
+        if isinstance(file, Directory):
+            self._locked = os.fstat(descriptor)
+        self._files.replace_by_enclosing(descriptor, inherited)
         return True
-
-    def _release(self) -> None:
-        self.close()
-        if self.held is not None:
-            remove_record(record_beside(self.held.lock_file))
-            self.held = None
-        self._give_up()
 
     def _give_up(self) -> None:
-        self._inherited.clear()
         self._locked = None
-        while self._own:
-            descriptor = self._own.pop()
-            if self._has_heirs:
-                os.close(descriptor)
-            else:
-                unlock(descriptor)
+        self._files.release()
 
 
 def _is_no_directory(path: str) -> bool:

@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lockbuild.errors import CacheFolderError
 from lockbuild.files import write_whole
@@ -27,6 +27,9 @@ from lockbuild.locks.processes import (
     shorten,
     words_of_command,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Holder(NamedTuple):
@@ -122,6 +125,9 @@ def _read_record(path: str) -> Holder | None:
 
 def _holder_by_kernel(locked: os.stat_result) -> int | None:
     """Look for the holder of a flock in ``/proc/locks`` (proc(5)), which lists those that this process may see."""
+    if not hasattr(os, "major"):
+        # Windows. Any user there may make a folder ``C:/proc`` and write into it what we would believe.
+        return None
     identity = f"{os.major(locked.st_dev):02x}:{os.minor(locked.st_dev):02x}:{locked.st_ino}"
     try:
         with open("/proc/locks", encoding="ascii") as file:
@@ -138,41 +144,38 @@ def _holder_by_kernel(locked: os.stat_result) -> int | None:
 
 def _may_have_open(pid: str, locked: os.stat_result) -> bool:
     """
-    Tell whether a process may have a file open, as who holds a lock on it must.
+    Tell whether a process may have a file open, as one that holds a lock on it must.
 
-    Who called flock may have ended, and another process may have its number, while a child holds the lock on.
+    The process that called flock may have ended, and another one may have its number, while a child holds the lock on.
     """
     try:
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), locked):
-                    return True
-    except PermissionError:
-        return True
-    except OSError:
-        pass
-    return False
+        return any(True for _ in _open_files(pid, locked))
+    except OSError as error:
+        return isinstance(error, PermissionError)
 
 
 def _holder_by_descriptors(locked: os.stat_result) -> int | None:
     """
     Look for a process that holds the lock through a descriptor it was given.
 
-    ``/proc/locks`` names who called flock. When that frontend was killed, the hook process that inherited its
-    descriptor holds the lock on, and only ``/proc/PID/fdinfo`` still shows it.
+    ``/proc/locks`` names the process that called flock. When that frontend was killed, the hook process that inherited
+    its descriptor holds the lock on, and only ``/proc/PID/fdinfo`` still shows it.
     """
-    for pid in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        if not pid.isdigit() or int(pid) == os.getpid():
-            continue
-        try:
-            for number in os.listdir(f"/proc/{pid}/fd"):
-                found = os.stat(f"/proc/{pid}/fd/{number}")
-                if os.path.samestat(found, locked) and holds_flock(f"/proc/{pid}/fdinfo/{number}"):
-                    return int(pid)
-        except OSError:
-            # The process has ended meanwhile, or is another user's.
-            continue
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        # A process that has ended meanwhile, or is another user's, is passed over.
+        with contextlib.suppress(OSError):
+            descriptors = () if int(pid) == os.getpid() else _open_files(pid, locked)
+            if any(holds_flock(f"/proc/{pid}/fdinfo/{number}") for number in descriptors):
+                return int(pid)
     return None
+
+
+def _open_files(pid: str, file: os.stat_result) -> Iterator[str]:
+    """Yield the descriptors that a process has of a file. Raises `OSError` where it does not show them."""
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), file):
+                yield number
 
 
 def holds_flock(fdinfo: str) -> bool:

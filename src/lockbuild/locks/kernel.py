@@ -1,9 +1,9 @@
 """The two things that the kernel locks for us, a lock file and a directory, and one attempt to lock one of them.
 
-A lock is an exclusive flock on an open file (on Windows a locked byte), the same that ``filelock.lock_descriptor``
-takes: the kernel frees it when the last process that has the open file has closed it or ended. Nothing else marks a
-lock, so nothing is stale after a crash. Three things can go wrong between opening a file and holding its lock, and
-each has its guard here:
+A lock is what ``filelock.lock_descriptor`` takes, an exclusive flock on an open file (on Windows a locked byte): the
+kernel frees it when the last process that has the open file has closed it or ended. Nothing else marks a lock, so
+nothing is stale after a crash. Three things can go wrong between opening a file and holding its lock, and each has its
+guard here:
 
 - The file was removed, and another process has made and locked a new one of that name. `is_current` compares what is
   open with what has the name now; the caller drops a lock that is not current and starts over.
@@ -18,7 +18,6 @@ import contextlib
 import errno
 import os
 import stat
-import sys
 from typing import NamedTuple
 
 from lockbuild.errors import CacheFolderError
@@ -94,8 +93,11 @@ class Directory(NamedTuple):
 
 def try_to_lock(descriptor: int) -> bool:
     """Try once to lock what is open. Raises `LocksUnsupportedError` where that file system has no locks."""
+    # Imported with the first lock: a hook host that was started before imports the backend meanwhile.
+    from filelock import lock_descriptor
+
     try:
-        return _lock(descriptor)
+        return lock_descriptor(descriptor, blocking=False)
     except OSError as error:
         if error.errno in _NO_LOCKS_HERE:
             raise LocksUnsupportedError(f"its file system has no locks ({error.strerror})") from error
@@ -104,40 +106,13 @@ def try_to_lock(descriptor: int) -> bool:
 
 def unlock(descriptor: int) -> None:
     """Free the lock, also where a process that outlives us has a copy of the descriptor; then close it."""
+    from filelock import unlock_descriptor
+
     try:
         with contextlib.suppress(OSError):
-            _unlock(descriptor)
+            unlock_descriptor(descriptor)
     finally:
         os.close(descriptor)
-
-
-if sys.platform == "win32":
-
-    def _lock(descriptor: int) -> bool:
-        from filelock import lock_descriptor
-
-        return lock_descriptor(descriptor, blocking=False)
-
-    def _unlock(descriptor: int) -> None:
-        from filelock import unlock_descriptor
-
-        unlock_descriptor(descriptor)
-
-else:
-    import fcntl
-
-    # filelock's own lock is this one system call, and its import takes 30 ms of a warm build's 280 ms on a processor. A
-    # test holds the two against each other.
-    def _lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            # Some file systems say EACCES instead of EWOULDBLOCK, filelock knows.
-            return False
-        return True
-
-    def _unlock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _open_regular_file(name: str, folder: Folder) -> int:
@@ -166,6 +141,9 @@ def _create(name: str, folder: Folder) -> int:
     in between would be refused.
     """
     path, dir_fd = folder.at(name), folder.descriptor
+    if os.name == "nt":
+        # Modes mean nothing there, and of two names that an open file has none could be removed.
+        return _new_lock_file(path, dir_fd)
     with hidden_beside(path, dir_fd) as hidden:
         descriptor = _new_lock_file(hidden, dir_fd)
         try:

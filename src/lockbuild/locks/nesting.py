@@ -104,6 +104,10 @@ def try_to_take_back(path: str) -> bool:
                 os.unlink(path)
         finally:
             os.close(descriptor)
+        if os.name == "nt":
+            # There an open file cannot be removed: neither ours, nor later one that a nested build holds.
+            with contextlib.suppress(OSError):
+                os.unlink(path)
     return True
 
 

@@ -104,6 +104,9 @@ def can_tell_ancestors() -> bool:
 
 def _stat_fields(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/PID/stat`` that follow the command, which may itself hold blanks and brackets."""
+    if os.name != "posix":
+        # On Windows this path is one on the current drive, where any user may have made it.
+        return None
     try:
         # A signal handler asks, too (`interruptible`): an encoding that Python has at its start is not half imported.
         with open(f"{_PROC}/{pid}/stat", encoding="utf-8", errors="replace") as file:

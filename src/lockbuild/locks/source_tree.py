@@ -4,35 +4,136 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from lockbuild.errors import shown
-from lockbuild.locks.around import is_held_by_ancestor
+from lockbuild.events import Reporter
 from lockbuild.locks.cache_digest import cache_digest
 from lockbuild.locks.directory import DirectoryLock
-from lockbuild.locks.kernel import Directory, LockFile, LocksUnsupportedError, NotALockFileError
+from lockbuild.locks.kernel import LockFile
+from lockbuild.locks.mounts import network_file_system
+from lockbuild.locks.nesting import held_by_ancestor
+from lockbuild.locks.targets import Target, directory_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from lockbuild.locks.nesting import HeldLock
+    from lockbuild.locks.targets import CacheDir
 
 
-class SourceTreeLock(DirectoryLock):
-    """The lock on a source tree that is held around setuptools' hooks; ``uv build`` respects it too."""
+class SourceTreeLock:
+    """
+    The lock on a source tree that is held around setuptools' hooks; ``uv build`` respects it too.
 
-    _kind = "setuptools"
+    A context manager, plain and asynchronous. ``timeout`` is in seconds; ``None`` waits for ever. Entering raises
+    `LockTimeoutError`, `LockUnavailableError`, `CacheFolderError`; `SourceTreeMovedError` when another directory has
+    the path after a wait, and `OSError` when none had it before.
+    """
 
-    def _targets(self, canonical: str) -> list[LockFile | Directory]:
-        return [*super()._targets(canonical), LockFile(uv_lock_file(cache_digest(canonical)))]
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self.path = os.fspath(path)
+        self._reporter = reporter or Reporter()
+        self._lock = DirectoryLock(
+            path, cache_dir=cache_dir, timeout=timeout, reporter=reporter, targets=_targets_of_tree
+        )
 
-    def _take_neighbours(self, canonical: str) -> Iterator[float]:
-        """Take uv's lock on the tree. One that cannot be had (another user's, say) is told of and left out."""
-        lock_file = uv_lock_file(cache_digest(canonical))
+    def __enter__(self) -> Self:
+        """Wait for the lock and take it."""
+        self._warn_of_other_hosts()
+        self._lock.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release the lock."""
+        self._lock.__exit__()
+
+    async def __aenter__(self) -> Self:
+        """Wait for the lock and take it, while the event loop runs on."""
+        import asyncio
+
+        self._warn_of_other_hosts()
+        with self._lock.acquiring() as delays:
+            for delay in delays:
+                await asyncio.sleep(delay)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Release the lock."""
+        self._lock.__exit__()
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The open files that carry the lock. A process that inherits them keeps it when this one is killed."""
+        return self._lock.descriptors
+
+    @property
+    def held(self) -> HeldLock | None:
+        """What a hook's descendants need to know of this lock, while it is held."""
+        return self._lock.held
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever `descriptors` will be others than those that `open` has announced."""
+        return self._lock.epoch
+
+    @property
+    def lock_file(self) -> str | None:
+        """The path of the lock file, once `open` has found where it is."""
+        return self._lock.lock_file
+
+    def lent(self) -> AbstractContextManager[dict[str, str]]:
+        """
+        Let builds that are started in here go on under this lock, which is held: they would wait for it for ever.
+
+        Yields the environment variable that they have to be started with. Leaving waits for those that still run.
+        """
+        return self._lock.lent()
+
+    def open(self) -> None:
+        """Open what is going to be locked, without locking it; see `DirectoryLock.open`."""
+        self._lock.open()
+
+    def close(self) -> None:
+        """Close what was opened and is not locked. Calling it again does nothing."""
+        self._lock.close()
+
+    def leave_to_heirs(self) -> None:
+        """Have the lock outlive its release; see `DirectoryLock.leave_to_heirs`."""
+        self._lock.leave_to_heirs()
+
+    def _warn_of_other_hosts(self) -> None:
         try:
-            yield from self._take(LockFile(lock_file), lock_file, covered=is_held_by_ancestor)
-        except (NotALockFileError, LocksUnsupportedError) as error:
-            self._reporter.detail(f"Not sharing uv's lock {shown(lock_file)}: {error}")
-        except OSError as error:
-            self._reporter.detail(f"Not sharing uv's lock {shown(lock_file)}: {error.strerror}")
+            tree = os.stat(self.path)
+        except OSError:
+            # Of a tree that is not there the lock complains.
+            return
+        kind = network_file_system(tree.st_dev)
+        # A build that is nested in another one leaves it to that one.
+        if kind and held_by_ancestor(tree) is None:
+            self._reporter.warn(
+                f"{shown(self.path)} is on a network file system ({kind}): builds on other hosts are not excluded; "
+                "build it on one host at a time, or build its sdist, which each build unpacks into a folder of its own"
+            )
+
+
+def _targets_of_tree(subject: str, canonical: str, cache_dir: CacheDir, reporter: Reporter) -> list[Target]:
+    path = uv_lock_file(cache_digest(canonical))
+
+    def go_without(error: Exception, _: str) -> None:
+        # It is another user's, say.
+        problem = error.strerror if isinstance(error, OSError) else error
+        reporter.detail(f"Not sharing uv's lock {shown(path)}: {problem}")
+
+    uv = Target(LockFile(path), go_without)
+    return [*directory_targets(subject, canonical, cache_dir, reporter, "setuptools"), uv]
 
 
 def uv_lock_file(digest: str) -> str:

@@ -1,4 +1,4 @@
-"""Waiting for a lock that is not free: how often it is tried, when somebody is told, and when it is given up.
+"""Waiting for a lock that is not free: how often it is tried, when the reporter hears of it, and when it is given up.
 
 A wait yields how long to sleep before it goes on, as the acquisition of a lock does (`lockbuild.locks.directory`).
 """
@@ -16,14 +16,9 @@ from lockbuild.locks.kernel import try_to_lock
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lockbuild.locks.directory import DirectoryLock
-
-# How often a lock that is not free is tried again, in seconds. Two system calls an attempt; with several waiting,
+# How often a lock that is not free is tried again, in seconds. Two system calls an attempt; with several waiters,
 # one of them finds it free sooner than that.
 _POLL_SECONDS = 0.01
-
-# How often by one that is not ready to use it, while others are.
-_UNREADY_SECONDS = 0.2
 
 # After how many seconds, and how often from then on, the reporter hears of a wait.
 _REPORT_SECONDS = 0.5
@@ -31,15 +26,17 @@ _REPORT_SECONDS = 0.5
 
 class Wait:
     """
-    The wait for a lock. For all of the kernel's locks that it consists of there is one limit and one story.
+    The wait for a lock, which begins now. For all of the lock's targets there is one limit and one story.
 
-    ``started`` is when somebody began to take it, by the monotonic clock.
+    ``subject`` is what the lock protects, ``activity`` what its holder does, in the words of messages.
     """
 
-    def __init__(self, lock: DirectoryLock, reporter: Reporter, started: float) -> None:
-        self._lock = lock
+    def __init__(self, subject: str, activity: str | None, timeout: float | None, reporter: Reporter) -> None:
+        self._subject = subject
+        self._activity = activity
+        self._timeout = timeout
         self._reporter = reporter
-        self._started = started
+        self._started = time.monotonic()
         self._next_report = _REPORT_SECONDS
 
     @property
@@ -54,34 +51,27 @@ class Wait:
 
     def until_locked(self, descriptor: int, lock_file: str) -> Iterator[float]:
         """
-        Wait for one of the kernel's locks, on an open file, until it is taken.
+        Wait for one of the targets, an open file, until it is locked.
 
         Raises `LockTimeoutError`, and `ReporterFailedError` for what the reporter raises. ``lock_file`` is the one
-        beside which stands who holds the whole lock.
+        beside which a record says who holds the whole lock.
         """
-        timeout = self._lock.timeout
-        next_attempt = 0.0
         while True:
             waited = self.seconds
-            if timeout is not None and waited >= timeout:
+            if self._timeout is not None and waited >= self._timeout:
                 holder = find_holder(descriptor, record_beside(lock_file))
-                raise LockTimeoutError(self._lock.subject, lock_file, holder, timeout)
+                raise LockTimeoutError(self._subject, lock_file, holder, self._timeout)
             if waited >= self._next_report:
                 self._next_report = waited + _REPORT_SECONDS
                 self._tell(descriptor, lock_file, waited)
-            yield _POLL_SECONDS if timeout is None else min(_POLL_SECONDS, timeout - waited)
-            waited = self.seconds
-            if self._lock.is_ready() or waited >= next_attempt:
-                # Those that are ready may have been stopped, and the lock be free.
-                next_attempt = waited + _UNREADY_SECONDS
-                if try_to_lock(descriptor):
-                    return
+            yield _POLL_SECONDS if self._timeout is None else min(_POLL_SECONDS, self._timeout - waited)
+            if try_to_lock(descriptor):
+                return
 
     def _tell(self, descriptor: int, lock_file: str, waited: float) -> None:
-        lock = self._lock
         holder = find_holder(descriptor, record_beside(lock_file))
         try:
-            self._reporter.waiting(LockWait(lock.subject, lock_file, holder, waited, lock.timeout, lock.activity))
+            self._reporter.waiting(LockWait(self._subject, lock_file, holder, waited, self._timeout, self._activity))
         except OSError as error:
             # A terminal that has gone, say. It is no reason to take uv's lock for one that cannot be had.
             raise ReporterFailedError(error) from error

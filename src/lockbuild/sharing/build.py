@@ -165,8 +165,11 @@ class SharedBuild:
         kept_before = kept_outcome(self.lock.path)
         with contextlib.ExitStack() as stack:
             with Ticket(self.lock.path, self._wish) as ticket:
-                if not self.lock.take_unless(lambda: self._accept_or_give_up(ticket)):
-                    return self
+                with self.lock.acquiring() as delays:
+                    for delay in delays:
+                        if self._accept_or_give_up(ticket):
+                            return self
+                        time.sleep(delay)
                 stack.push(self.lock)
                 if self._accept(ticket) or self._accept_kept(ticket, kept_before):
                     return self

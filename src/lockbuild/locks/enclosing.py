@@ -1,4 +1,4 @@
-"""Locks that are held around this process, by whoever has started it: it goes on under them and waits for none."""
+"""Enclosing locks: held by a process that this one runs in, which goes on under them and waits for none of them."""
 
 from __future__ import annotations
 
