@@ -18,7 +18,7 @@ def network_file_system(device: int, mounts: str | None = None) -> str | None:
     ``mounts`` is a text as in ``/proc/self/mountinfo`` (proc(5)), which is read if it is left out. Where there is no
     such file, nothing is known.
     """
-    if os.name != "posix":
+    if not hasattr(os, "major"):
         return None
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in (_own_mounts() if mounts is None else mounts).split("\n"):
