@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from tempfile import TemporaryDirectory
 
+    from lockbuild.environments.store import Generation
     from lockbuild.events import Reporter
     from lockbuild.hooks.early import EarlyHost
-    from lockbuild.hooks.tee import Tee
-    from lockbuild.sharing.build import SharedBuild
 
 
 class Job:
@@ -45,8 +44,8 @@ class Job:
         self.out_dir = out_dir
         self.collects_output = collects_output
         self.timings: list[Timing] = []
-        self.shared: SharedBuild | None = None
-        """Set while this process builds for others, too."""
+        self.environments: set[Generation | None] = set()
+        """The build environments in which hooks have run; ``None`` for one that is not kept."""
         self._distributions_left = distributions
         self._hooks: HookRunner | None = None
         self._early = early
@@ -78,16 +77,6 @@ class Job:
             seconds = time.perf_counter() - began
             self.timings.append(Timing(name, seconds))
             self.reporter.ended(name, seconds)
-
-    @contextlib.contextmanager
-    def sharing(self, shared: SharedBuild) -> Iterator[None]:
-        """Have what is built now be what is shared."""
-        reporter = self.reporter
-        self.shared, self.reporter = shared, shared.reporter
-        try:
-            yield
-        finally:
-            self.shared, self.reporter = None, reporter
 
     @property
     def oldest_environment(self) -> float:
@@ -133,10 +122,6 @@ class Job:
         goes the same way.
         """
         self._distributions_left -= 1
-        if self.shared is not None:
-            with contextlib.closing(HookRunner(self._output_handler(), self._tee())) as runner:
-                yield runner
-            return
         if self._hooks is None:
             handler = self._output_handler()
             # Its output goes where ours goes.
@@ -156,7 +141,7 @@ class Job:
     def _output_handler(self) -> Callable[[Sequence[str], Sequence[bytes], int], None] | None:
         """Return what is to be done with the output of hooks; ``None`` lets it go where ours goes."""
         if not self.collects_output:
-            return None if self.request.verbosity >= 0 or self.shared else lambda *_: None
+            return None if self.request.verbosity >= 0 else lambda *_: None
 
         def show(command: Sequence[str], output: Sequence[bytes], status: int) -> None:
             if status or self.request.verbosity > 0:
@@ -167,11 +152,3 @@ class Job:
                     self.reporter.log(text.decode(errors="backslashreplace"), ("subprocess", "stdout"))
 
         return show
-
-    def _tee(self) -> Tee | None:
-        """Return what writes down the output of hooks for those who wait for this build."""
-        if self.shared is None or self.shared.output is None:
-            return None
-        from lockbuild.hooks.tee import Tee
-
-        return Tee(self.shared.output, is_passed_on=self.request.verbosity >= 0)

@@ -7,8 +7,8 @@ of a build that processes share, because one of them builds.
 
 The order, for everybody: the folder of a shared build, the folder of an unpacked sdist, the folder of a build
 environment, the source tree; and within each of them the lock file, the directory's inode, uv's lock file. Who holds
-one may wait for a later one and never for an earlier one. The exception is an sdist that is built for a build
-environment: it may itself be shared, and a circle of such waits is found and is an error.
+one may wait for a later one and never for an earlier one. The exception is a backend that an installer runs for a build
+environment, and that runs lockbuild. It is told what is locked around it, and does not wait for that.
 
 What holds a lock is an open file, and the hook processes inherit it: a lock is free when the frontend has released
 it *and* no hook that ran under it is left. Nothing else counts: not that a file exists, not what stands in it.

@@ -147,15 +147,6 @@ class DirectoryLock:
                 time.sleep(delay)
         return self
 
-    def take_unless(self, is_needless: Callable[[], bool]) -> bool:
-        """Wait for the lock and take it, unless it turns out meanwhile to be needless; return whether it was taken."""
-        with contextlib.closing(self._acquire()) as delays:
-            for delay in delays:
-                if is_needless():
-                    return False
-                time.sleep(delay)
-        return True
-
     async def __aenter__(self) -> Self:
         """Wait for the lock and take it, while the event loop runs on."""
         import asyncio
