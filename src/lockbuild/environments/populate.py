@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from lockbuild.environments.store import Generation
     from lockbuild.request import BuildRequest
 
+# Of two threads that ask first, one may find half of the variables (Python 3.11). The import is done by one thread.
+sysconfig.get_config_vars()
+
 # What installers say when an index cannot be reached, as opposed to: when it has no such version.
 _UNREACHABLE = (
     "connection broken by",
