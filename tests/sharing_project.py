@@ -45,6 +45,10 @@ class SharingProject:
         (self.tree / "pyproject.toml").write_text(f"[build-system]\n{backend}# {uuid.uuid4()}\n")
         (self.tree / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: shared\nVersion: 1.0\n")
         (self.tree / "source.txt").write_text("first")
+        self.pack()
+
+    def pack(self) -> None:
+        """Make the sdist of the tree."""
         with tarfile.open(self.sdist, "w:gz") as archive:
             archive.add(self.tree, "shared-1.0")
 
@@ -111,16 +115,9 @@ class SharingProject:
         with zipfile.ZipFile(self.wheel(process)) as archive:
             return archive.read(name).decode()
 
-    def tickets(self) -> list[str]:
-        """Return the tickets of those who wait, by the number of their process."""
-        return sorted(path.name.partition("-")[0] for path in self.builds.glob("*/tickets/*"))
-
     def left_behind(self) -> list[Path]:
-        """Return what is in the store beside the wheels that are kept."""
-        kept = ("kept", "tickets", "mailbox")
-        return [path for key in self.builds.glob("*") for path in key.iterdir() if path.name not in kept] + [
-            path for name in ("tickets", "mailbox") for path in self.builds.glob(f"*/{name}/*")
-        ]
+        """Return what is in the store beside complete outcomes."""
+        return [path for path in self.builds.glob("*/*") if not (path / "outcome.json").exists()]
 
 
 def wait_until_all_wait(processes: list[subprocess.Popen[str]], builder: subprocess.Popen[str] | int) -> None:

@@ -288,15 +288,12 @@ class ProbeTree:
         return sorted(path for path in self.store.iterdir() if path.is_dir()) if self.store.exists() else []
 
     def environments(self) -> list[Path]:
-        """Return the complete environments in the store, without those for sdists, which require nothing."""
-        return [each for each in self._complete() if json.loads(Path(f"{each}.json").read_text())["requirements"]]
-
-    def _complete(self) -> list[Path]:
+        """Return the complete environments in the store."""
         return sorted(Path(str(each)[: -len(".json")]) for each in self.store.glob("*/*.json"))
 
     def debris(self) -> list[Path]:
         """Return what is in the store and belongs to no complete environment, and the files of users."""
-        complete = {str(each) for each in self._complete()}
+        complete = {str(each) for each in self.environments()}
         expected = complete | {f"{each}.json" for each in complete} | {f"{each}.users" for each in complete}
         found = [path for key in self.keys() for path in key.iterdir() if str(path) not in expected]
         users = [path for each in complete for path in Path(f"{each}.users").glob("*")]

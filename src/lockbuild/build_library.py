@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from build import _ctx
 from build._compat.tarfile import safe_extractall
 from build._util import format_unmet_dependencies
-from build.env import DefaultIsolatedEnv, _pip_env
+from build.env import DefaultIsolatedEnv, _has_keyring_cli, _pip_env
 
 from lockbuild.errors import UnmetDependenciesError
 
@@ -29,13 +28,11 @@ __all__ = [
     "check_dependencies",
     "forward_log",
     "log_step",
-    "pip_command",
     "run_pip",
+    "run_uv",
     "safe_extractall",
-    "set_for_installer",
+    "write_requirements",
 ]
-
-_setting_variables = threading.Lock()
 
 # What is in the traceback of a pip before 23.2 that has read a file in its cache, origin.json, at the moment at which
 # another pip wrote it (pip issue 11985). Debian 12 and Python 3.11.4 come with such a pip.
@@ -66,25 +63,19 @@ def log_step(message: str) -> None:
     _ctx.log(message, kind=("step",))
 
 
-@contextmanager
-def set_for_installer(variables: Mapping[str, str]) -> Iterator[None]:
-    """
-    Set variables for an installer that `build` runs, which hands it a copy of ours.
-
-    Of two threads that make environments, one would take the variables of the other for those that were there before,
-    and leave them behind. So they take turns.
-    """
-    with _setting_variables:
-        before = {name: os.environ.get(name) for name in variables}
-        os.environ.update(variables)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+def write_requirements(requirements: Collection[str], constraints: str, folder: str) -> list[str]:
+    """Write what is to be installed into a folder, where installers heed markers and hashes; return the options."""
+    options = []
+    for option, name, content in (
+        ("-r", "requirements.txt", "\n".join(requirements)),
+        ("-c", "constraints.txt", constraints),
+    ):
+        if content.strip():
+            path = os.path.join(folder, name)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(content)
+            options += [option, path]
+    return options
 
 
 def run_pip(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Mapping[str, str]) -> None:
@@ -94,7 +85,7 @@ def run_pip(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Ma
     ``words`` are its command and the arguments, ``variables`` what its environment has beside ours. An old pip that
     was disturbed by another one is run again. Raises `subprocess.CalledProcessError`.
     """
-    command, more = pip_command(environment)
+    command, more = _pip_command(environment)
     log = _ctx.LOGGER.get()
     heard: list[tuple[str, tuple[str, ...] | None]] = []
 
@@ -119,7 +110,19 @@ def run_pip(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Ma
             _ctx.LOGGER.reset(logger)
 
 
-def pip_command(environment: DefaultIsolatedEnv) -> tuple[list[str], dict[str, str]]:
+def run_uv(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Run ``uv pip`` for an environment as `build` does; ``words`` and ``variables`` are as for `run_pip`."""
+    command = [environment._env_backend._uv_bin, "pip"]  # type: ignore[attr-defined]
+    if _ctx.verbosity > 1:
+        command.append(f"-{'v' * min(2, _ctx.verbosity - 1)}")
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environ["VIRTUAL_ENV"] = environment.path
+    if "UV_KEYRING_PROVIDER" not in environ and _has_keyring_cli():
+        environ["UV_KEYRING_PROVIDER"] = "subprocess"
+    _ctx.run_subprocess([*command, *words, "--python", environment.python_executable], env={**environ, **variables})
+
+
+def _pip_command(environment: DefaultIsolatedEnv) -> tuple[list[str], dict[str, str]]:
     """Return the command that runs pip for an environment, and the variables that it needs."""
     variables = {}
     if environment._env_backend._has_valid_outer_pip:  # type: ignore[attr-defined]

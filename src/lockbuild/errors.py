@@ -98,16 +98,6 @@ class SdistError(LockbuildError):
     """A file is not a source distribution that a wheel can be built from."""
 
 
-class SharedBuildError(LockbuildError):
-    """A build that another process did for this one, too, has failed there."""
-
-    def __init__(self, subject: str, builder: int, error: str) -> None:
-        self.subject = subject
-        self.builder = builder
-        self.error = error
-        super().__init__(f"{error} (in process {builder}, which was building {shown(subject)} for this one, too)")
-
-
 class WheelError(LockbuildError):
     """A wheel that cannot be installed: it is damaged, or would write where it must not."""
 
@@ -119,18 +109,6 @@ class WheelError(LockbuildError):
 
 class CacheFolderError(LockbuildError):
     """No folder can be had in which lock files, or what is kept, are safe."""
-
-
-class CircularRequirementsError(LockbuildError):
-    """A requirement of a build environment cannot be built without that environment."""
-
-    def __init__(self, subject: str, maker: int) -> None:
-        self.subject = subject
-        self.maker = maker
-        super().__init__(
-            f"The build requirements form a circle: {shown(subject)} is needed to build a requirement of itself, "
-            f"for process {maker}, which is making it"
-        )
 
 
 class WorkerError(LockbuildError):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from lockbuild.environments import BuildEnvironment, extended
-from lockbuild.errors import CircularRequirementsError, SdistError, shown
+from lockbuild.errors import SdistError, shown
 from lockbuild.events import Reporter
 from lockbuild.job import Job
 from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
@@ -28,7 +28,7 @@ from lockbuild.project import (
 from lockbuild.request import BuildRequest, BuildResult, Distribution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from lockbuild.hooks.caller import BackendCaller
     from lockbuild.hooks.runner import HookRunner
@@ -42,7 +42,7 @@ class _Tree(NamedTuple):
 
     path: str
     locks: tuple[InheritableLock, ...] = ()
-    """Those on folders that the user named, under which it was unpacked."""
+    """Those that are held around it: on a shared build, on folders that the user named."""
     is_private: bool = False
     """Whether it was unpacked for this build alone, at a path that no other process knows."""
 
@@ -103,35 +103,6 @@ def metadata(request: BuildRequest, reporter: Reporter | None = None) -> bytes:
         return _call_hooks(job, tree, "wheel", lambda backend: _prepare_metadata(job, backend))
 
 
-def build_shared_wheel(
-    archive: str,
-    out_dir: str,
-    request: BuildRequest,
-    reporter: Reporter,
-    config_settings: Mapping[str, Any] | None = None,
-) -> str:
-    """
-    Build the wheel of an sdist that a build environment needs; return the wheel's path in the out-dir.
-
-    However many environments need it at the same time, it is built once, like any sdist. ``request`` is that of the
-    build whose environment it is: where the cache is, which installer there is, and how long to wait. Raises what
-    `build` raises, and `CircularRequirementsError` for an sdist that is needed to build itself.
-    """
-    of_requirement = request._replace(
-        source=archive,
-        distributions=("wheel",),
-        out_dir=out_dir,
-        config_settings=config_settings or {},
-        isolation=True,
-        env_dir=None,
-        sdist_extract_dir=None,
-        lock=None,
-        coalesce=False,
-        clear=False,
-    )
-    return build(of_requirement, reporter).artifacts[0].path
-
-
 def is_sdist(source: str) -> bool:
     """Tell whether a build's source is a source distribution rather than a tree."""
     return source.lower().endswith(".tar.gz") and os.path.isfile(source)
@@ -159,48 +130,51 @@ def _build_from_tree(job: Job, kind: Distribution) -> tuple[str, str]:
     """Build one distribution of the tree that the request names; return its paths as `_build_distribution` does."""
     tree = _Tree(job.request.source)
     if job.request.coalesce:
-        return _build_once(job, tree.path, kind, lambda: _build_distribution(job, tree, kind))
+        return _build_once(
+            job, tree.path, kind, lambda locks: _build_distribution(job, tree._replace(locks=tuple(locks)), kind)
+        )
     return _build_distribution(job, tree, kind)
 
 
 def _build_from_sdist(job: Job, sdist: Sdist, kinds: Sequence[Distribution]) -> list[str]:
     """Build from an sdist that is unpacked for it; return the paths of what was published."""
 
-    def build_all() -> list[tuple[str, str]]:
-        with _source_tree(job, sdist) as tree:
+    def build_all(outer_locks: Sequence[InheritableLock]) -> list[tuple[str, str]]:
+        with _source_tree(job, sdist, outer_locks) as tree:
             return [_build_distribution(job, tree, kind) for kind in kinds]
 
-    if sdist.sha256 in job.request.building:
-        raise CircularRequirementsError(sdist.name, os.getpid())
-    job.request = job.request._replace(building=(*job.request.building, sdist.sha256))
     if tuple(kinds) == ("wheel",) and (is_sdist(job.request.source) or job.request.coalesce):
-        return [_build_once(job, sdist, "wheel", lambda: build_all()[0])[1]]
-    return [published for _, published in build_all()]
+        return [_build_once(job, sdist, "wheel", lambda locks: build_all(locks)[0])[1]]
+    return [published for _, published in build_all(())]
 
 
 def _build_once(
-    job: Job, source: Sdist | str, kind: Distribution, build_it: Callable[[], tuple[str, str]]
+    job: Job,
+    source: Sdist | str,
+    kind: Distribution,
+    build_it: Callable[[Sequence[InheritableLock]], tuple[str, str]],
 ) -> tuple[str, str]:
     """Have something built by one of all the processes that ask for the same at the same time, us or another one."""
     from lockbuild import artifacts
     from lockbuild.sharing.build import shared_build
 
-    shared = shared_build(source, kind, job.request, job.reporter, job.folder(), job.oldest_environment)
+    shared = shared_build(source, kind, job.request, job.reporter)
     if shared is None:
-        return build_it()
-    with shared:
-        if shared.delivery is None:
-            with job.sharing(shared):
-                path, published = build_it()
-            shared.succeeded(path)
+        return build_it(())
+    with shared.lock:
+        taken = shared.take(job.folder(), job.oldest_environment)
+        if taken is None:
+            with shared.begun():
+                job.environments.clear()
+                path, published = build_it([shared.lock])
+                shared.keep(path, job.environments)
             return path, published
-    folder, name = shared.delivery
     artifacts.make_out_dir(job.out_dir)
-    return os.path.join(folder, name), artifacts.publish(folder, name, job.out_dir)
+    return taken, artifacts.publish(*os.path.split(taken), job.out_dir)
 
 
 @contextlib.contextmanager
-def _source_tree(job: Job, source: Sdist | str) -> Iterator[_Tree]:
+def _source_tree(job: Job, source: Sdist | str, outer_locks: Sequence[InheritableLock] = ()) -> Iterator[_Tree]:
     """Yield the source tree of a build, which an sdist is unpacked into."""
     if isinstance(source, str):
         yield _Tree(source)
@@ -209,7 +183,7 @@ def _source_tree(job: Job, source: Sdist | str) -> Iterator[_Tree]:
 
     extract_dir = job.request.sdist_extract_dir
     with contextlib.ExitStack() as stack:
-        locks: list[InheritableLock] = []
+        locks = [*outer_locks]
         if extract_dir is not None:
             # Two builds with one --sdist-extract-dir would each remove the tree in which the other one builds. With
             # an --env-dir, too, both are locked here in the order of their names: another build may have been given
@@ -246,8 +220,6 @@ def _call_hooks(job: Job, tree: _Tree, kind: Distribution, work: Callable[[Backe
     """Have the backend of a tree do some work, in its environment, under its lock."""
     with contextlib.ExitStack() as stack:
         locks: list[InheritableLock] = [*tree.locks]
-        if job.shared is not None:
-            locks.append(job.shared.lock)
         taken = [lock.path for lock in tree.locks if isinstance(lock, DirectoryLock)]
         if job.request.env_dir is not None and job.request.env_dir not in taken:
             # Two builds with one --env-dir: the second one finds the folder empty when the first has succeeded.
@@ -279,8 +251,9 @@ def _call_hooks(job: Job, tree: _Tree, kind: Distribution, work: Callable[[Backe
         environment = None
         if job.request.isolation:
             with job.step("environment"):
-                environment = stack.enter_context(job.build_environment(project.requires, start_host))
+                environment = stack.enter_context(job.build_environment(project.requires, locks, start_host))
             locks.extend(environment.locks)
+            job.environments.add(environment.generation)
         start_host(environment)
 
         extra_requires: Collection[str] | None = None
@@ -337,8 +310,6 @@ def _locked(
         if decision.locked:
             with job.step("lock"):
                 held.append(stack.enter_context(tree_lock))
-        if job.shared is not None:
-            job.shared.begins()
         stack.enter_context(hooks.under(held, keeps_host=job.keeps_host))
         yield held
 
@@ -376,13 +347,12 @@ def _extended(
     with contextlib.ExitStack() as stack:
         with job.step("environment") if extra_requires else contextlib.nullcontext():
             full = stack.enter_context(
-                extended(environment, extra_requires, job.request, job.reporter, job.oldest_environment)
+                extended(environment, extra_requires, job.request, held, job.reporter, job.oldest_environment)
             )
         if versions := full.required_versions():
             listed = "".join(f"\n- {name}=={version}" for name, version in versions.items())
             job.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
-        if job.shared is not None:
-            job.shared.uses(full)
+        job.environments.add(full.generation)
         if full is environment:
             yield full
         else:

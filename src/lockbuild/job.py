@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from tempfile import TemporaryDirectory
 
+    from lockbuild.environments.store import Generation
     from lockbuild.events import Reporter
-    from lockbuild.sharing.build import SharedBuild
+    from lockbuild.locks import InheritableLock
 
 
 class Job:
@@ -43,11 +44,11 @@ class Job:
         self.out_dir = out_dir
         self.collects_output = collects_output
         self.timings: list[Timing] = []
-        self.shared: SharedBuild | None = None
-        """Set while this process builds for others, too."""
+        self.environments: set[Generation | None] = set()
+        """The build environments in which hooks have run; ``None`` for one that is not kept."""
         self.distributions_left = distributions
         self._hooks: HookRunner | None = None
-        self._environments: dict[frozenset[str], BuildEnvironment] = {}
+        self._kept_environments: dict[frozenset[str], BuildEnvironment] = {}
         self._resources = contextlib.ExitStack()
         self._started = time.time()
         self._staging: TemporaryDirectory[str] | None = None
@@ -78,16 +79,6 @@ class Job:
             seconds = time.perf_counter() - began
             self.timings.append(Timing(name, seconds))
             self.reporter.ended(name, seconds)
-
-    @contextlib.contextmanager
-    def sharing(self, shared: SharedBuild) -> Iterator[None]:
-        """Have what is built now be what is shared."""
-        reporter = self.reporter
-        self.shared, self.reporter = shared, shared.reporter
-        try:
-            yield
-        finally:
-            self.shared, self.reporter = None, reporter
 
     @property
     def oldest_environment(self) -> float:
@@ -147,26 +138,31 @@ class Job:
 
     @contextlib.contextmanager
     def build_environment(
-        self, requires: Collection[str], on_candidate: Callable[[BuildEnvironment], object]
+        self,
+        requires: Collection[str],
+        outer_locks: Sequence[InheritableLock],
+        on_candidate: Callable[[BuildEnvironment], object],
     ) -> Iterator[BuildEnvironment]:
         """Yield the environment for a distribution: the one that an earlier distribution had, if that is kept."""
-        known = self._environments.get(frozenset(requires))
+        known = self._kept_environments.get(frozenset(requires))
         if known is not None:
             yield known
             return
         with contextlib.ExitStack() as stack:
             environment = stack.enter_context(
-                build_environment(requires, self.request, self.reporter, self.oldest_environment, on_candidate)
+                build_environment(
+                    requires, self.request, outer_locks, self.reporter, self.oldest_environment, on_candidate
+                )
             )
             if environment.generation is not None:
-                self._environments[frozenset(requires)] = environment
+                self._kept_environments[frozenset(requires)] = environment
                 self._resources.push(stack.pop_all())
             yield environment
 
     def _output_handler(self) -> Callable[[Sequence[str], Sequence[bytes], int], None] | None:
         """Return what is to be done with the output of hooks; ``None`` lets it go where ours goes."""
         if not self.collects_output:
-            return None if self.request.verbosity >= 0 or self.shared else lambda *_: None
+            return None if self.request.verbosity >= 0 else lambda *_: None
 
         def show(command: Sequence[str], output: Sequence[bytes], status: int) -> None:
             if status or self.request.verbosity > 0:

@@ -70,8 +70,6 @@ class BuildRequest(NamedTuple):
     """Take the artifact of a build of the same tree that started after this one was asked for."""
     max_sdist_size: float = 4 * 1024.0**3
     """Bytes to which an sdist that is the source may unpack; infinite for no limit."""
-    building: tuple[str, ...] = ()
-    """What waits for this build, the outermost first: sdists by their SHA-256, build environments by their key."""
     clear: bool = False
     """Remove the project's older artifacts from the out-dir once the new ones are complete."""
     verbosity: int = 0

@@ -1,9 +1,7 @@
-"""One build for all who ask for the same one at the same time: with real processes, whose backend counts its runs."""
+"""One build for all processes that ask for it at the same time: real processes, whose backend counts its runs."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -11,23 +9,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from build import BuildException
 
-from lockbuild.errors import CircularRequirementsError
+from lockbuild.environments.store import Generation, generations
 from lockbuild.events import Reporter
-from lockbuild.frontend import build_shared_wheel
 from lockbuild.request import BuildRequest
+from lockbuild.sdist import read_sdist
 from lockbuild.sharing.build import SharedBuild, shared_build
-from lockbuild.sharing.tickets import Ticket, read_outcome
 from machine import ADOPTER, linux_only, parent, read_message
 from sharing_project import WHEEL, SharingProject, wait_until_all_wait
-from wheelhouse import CACHE_COMMAND
-from witness import LOCKBUILD, PATIENCE, wait_until
+from wheelhouse import CACHE_COMMAND, Wheelhouse
+from witness import LOCKBUILD, PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -72,66 +69,29 @@ def test_eight_requests_of_one_sdist_run_its_backend_once_and_have_the_same_whee
     errors = project.finish()
     assert len(project.runs()) == 1
     assert len({project.wheel(process).read_bytes() for process in project.started}) == 1
-    assert all(f"* Using {WHEEL}, which process {builder.pid} has built" in error for error in errors[1:])
+    assert all(f"* Using {WHEEL}, which process {builder.pid} built " in error for error in errors[1:])
     assert not any("on standard" in error for error in errors[1:]), "the backend's output is the builder's"
     assert project.left_behind() == []
 
 
 @pytest.mark.slow
-def test_eight_requests_of_an_sdist_that_fails_run_its_backend_once_and_are_eight_clear_errors(
-    project: SharingProject,
+@pytest.mark.parametrize("of_tree", [False, True], ids=["sdist", "tree"])
+def test_a_build_that_fails_is_tried_again_by_each_process_that_has_waited_for_it(
+    project: SharingProject, of_tree: bool
 ) -> None:
-    builder = start_builder(project, env={"SHARING_FAIL": "it is broken"})
-    waiters = [project.start(gated=True, env={"SHARING_FAIL": "it is broken"}) for _ in range(7)]
-    wait_until_all_wait(waiters, builder)
+    options, source = (["--coalesce"], project.tree) if of_tree else ([], project.sdist)
+    start = {"source": source, "gated": True, "env": {"SHARING_FAIL": "it is broken"}}
+    builder = start_builder(project, *options, source=source, env=start["env"])
+    waiters = [project.start(*options, **start) for _ in range(3)]  # type: ignore[arg-type]
+    for waiter in waiters:
+        assert f"Waiting for {builder.pid}, which is building " in read_message(waiter, "Waiting for ")
     project.gate.touch()
-    errors = project.finish(status=1)
-    assert len(project.runs()) == 1
-    failure = "ERROR Backend subprocess exited when trying to invoke build_wheel"
-    assert errors[0].splitlines()[-1] == failure
-    for error in errors[1:]:
-        assert [line for line in error.splitlines() if line.startswith("< ")] == [
-            "< on standard output False",
-            "< on standard error False",
-            "< it is broken",
-        ]
-        note = f"(in process {builder.pid}, which was building shared-1.0.tar.gz for this one, too)"
-        assert error.splitlines()[-1] == f"{failure} {note}"
-    # The failure is nobody's who comes later.
-    project.build(gated=True, env={"SHARING_FAIL": "it is broken"}, status=1)
-    assert len(project.runs()) == 2
-    assert project.left_behind() == []
-
-
-def test_the_output_of_the_build_is_there_for_a_waiter_with_v(project: SharingProject) -> None:
-    builder = start_builder(project)
-    waiter = project.start("-v", gated=True)
-    wait_until_all_wait([waiter], builder)
-    project.gate.touch()
-    assert builder.stdout is not None
-    assert builder.stderr is not None
-    # The builder's two streams are still two.
-    assert "on standard output False\n" in builder.stdout.read()
-    assert "on standard error False\n" in builder.stderr.read()
-    assert builder.wait(PATIENCE) == 0
-    [error] = project.finish(waiter)
-    assert {"< on standard output False", "< on standard error False"} <= set(error.splitlines())
-
-
-def test_a_builder_at_a_terminal_shows_its_hooks_one_and_its_waiter_the_output(project: SharingProject) -> None:
-    terminal, end = os.openpty()
-    builder = start_builder(project, stdout=end, stderr=end, env={"SHARING_FAIL": "broken", "NO_COLOR": "1"})
-    os.close(end)
-    waiter = project.start(gated=True, env={"SHARING_FAIL": "broken"})
-    wait_until_all_wait([waiter], builder)
-    project.gate.touch()
-    assert builder.wait(PATIENCE) == 1
-    seen = os.read(terminal, 1 << 16).decode().splitlines()
-    os.close(terminal)
-    told = ["on standard output True", "on standard error True", "broken"]
-    assert [line for line in seen if line in told] == told
-    [error] = project.finish(waiter, status=1)
-    assert [line for line in error.splitlines() if line.startswith("< ")] == [f"< {line}" for line in told]
+    for error in project.finish(status=1):
+        lines = error.splitlines()
+        assert lines.count("it is broken") == 1
+        assert lines[-1] == "ERROR Backend subprocess exited when trying to invoke build_wheel"
+    assert len(project.runs()) == 4
+    assert list(project.builds.glob("*/*")) == []
 
 
 def test_a_wheel_that_is_changed_in_one_out_dir_is_as_it_was_in_the_others(project: SharingProject) -> None:
@@ -195,7 +155,7 @@ def test_a_builder_that_is_killed_at_any_moment_of_its_end_leaves_whole_wheels_o
     for number in range(8):
         builder = start_builder(project)
         waiters = [project.start(gated=True) for _ in range(2)]
-        wait_until(lambda: len(project.tickets()) == 2, "their tickets")
+        wait_until_all_wait(waiters, builder)
         before = len(project.runs())
         project.gate.touch()
         project.wait_for_run(before, "leave")
@@ -206,11 +166,12 @@ def test_a_builder_that_is_killed_at_any_moment_of_its_end_leaves_whole_wheels_o
         assert len({project.wheel(process).read_bytes() for process in waiters}) == 1
         assert project.content(waiters[0], "shared.txt") == "first"
         assert len(project.runs()) - before in (0, 1)
-        # The next builder clears up what the killed one has left.
         project.gate.unlink()
         project.started.clear()
         shutil.rmtree(project.folder / "out0")
-    project.build()
+    # The next build clears up what the killed ones have left.
+    project.gate.touch()
+    project.build(gated=True)
     assert project.left_behind() == []
 
 
@@ -239,7 +200,6 @@ def test_waiters_that_give_up_are_interrupted_or_killed_leave_nothing_and_distur
     assert interrupted.wait(PATIENCE) == 130
     killed.kill()
     killed.wait()
-    assert project.tickets() == sorted(str(process.pid) for process in (killed, patient))
     project.gate.touch()
     project.finish(builder, patient)
     assert len(project.runs()) == 1
@@ -265,6 +225,102 @@ def test_a_hook_that_builds_its_own_sdist_does_not_wait_for_itself(project: Shar
     )
     assert (project.folder / "nested" / WHEEL).exists()
     assert len(project.runs()) == 2
+
+
+@pytest.mark.slow
+def test_an_installer_whose_sdist_builds_what_its_environment_is_for_does_not_wait_for_that(
+    project: SharingProject, tmp_path: Path
+) -> None:
+    """The wheel is built for the wish of an installer, below the process that has it locked."""
+    environ = tmp_path / "environ.json"
+    nested = [*LOCKBUILD, "--wheel", "--lock-timeout", "20", "-o", str(tmp_path / "nested"), str(project.sdist)]
+    script = (
+        "import json, os\n"
+        f"environ = json.load(open({str(environ)!r}))\n"
+        "environ['LOCKBUILD_HELD_LOCKS'] = os.environ['LOCKBUILD_HELD_LOCKS']\n"
+        f"os.execve({sys.executable!r}, {nested!r}, environ)"
+    )
+    house = Wheelhouse(tmp_path / "house")
+    house.folder.mkdir()
+    house.add_sdist("circular", runs=[sys.executable, "-c", script])
+    pyproject = project.tree / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace("requires = []", 'requires = ["circular"]'))
+    project.pack()
+    env = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(house.folder), "PIP_NO_CACHE_DIR": "1"}
+    environ.write_text(json.dumps(project.environ() | env))
+    error = project.build(env=env, status=1)
+    assert "Gave up after" not in error
+    assert "The build requirements form a circle: the build environment for circular " in " ".join(
+        error.replace("<", "").split()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_builds_in_threads_leave_the_variables_and_the_umask_of_their_process_alone(
+    project: SharingProject, tmp_path: Path, installer: str
+) -> None:
+    other = SharingProject(tmp_path / "other", project.started)
+    other.write()
+    house = Wheelhouse(tmp_path / "house")
+    house.folder.mkdir()
+    for number, each in enumerate((project, other)):
+        house.add_wheel(f"required{number}")
+        pyproject = each.tree / "pyproject.toml"
+        pyproject.write_text(pyproject.read_text().replace("requires = []", f'requires = ["required{number}"]'))
+        each.pack()
+    script = textwrap.dedent("""
+        import os, re, sys, threading
+        from pathlib import Path
+        import lockbuild
+        installer, gate, log, out, *sdists = sys.argv[1:]
+        def state():
+            return dict(os.environ), re.search("Umask:.*", Path("/proc/self/status").read_text()).group()
+        before = state()
+        seen, built, over = [], [], threading.Event()
+        def sample():
+            while not over.wait(0.001):
+                if (now := state()) not in (before, *seen):
+                    seen.append(now)
+        def run(sdist, number):
+            out_dir = os.path.join(out, str(number))
+            built.append(lockbuild.build(sdist, ["wheel"], out_dir, installer=installer, refresh=True))
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        builds = [threading.Thread(target=run, args=(sdist, number)) for number, sdist in enumerate(sdists)]
+        for build in builds:
+            build.start()
+        # They overlap: the gate lets neither through before both are inside.
+        while all(build.is_alive() for build in builds) and (
+            not os.path.exists(log) or Path(log).read_text().count("enter") < 2
+        ):
+            over.wait(0.01)
+        Path(gate).touch()
+        for build in builds:
+            build.join()
+        over.set()
+        sampler.join()
+        assert len(built) == 2
+        assert not seen, [set(environ.items()) ^ set(before[0].items()) for environ, _ in seen] + [m for _, m in seen]
+        assert state() == before
+    """)
+    words = [
+        str(project.gate),
+        str(project.folder / "log"),
+        str(tmp_path / "out"),
+        str(project.sdist),
+        str(other.sdist),
+    ]
+    run = [sys.executable, "-c", script, installer, *words]
+    only_here = {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(house.folder),
+        "PIP_CONFIG_FILE": os.devnull,
+        "UV_NO_INDEX": "1",
+        "UV_FIND_LINKS": str(house.folder),
+        "UV_NO_CONFIG": "1",
+    }
+    subprocess.run(run, env=project.environ(gated=True) | only_here, check=True, timeout=2 * PATIENCE)
 
 
 # What is not shared
@@ -297,7 +353,7 @@ def test_a_later_build_builds_again_and_with_reuse_takes_what_was_built(
     project.build()
     project.build()
     assert len(project.runs()) == 2
-    assert "* Using shared-1.0-py3-none-any.whl, which was built " in project.build("--reuse")
+    assert f"* Using {WHEEL}, which process {project.started[-1].pid} built " in project.build("--reuse")
     monkeypatch.setenv("LOCKBUILD_REUSE", "1")
     project.build()
     assert len(project.runs()) == 2
@@ -312,9 +368,36 @@ def test_a_later_build_builds_again_and_with_reuse_takes_what_was_built(
     assert len(project.runs()) == 5
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '"text"', "{}", "[" * 100_000, None, "artifact", "name", "environments", "made", "future"],
+)
+def test_an_outcome_that_is_damaged_is_not_there(project: SharingProject, content: str | None) -> None:
+    project.build()
+    [outcome] = project.builds.glob("*/*/outcome.json")
+    known = json.loads(outcome.read_text())
+    outcome.unlink()
+    wrong: dict[str, dict[str, object]] = {
+        "artifact": {"artifact": f"../artifacts/{WHEEL}"},
+        "name": {"artifact": "\0"},
+        "environments": {"environments": [[1, 2]]},
+        "made": {"made": 10**400},
+        "future": {"unknown": 1},
+    }
+    if content is None:
+        outcome.mkdir()
+    elif content in wrong:
+        outcome.write_text(json.dumps({**known, **wrong[content]}))
+    else:
+        outcome.write_text(content)
+    assert f"Using {WHEEL}" not in project.build("--reuse")
+    assert len(project.runs()) == 2
+    assert len(list(project.builds.glob("*/*"))) == 1
+
+
 def test_a_kept_wheel_that_was_changed_is_not_taken(project: SharingProject) -> None:
     project.build()
-    [kept] = project.builds.glob("*/kept/*/artifacts/*")
+    [kept] = project.builds.glob("*/*/artifacts/*")
     kept.write_bytes(b"something else")
     project.build("--reuse")
     assert len(project.runs()) == 2
@@ -325,7 +408,7 @@ def test_a_kept_wheel_is_listed_and_removed(project: SharingProject) -> None:
         return subprocess.run([*CACHE_COMMAND, *words], check=True, capture_output=True, text=True).stdout
 
     project.build()
-    [kept] = project.builds.glob("*/kept/*")
+    [kept] = project.builds.glob("*/*")
     listed = cache("list")
     assert f"{WHEEL}  0.0 MiB  " in listed
     assert str(kept / "artifacts" / WHEEL) in listed
@@ -339,6 +422,92 @@ def test_a_kept_wheel_is_listed_and_removed(project: SharingProject) -> None:
 def test_a_value_of_the_variable_that_is_no_switch_is_an_error(project: SharingProject) -> None:
     error = project.build(env={"LOCKBUILD_REUSE": "perhaps"}, status=1)
     assert error == "ERROR LOCKBUILD_REUSE must be 1 or 0, not 'perhaps'\n"
+
+
+# Which outcome is recent enough
+
+
+@pytest.fixture
+def environment(project: SharingProject) -> Generation:
+    """A kept environment that a build would use."""
+    project.build(source=project.tree)
+    stores = Path(os.environ["LOCKBUILD_CACHE_DIR"], "environments").iterdir()
+    return next(found[0] for folder in stores if (found := generations(str(folder))))
+
+
+def ask(project: SharingProject, tmp_path: Path, *, of_tree: bool = False, reuse: bool = False) -> SharedBuild:
+    folder = tempfile.mkdtemp(dir=tmp_path)
+    source = str(project.tree) if of_tree else read_sdist(str(project.sdist), folder)
+    shared = shared_build(source, "wheel", BuildRequest("unused", coalesce=True, reuse=reuse), Reporter())
+    assert shared is not None
+    return shared
+
+
+def take(shared: SharedBuild, tmp_path: Path) -> str | None:
+    with shared.lock:
+        return shared.take(tempfile.mkdtemp(dir=tmp_path), 0.0)
+
+
+def artifact_of(tmp_path: Path, content: str = "wheel") -> str:
+    path = Path(tempfile.mkdtemp(dir=tmp_path), WHEEL)
+    path.write_text(content)
+    return str(path)
+
+
+@pytest.mark.parametrize("of_tree", [False, True], ids=["sdist", "tree"])
+def test_what_began_after_the_asking_is_taken_and_of_an_sdist_what_was_under_way(
+    project: SharingProject, tmp_path: Path, environment: Generation, of_tree: bool
+) -> None:
+    before, builder = (ask(project, tmp_path, of_tree=of_tree) for _ in range(2))
+    with builder.lock, builder.begun():
+        meanwhile = ask(project, tmp_path, of_tree=of_tree)
+        builder.keep(artifact_of(tmp_path), [environment])
+    afterwards = ask(project, tmp_path, of_tree=of_tree)
+    taken = take(before, tmp_path)
+    assert taken is not None
+    assert Path(taken).read_text() == "wheel"
+    assert (take(meanwhile, tmp_path) is None) == of_tree
+    assert take(afterwards, tmp_path) is None
+    assert (take(ask(project, tmp_path, of_tree=of_tree, reuse=True), tmp_path) is None) == of_tree
+
+
+def test_of_two_builds_of_a_tree_a_process_takes_that_which_began_after_it_asked(
+    project: SharingProject, tmp_path: Path, environment: Generation
+) -> None:
+    first, second = (ask(project, tmp_path, of_tree=True) for _ in range(2))
+    with first.lock, first.begun():
+        waiter = ask(project, tmp_path, of_tree=True)
+        first.keep(artifact_of(tmp_path, "too old"), [environment])
+    with second.lock, second.begun():
+        second.keep(artifact_of(tmp_path, "new"), [environment])
+    taken = take(waiter, tmp_path)
+    assert taken is not None
+    assert Path(taken).read_text() == "new"
+
+
+def test_when_the_cache_is_removed_nothing_is_kept_of_a_build_that_had_begun(
+    project: SharingProject, tmp_path: Path, environment: Generation
+) -> None:
+    builder = ask(project, tmp_path, of_tree=True)
+    with builder.lock, builder.begun():
+        shutil.rmtree(builder.lock.path)
+        # It cannot see that the other one has begun.
+        later = ask(project, tmp_path, of_tree=True)
+        os.makedirs(builder.lock.path)
+        builder.keep(artifact_of(tmp_path), [environment])
+    assert take(later, tmp_path) is None
+    assert project.left_behind() == []
+
+
+def test_what_was_built_of_a_tree_is_removed_by_the_next_cleaning_up(
+    project: SharingProject, tmp_path: Path, environment: Generation
+) -> None:
+    for of_tree in (True, False):
+        builder = ask(project, tmp_path, of_tree=of_tree)
+        with builder.lock, builder.begun():
+            builder.keep(artifact_of(tmp_path), [environment])
+    pruned = subprocess.run([*CACHE_COMMAND, "prune"], check=True, capture_output=True, text=True).stdout
+    assert "Removed 1 built wheel; 1 left\n" in pruned
 
 
 # Builds of one tree
@@ -376,27 +545,6 @@ def test_an_edit_made_just_before_a_build_was_started_is_in_its_wheel(project: S
         assert int(project.content(process, "shared.txt")) >= number
 
 
-def test_of_a_tree_an_error_before_the_first_hook_is_nobody_s_who_came_after_the_build_began(
-    project: SharingProject, tmp_path: Path
-) -> None:
-    request = BuildRequest(str(project.tree), coalesce=True)
-
-    def shared() -> SharedBuild:
-        made = shared_build(str(project.tree), "wheel", request, Reporter(), str(tmp_path), 0.0)
-        assert made is not None
-        return made
-
-    folder = shared().lock.path
-    with Ticket(folder) as earlier, contextlib.ExitStack() as stack:
-        with pytest.raises(BuildException), shared():  # noqa: PT012 - the context is what is tested
-            later = stack.enter_context(Ticket(folder))
-            raise BuildException("no environment")
-        told = read_outcome(earlier.mailbox)
-        assert told is not None
-        assert told.error == "no environment"
-        assert read_outcome(later.mailbox) is None
-
-
 def test_builds_of_one_tree_that_do_not_ask_for_it_are_not_shared(project: SharingProject) -> None:
     builder = start_builder(project, "--coalesce", source=project.tree)
     other = project.start(source=project.tree, gated=True)
@@ -408,80 +556,3 @@ def test_builds_of_one_tree_that_do_not_ask_for_it_are_not_shared(project: Shari
 def test_without_isolation_a_build_that_was_to_be_shared_says_that_it_is_not(project: SharingProject) -> None:
     error = project.build("--coalesce", "--no-isolation", source=project.tree)
     assert "WARNING Not sharing this build with others: with --no-isolation nobody knows" in error
-
-
-# Wheels for build environments
-
-
-def test_an_sdist_that_a_build_environment_needs_is_shared_too(project: SharingProject) -> None:
-    builder = start_builder(project)
-    script = (
-        "import sys\nfrom lockbuild.frontend import build_shared_wheel\nfrom lockbuild.request import BuildRequest\n"
-        "from lockbuild.console import Console\n"
-        "print(build_shared_wheel(sys.argv[1], sys.argv[2], BuildRequest('unused'), Console(0)))"
-    )
-    waiter = subprocess.Popen(
-        [sys.executable, "-c", script, str(project.sdist), str(project.folder / "wheels")],
-        env=project.environ(gated=True),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    project.started.append(waiter)
-    wait_until_all_wait([waiter], builder)
-    project.gate.touch()
-    out, _ = waiter.communicate(timeout=PATIENCE)
-    assert out == f"{project.folder / 'wheels' / WHEEL}\n"
-    project.finish(builder)
-    assert Path(out.strip()).read_bytes() == project.wheel(builder).read_bytes()
-
-
-def test_an_sdist_that_is_needed_to_build_itself_is_an_error(project: SharingProject) -> None:
-    digest = hashlib.sha256(project.sdist.read_bytes()).hexdigest()
-    request = BuildRequest("unused", building=("0" * 64, digest))
-    with pytest.raises(CircularRequirementsError, match=r"form a circle: shared-1.0.tar.gz is needed"):
-        build_shared_wheel(str(project.sdist), str(project.folder / "wheels"), request, Reporter())
-
-
-def test_two_processes_whose_sdists_need_each_other_do_not_wait_for_ever(
-    project: SharingProject, tmp_path: Path
-) -> None:
-    other = SharingProject(tmp_path / "other", project.started)
-    other.write()
-    # What making a build environment comes to: while the first sdist is being built, the second one is asked for.
-    script = """
-import sys
-from pathlib import Path
-from lockbuild.errors import CircularRequirementsError
-from lockbuild.events import Reporter
-from lockbuild.frontend import build_shared_wheel
-from lockbuild.request import BuildRequest
-from lockbuild.sharing.build import SharedBuild, shared_build
-from lockbuild.sharing.tickets import Ticket, read_outcome
-from lockbuild.sdist import read_sdist
-from lockbuild.sharing.build import shared_build
-from witness import wait_until
-ours, theirs, folder, mine, other = sys.argv[1:]
-Path(folder).mkdir()
-sdist = read_sdist(ours, folder)
-request = BuildRequest("unused", building=(sdist.sha256,))
-with shared_build(sdist, "wheel", request, Reporter(), folder, 0.0) as shared:
-    assert shared.delivery is None
-    Path(mine).touch()
-    wait_until(Path(other).exists, "the other one")
-    build_shared_wheel(theirs, folder, request, Reporter())
-"""
-    processes = []
-    for number, (ours, theirs) in enumerate(((project, other), (other, project))):
-        words = [str(ours.sdist), str(theirs.sdist), *(str(tmp_path / name) for name in (f"work{number}", f"{number}"))]
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, *words, str(tmp_path / str(1 - number))],
-            # The same for both, as everything in their keys has to be.
-            env=project.environ() | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-    project.started += processes
-    errors = [process.communicate(timeout=PATIENCE)[1] for process in processes]
-    assert any("CircularRequirementsError: The build requirements form a circle: shared-1.0" in each for each in errors)

@@ -10,7 +10,13 @@ import pytest
 
 from lockbuild.request import BuildRequest
 from lockbuild.sdist import Sdist
-from lockbuild.sharing.key import PREFIXES_WITHOUT_EFFECT, WITHOUT_EFFECT, not_shared_because, sharing_key
+from lockbuild.sharing.key import (
+    PREFIXES_WITHOUT_EFFECT,
+    WITHOUT_EFFECT,
+    not_shared_because,
+    sharing_key,
+    umask_of_new_folders,
+)
 
 SDIST = Sdist("/somewhere/foo-1.0.tar.gz", "/copy/foo-1.0.tar.gz", "foo-1.0", "0" * 64)
 
@@ -70,6 +76,18 @@ def test_the_umask_is_in_the_key_and_stays_what_it_is() -> None:
         key = key_of()
         assert os.umask(0o027) == 0o022
         assert key_of() != key
+    finally:
+        os.umask(before)
+
+
+def test_the_umask_is_read_without_setting_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.umask", lambda _: pytest.fail("it was set"))
+            key_of()
+            # Where there is no /proc.
+            assert umask_of_new_folders() == 0o027
     finally:
         os.umask(before)
 

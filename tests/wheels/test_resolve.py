@@ -14,7 +14,8 @@ import pytest
 
 from installed import assert_equal
 from lockbuild.environments.fresh import FreshEnvironment
-from wheelhouse import ProbeTree, Wheelhouse, end_all, make_probe_tree, served, site_packages
+from wheelhouse import ProbeTree, Wheelhouse, end_all, make_probe_tree, processes_naming, served, site_packages
+from witness import PATIENCE
 
 
 @pytest.fixture
@@ -131,6 +132,37 @@ def test_an_sdist_that_two_environments_need_is_built_once(tree: ProbeTree) -> N
         tree.build()
     assert len(tree.environments()) == 2
     assert tree.sdist_log.read_text().count("enter") == 1
+
+
+@pytest.mark.slow
+def test_a_requirement_of_an_sdist_that_is_an_sdist_itself_is_built_for_it(tree: ProbeTree) -> None:
+    tree.wheelhouse.add_sdist("inner")
+    tree.wheelhouse.add_sdist("outer", requires=["inner"])
+    tree.require("outer")
+    tree.build()
+    assert [line.split()[::2] for line in tree.sdist_log.read_text().splitlines()][:3] == [
+        ["enter", "inner"],
+        ["leave", "inner"],
+        ["enter", "outer"],
+    ]
+    # It is not in the environment itself.
+    assert tree.hooks()[0]["distributions"] == ["outer 1.0", "probe-backend 1.0"]
+
+
+@pytest.mark.slow
+def test_sdists_that_need_each_other_are_an_error_and_no_hang(tree: ProbeTree) -> None:
+    """Two builds at once, one of which begins with the one and one with the other."""
+    tree.wheelhouse.add_sdist("one", requires=["two"])
+    tree.wheelhouse.add_sdist("two", requires=["one"])
+    projects = [tree.require(name, path=tree.path.with_name(name)) for name in ("one", "two")]
+    builds = [tree.start("--lock-timeout", "30", source=project) for project in projects]
+    for build in builds:
+        _, error = build.communicate(timeout=PATIENCE)
+        assert build.returncode == 1
+        assert "is already being built: " in " ".join(error.replace("<", "").split())
+    assert not tree.sdist_log.exists()
+    assert tree.environments() == tree.debris() == []
+    assert not processes_naming(tree.store)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from lockbuild.errors import CacheFolderError
 from lockbuild.paths import environment_folder, spellings_folder, wheel_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from lockbuild.environments.store import Generation
     from lockbuild.events import Reporter
@@ -52,6 +52,7 @@ class BuildEnvironment(Protocol):
 def build_environment(
     requirements: Collection[str],
     request: BuildRequest,
+    outer_locks: Sequence[InheritableLock],
     reporter: Reporter,
     oldest: float,
     on_candidate: Callable[[BuildEnvironment], object] = lambda _: None,
@@ -59,6 +60,7 @@ def build_environment(
     """
     Yield an isolated environment in which these requirements are installed.
 
+    ``outer_locks`` are held around this: an installer tells them to what it runs.
     One from the store that was made before ``oldest``, in seconds since the epoch, is not used but made again.
     ``on_candidate`` may use the time in which one from the store is looked at: it is told which one that is.
 
@@ -80,7 +82,7 @@ def build_environment(
         else:
             if key := environment_key(requirements, constraints, request.installer, spellings_folder(store)):
                 with kept_environment(
-                    store, key, requirements, constraints, request, reporter, oldest, on_candidate
+                    store, key, requirements, constraints, request, outer_locks, reporter, oldest, on_candidate
                 ) as kept:
                     yield kept
                 return
@@ -99,6 +101,7 @@ def extended(
     environment: BuildEnvironment,
     requirements: Collection[str],
     request: BuildRequest,
+    outer_locks: Sequence[InheritableLock],
     reporter: Reporter,
     oldest: float,
 ) -> Iterator[BuildEnvironment]:
@@ -116,7 +119,8 @@ def extended(
         environment.install(requirements)
         yield environment
     else:
-        with build_environment({*environment.requirements, *requirements}, request, reporter, oldest) as larger:
+        both = {*environment.requirements, *requirements}
+        with build_environment(both, request, outer_locks, reporter, oldest) as larger:
             yield larger
 
 

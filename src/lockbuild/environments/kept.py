@@ -24,12 +24,12 @@ from lockbuild.environments.store import (
     new_generation,
     remove_unused,
 )
-from lockbuild.errors import CacheFolderError, CircularRequirementsError, shown
+from lockbuild.errors import CacheFolderError, LockbuildError, shown
 from lockbuild.locks import DirectoryLock
 from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from lockbuild.environments.key import EnvironmentKey
     from lockbuild.events import Reporter
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 # How long to be content with an old environment, after an index could not be reached, before trying again, in seconds.
 _TRY_AGAIN_SECONDS = 300.0
-
-# How often a build for an environment that waits for another one looks whether that waits for it, in seconds.
-_CIRCLE_SECONDS = 0.25
 
 
 class KeptEnvironment:
@@ -87,6 +84,7 @@ def kept_environment(
     requirements: Collection[str],
     constraints: str,
     request: BuildRequest,
+    outer_locks: Sequence[InheritableLock],
     reporter: Reporter,
     oldest: float,
     on_candidate: Callable[[KeptEnvironment], object],
@@ -102,7 +100,7 @@ def kept_environment(
     folder = os.path.join(store, key.digest)
     found = _find(folder, oldest, reporter, on_candidate)
     if found is None:
-        found = _make(folder, key, requirements, constraints, request, reporter, oldest, on_candidate)
+        found = _make(folder, key, requirements, constraints, request, outer_locks, reporter, oldest, on_candidate)
     else:
         reporter.log(_describe_reuse(found[0]), ("step",))
     manifest, user = found
@@ -155,15 +153,21 @@ def _make(
     requirements: Collection[str],
     constraints: str,
     request: BuildRequest,
+    outer_locks: Sequence[InheritableLock],
     reporter: Reporter,
     oldest: float,
     on_candidate: Callable[[KeptEnvironment], object],
 ) -> tuple[Manifest, User]:
-    """Make an environment under its key's lock, unless somebody else has while we waited for that."""
+    """Make an environment under its key's lock, unless another process has while we waited for that."""
     subject = f"the build environment for {', '.join(key.requirements) or 'no requirements'}"
     with contextlib.suppress(FileNotFoundError):
         if around := held_by_ancestor(os.stat(folder)):
-            raise CircularRequirementsError(subject, around.holder.pid)
+            # The installer of this environment builds a requirement, whose backend runs us for a project that needs the
+            # same one. We would wait for that installer, which waits for us.
+            raise LockbuildError(
+                f"The build requirements form a circle: {shown(subject)} is needed to build a requirement of itself, "
+                f"for process {around.holder.pid}, which is making it"
+            )
     lock = DirectoryLock(
         folder,
         subject=subject,
@@ -172,8 +176,7 @@ def _make(
         reporter=reporter,
         create=True,
     )
-    with _locked(lock, key, request):
-        request = request._replace(building=(*request.building, key.digest))
+    with lock:
         if found := _find(folder, oldest, reporter, on_candidate):
             reporter.log(_describe_reuse(found[0]), ("step",))
             return found
@@ -190,7 +193,7 @@ def _make(
         user = None
         try:
             with forward_log(heard, request.verbosity):
-                variables = _variables_for_installer(lock)
+                variables = _variables_for_installer([*outer_locks, lock])
                 wanted = InstallRequest(requirements, constraints, request, variables, reporter)
                 manifest = populate(generation, wanted)
             if not os.path.exists(manifest.python_executable):
@@ -221,43 +224,6 @@ def _make(
         return manifest, user
 
 
-@contextmanager
-def _locked(lock: DirectoryLock, key: EnvironmentKey, request: BuildRequest) -> Iterator[None]:
-    """
-    Hold the lock on the folder of a key. Raises what the lock does, and `CircularRequirementsError`.
-
-    A build that is itself one for an environment may wait for ever: one process makes A and needs B for an sdist in it,
-    another one makes B and needs A. So it says what it waits for, as a build does that waits for a shared one, and
-    looks whether that waits for it.
-    """
-    if not request.building:
-        with lock:
-            yield
-        return
-    from lockbuild.paths import builds_folder
-    from lockbuild.sharing.tickets import Ticket, Wish, is_circle
-
-    store = builds_folder(request.cache_dir)
-    wish = Wish(key.digest, request.building)
-    next_look = 0.0
-
-    def give_up_in_a_circle() -> None:
-        nonlocal next_look
-        if time.monotonic() >= next_look:
-            next_look = time.monotonic() + _CIRCLE_SECONDS
-            if is_circle(store, wish):
-                raise CircularRequirementsError(lock.subject, os.getpid())
-
-    with contextlib.ExitStack() as stack:
-        with Ticket(os.path.join(store, key.digest), wish):
-            with lock.acquiring() as delays:
-                for delay in delays:
-                    give_up_in_a_circle()
-                    time.sleep(delay)
-            stack.push(lock)
-        yield
-
-
 def _complete(generation: Generation, manifest: Manifest, installer: Installer) -> Manifest:
     """
     Complete an environment that has its files; return its whole manifest.
@@ -275,15 +241,15 @@ def _complete(generation: Generation, manifest: Manifest, installer: Installer) 
     return manifest
 
 
-def _variables_for_installer(lock: DirectoryLock) -> dict[str, str]:
+def _variables_for_installer(locks: Sequence[InheritableLock]) -> dict[str, str]:
     """
     Return the variables that an installer and what it starts have to know.
 
-    An sdist that is built for the environment may itself run lockbuild: that has to know what is locked around it. And
+    An sdist that is built for the environment may itself run lockbuild: that has to know the ``locks`` around it. And
     an environment of symbolic links would not be whole without uv's cache. Clones share nothing but blocks. Where uv
     makes hard links instead, for want of them, that is seen to afterwards (`_complete`).
     """
-    variables = environment_for_hooks([lock.held] if lock.held else [])
+    variables = environment_for_hooks([lock.held for lock in locks if lock.held])
     if os.environ.get("UV_LINK_MODE") != "copy":
         variables["UV_LINK_MODE"] = "clone"
     return variables

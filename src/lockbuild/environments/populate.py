@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sysconfig
+import tempfile
 import time
 from importlib.metadata import distributions
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
     from lockbuild.environments.store import Generation
     from lockbuild.request import BuildRequest
+
+# Of two threads that ask first, one may find half of the variables (Python 3.11). The import is done by one thread.
+sysconfig.get_config_vars()
 
 # What installers say when an index cannot be reached, as opposed to: when it has no such version.
 _UNREACHABLE = (
@@ -77,17 +81,26 @@ def populate(generation: Generation, wanted: InstallRequest) -> Manifest:
 
 
 def _install(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: InstallRequest) -> None:
+    from lockbuild.build_library import log_step, run_pip, run_uv, write_requirements
+
+    listed = "\n".join(f"- {requirement}" for requirement in sorted(wanted.requirements))
+    log_step(f"Installing packages in isolated environment:\n{listed}")
     if wanted.request.installer == "pip":
         from lockbuild.wheels.resolve import can_fill, fill
 
         if can_fill(wanted):
             fill(environment, paths, wanted)
             return
-    from lockbuild.build_library import set_for_installer
-
-    constraints = (wanted.constraints,) if wanted.constraints.strip() else ()
-    with set_for_installer(wanted.variables):
-        environment.install(wanted.requirements, constraints, _fresh=True)
+    # The command of `DefaultIsolatedEnv.install`, which hands on no other variables than those of this process. They
+    # are the same for all its threads.
+    with tempfile.TemporaryDirectory(prefix="lockbuild-install-", ignore_cleanup_errors=True) as folder:
+        if wanted.request.installer == "pip":
+            options = ["--ignore-installed", "--use-pep517", "--no-warn-script-location", "--no-compile", "--no-input"]
+            written = write_requirements(wanted.requirements, wanted.constraints, folder)
+            run_pip(environment, ["install", *options, *written], wanted.variables)
+        else:
+            written = write_requirements((), wanted.constraints, folder)
+            run_uv(environment, ["install", *wanted.requirements, *written], wanted.variables)
 
 
 def _paths(environment: str) -> dict[str, str]:

@@ -13,7 +13,9 @@ Beside that stand waiting for one that is not free (`waiting`), the open files t
 
 The order, for all processes: folders that the user named, by name; sdist; source tree; build environment; wheel store.
 Within each of them the lock file, the inode, uv's lock file. A process that holds one may wait for a later one and
-never for an earlier one, and it waits for no target while it holds another of the same lock.
+never for an earlier one, and it waits for no target while it holds another of the same lock. The exception is
+a backend that an installer runs for a build environment, and that runs lockbuild: it is told what is locked around it,
+and does not wait for that.
 
 What holds a lock is an open file, and the hook processes inherit it: a lock is free when the frontend has released
 it *and* no hook that ran under it is left. Nothing else counts: not that a file exists, not what stands in it. What a

@@ -1,13 +1,17 @@
 """The key of a shared build: all that can change its result, as far as it is known before the build.
 
 What only the build can find out, the generations of the environments that it runs in, is noted with its result and
-compared by whoever takes that.
+compared by each process that takes that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import stat
+import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.digest import digest_of_file, sha256
@@ -150,7 +154,16 @@ def _digest(path: str) -> str | None:
 
 
 def _umask() -> int:
-    # It can only be read by setting it. Meanwhile, nobody is given more than was meant.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+    """Return the umask. `os.umask` would have to set it, also for files that other threads make meanwhile."""
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8", errors="replace") as file:
+        if found := re.search(r"^Umask:\s*([0-7]+)$", file.read(), re.MULTILINE):
+            return int(found[1], 8)
+    return umask_of_new_folders()
+
+
+def umask_of_new_folders() -> int:
+    """Return the umask as far as a folder shows it that is made without permissions of its parent's own (ACLs)."""
+    with tempfile.TemporaryDirectory(prefix="lockbuild-", ignore_cleanup_errors=True) as folder:
+        probe = os.path.join(folder, "probe")
+        os.mkdir(probe, 0o777)
+        return 0o777 & ~stat.S_IMODE(os.stat(probe).st_mode)

@@ -1,4 +1,4 @@
-"""The wheels that are kept for ``--reuse``, as ``lockbuild-cache`` looks after them."""
+"""The artifacts that shared builds keep, as ``lockbuild-cache`` looks after them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 from lockbuild.errors import LockTimeoutError
 from lockbuild.locks import DirectoryLock
 from lockbuild.paths import builds_folder, key_folders
-from lockbuild.sharing.tickets import ARTIFACTS, kept_outcome, last_used, read_outcome, remove_if_empty, remove_kept
+from lockbuild.sharing.outcomes import artifacts_folder, complete_builds, last_used, remove_unused
 
 
 class KeptWheel(NamedTuple):
-    """A wheel that was built from an sdist and is kept for ``--reuse``, as a person sees it."""
+    """An artifact that is kept, as a person sees it. Except after ``--coalesce`` it is the wheel of an sdist."""
 
     path: str
     size: int
@@ -26,26 +26,25 @@ class KeptWheel(NamedTuple):
 
 
 def list_wheels(cache_dir: str | None = None) -> list[KeptWheel]:
-    """Return the wheels that are kept, the one last used first."""
+    """Return the artifacts that are kept, the one last used first."""
     found = []
     for folder in key_folders(cache_dir, builds_folder):
-        # Only under the key's lock it stays where it is. One that is replaced at this moment is not listed.
-        with contextlib.suppress(FileNotFoundError):
-            if (kept := kept_outcome(folder)) and (outcome := read_outcome(kept)) and outcome.artifact:
-                path = os.path.join(kept, ARTIFACTS, outcome.artifact)
-                found.append(KeptWheel(path, os.path.getsize(path), outcome.made, last_used(kept)))
+        for build, outcome in complete_builds(folder):
+            # Without the key's lock, another process may replace it at this moment. Then it is not listed.
+            with contextlib.suppress(FileNotFoundError):
+                path = os.path.join(artifacts_folder(build), outcome.artifact)
+                found.append(KeptWheel(path, os.path.getsize(path), outcome.made, last_used(build)))
     return sorted(found, key=lambda wheel: -wheel.last_used)
 
 
 def prune_wheels(older_than: float, cache_dir: str | None = None) -> int:
     """
-    Remove the kept wheels that were last used more than ``older_than`` seconds ago, or that no build may take any more.
+    Remove what was last used more than ``older_than`` seconds ago, or what no later build may take.
 
-    Returns how many there were. What a build is about to deliver is left alone.
+    Returns how many there were. A key under which a process builds at this moment is left alone.
     """
     removed = 0
     for folder in key_folders(cache_dir, builds_folder):
         with contextlib.suppress(LockTimeoutError), DirectoryLock(folder, cache_dir=cache_dir, timeout=0, create=True):
-            removed += remove_kept(folder, time.time() - older_than)
-            remove_if_empty(folder)
+            removed += remove_unused(folder, time.time() - older_than)
     return removed

@@ -1,7 +1,7 @@
 """From requirements to an environment that has them: pip resolves and fetches, and the wheels come from the store.
 
-pip is run once, as ``pip wheel``: it resolves, takes each wheel from its own cache or from the index, has what is only
-there as an sdist built by `lockbuild.wheels.sdists` (then it is in pip's cache), and leaves all of them in a folder.
+pip is run once, as ``pip wheel``: it resolves, takes each wheel from its own cache or from the index, builds what is
+only there as an sdist (in isolation, as for `build`; then it is in pip's cache), and leaves all of them in a folder.
 What has been resolved is read from that folder. A resolution report (``pip install --dry-run --report``) would name the
 wheels and not leave them; a second run of pip would have to fetch those that the store does not have, and the start of
 pip alone takes longer than to link a small environment.
@@ -21,14 +21,13 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from lockbuild.build_library import log_step, pip_command, run_pip
+from lockbuild.build_library import run_pip, write_requirements
 from lockbuild.environments.key import configuration_files
 from lockbuild.interruption import killing_descendants
 from lockbuild.paths import wheel_folder
 from lockbuild.wheels.destination import Destination, with_headers
 from lockbuild.wheels.install import install_archives
 from lockbuild.wheels.plan import Installation
-from lockbuild.wheels.sdists import PipCommand, building_for_pip
 from lockbuild.wheels.store import WheelStore
 
 if TYPE_CHECKING:
@@ -38,9 +37,6 @@ if TYPE_CHECKING:
 
     from lockbuild.environments.populate import InstallRequest
     from lockbuild.events import Reporter
-
-# The build requirements of an sdist are not to be found where pip runs.
-_WITHOUT_CHECK = {"PIP_CHECK_BUILD_DEPENDENCIES": "0"}
 
 
 def fill(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: InstallRequest) -> None:
@@ -52,8 +48,6 @@ def fill(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: Inst
     """
     request, reporter = wanted.request, wanted.reporter
     named = _distributions(wanted.requirements)
-    listed = "\n".join(f"- {requirement}" for requirement in sorted(wanted.requirements))
-    log_step(f"Installing packages in isolated environment:\n{listed}")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     installation = Installation(
         destination=Destination(with_headers(paths, environment.path, version), environment.python_executable),
@@ -64,18 +58,12 @@ def fill(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: Inst
     )
     store = WheelStore(wheel_folder(request.cache_dir), request.cache_dir, request.lock_timeout, reporter)
     with tempfile.TemporaryDirectory(prefix="lockbuild-wheels-", ignore_cleanup_errors=True) as folder:
-        words = _words(wanted, folder)
-        settings = _settings_for_install()
-        command, needed = pip_command(environment)
-        pip = PipCommand(command, {**needed, **settings})
-        with (
-            _step(reporter, "resolving"),
-            building_for_pip(paths["purelib"], pip, wanted.variables, request, reporter) as for_hooks,
-            killing_descendants(),
-        ):
+        written = write_requirements(wanted.requirements, wanted.constraints, folder)
+        words = ["wheel", "--use-pep517", "--no-input", "--wheel-dir", folder, *written]
+        with _step(reporter, "resolving"), killing_descendants():
             # What a pip that is killed has left in its temporary folder is removed with ours.
             temporary = {"TMPDIR": tempfile.mkdtemp(prefix="", dir=folder)}
-            run_pip(environment, words, {**settings, **_WITHOUT_CHECK, **wanted.variables, **for_hooks, **temporary})
+            run_pip(environment, words, {**_settings_for_install(), **wanted.variables, **temporary})
         archives = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".whl")]
         with _step(reporter, "filling"):
             install_archives(archives, {}, store, installation)
@@ -89,21 +77,6 @@ def _step(reporter: Reporter, name: str) -> Iterator[None]:
         yield
     finally:
         reporter.ended(name, time.perf_counter() - began)
-
-
-def _words(wanted: InstallRequest, folder: str) -> list[str]:
-    # In files, because pip heeds environment markers and hashes there.
-    words = ["wheel", "--use-pep517", "--no-build-isolation", "--no-input", "--wheel-dir", folder]
-    for option, name, content in (
-        ("-r", "requirements.txt", "\n".join(wanted.requirements)),
-        ("-c", "constraints.txt", wanted.constraints),
-    ):
-        if content.strip():
-            path = os.path.join(folder, name)
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(content)
-            words += [option, path]
-    return words
 
 
 def _settings_for_install() -> dict[str, str]:
