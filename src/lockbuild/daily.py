@@ -25,7 +25,7 @@ def prune_once_a_day(cache_dir: str | None) -> None:
         return
     stamp = os.path.join(cache, "pruned")
     try:
-        if time.time() - os.stat(stamp).st_mtime < _PRUNE_SECONDS:
+        if _is_recent(os.stat(stamp)):
             return
         if not _touch_first(stamp):
             return
@@ -50,11 +50,16 @@ def prune_once_a_day(cache_dir: str | None) -> None:
         )
 
 
+def _is_recent(stamp: os.stat_result) -> bool:
+    """Tell whether a stamp is of the last day. One of a clock that was ahead is not."""
+    return 0 <= time.time() - stamp.st_mtime < _PRUNE_SECONDS
+
+
 def _touch_first(stamp: str) -> bool:
     """Touch the stamp, unless one of the builds that have found it too old with us was first."""
     descriptor = os.open(stamp, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
     try:
-        if not try_to_lock(descriptor) or time.time() - os.fstat(descriptor).st_mtime < _PRUNE_SECONDS:
+        if not try_to_lock(descriptor) or _is_recent(os.fstat(descriptor)):
             return False
         os.utime(stamp)
         return True

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from lockbuild.errors import CacheFolderError
-from lockbuild.paths import environment_folder, spellings_folder
+from lockbuild.paths import environment_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -75,7 +75,7 @@ def build_environment(
         except CacheFolderError as error:
             reporter.warn(f"Not keeping the build environment: {error}")
         else:
-            if key := environment_key(requirements, constraints, request.installer, spellings_folder(store)):
+            if key := environment_key(requirements, constraints, request.installer):
                 with kept_environment(
                     store, key, requirements, constraints, request, reporter, oldest, on_candidate
                 ) as kept:

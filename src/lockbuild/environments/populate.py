@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from lockbuild.environments.store import Generation
     from lockbuild.request import BuildRequest
 
+# Has uv look past its own cache, as --refresh does, which uv refuses where UV_OFFLINE is set.
+_REINSTALL = "--reinstall"
+
 # What installers say when an index cannot be reached, as opposed to: when it has no such version.
 _UNREACHABLE = (
     "connection broken by",
@@ -49,6 +52,8 @@ class InstallRequest(NamedTuple):
     variables: Mapping[str, str]
     """What the installer's environment has beside ours."""
     reporter: Reporter
+    from_folders: bool = False
+    """Whether settings name local folders with distributions."""
 
 
 def populate(generation: Generation, wanted: InstallRequest) -> Manifest:
@@ -86,8 +91,13 @@ def _install(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: 
     from lockbuild.build_library import set_for_installer
 
     constraints = (wanted.constraints,) if wanted.constraints.strip() else ()
+    requirements = wanted.requirements
+    if wanted.from_folders and wanted.request.installer == "uv":
+        # For uv a wheel that was rebuilt under its old name is the one in its cache. There is no variable for this
+        # option; `build` hands requirements on as words of the command.
+        requirements = [_REINSTALL, *requirements]
     with set_for_installer(wanted.variables):
-        environment.install(wanted.requirements, constraints, _fresh=True)
+        environment.install(requirements, constraints, _fresh=True)
 
 
 def _paths(environment: str) -> dict[str, str]:
@@ -118,4 +128,5 @@ class InstallerOutput(Reporter):
 
     def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
         self.index_was_unreachable |= any(sign in message for sign in _UNREACHABLE)
-        self._reporter.log(message, kind)
+        # It is no requirement, though `build` lists it with them.
+        self._reporter.log(message.replace(f"\n- {_REINSTALL}", ""), kind)
