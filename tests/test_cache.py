@@ -155,9 +155,8 @@ def a_made_up_environment(tree: ProbeTree, number: int = 1) -> Path:
     tree.store.mkdir(parents=True, mode=0o700, exist_ok=True)
     Path(generation.path, "bin").mkdir(parents=True)
     Path(generation.users_path).mkdir()
-    generation.write_manifest(
-        Manifest(time.time(), "python", "bin", ("made-up",), {}, digest_of_contents(generation.path))
-    )
+    scripts, contents = f"{generation.path}/bin", digest_of_contents(generation.path)
+    generation.write_manifest(Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents))
     return Path(generation.path)
 
 

@@ -235,3 +235,9 @@ def test_a_build_says_which_and_why_when_asked(witness_tree: WitnessTree, requir
         line.strip().startswith(f"{verb} {witness_tree.path}: ") and reason in line for line in said.splitlines()
     )
     assert "ocking " not in silent.replace("Waiting for the lock", "")
+
+
+def test_a_pyproject_that_is_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"x = {'[' * 100_000}")
+    with pytest.raises(SettingsError, match=r"nested too deeply"):
+        read_project(str(tmp_path))

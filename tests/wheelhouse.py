@@ -294,7 +294,7 @@ class ProbeTree:
     def debris(self) -> list[Path]:
         """Return what is in the store and belongs to no complete environment, and the files of users."""
         complete = {str(each) for each in self.environments()}
-        expected = complete | {f"{each}.json" for each in complete} | {f"{each}.users" for each in complete}
+        expected = complete | {f"{each}{ending}" for each in complete for ending in (".json", ".users", ".bytecode")}
         found = [path for key in self.keys() for path in key.iterdir() if str(path) not in expected]
         users = [path for each in complete for path in Path(f"{each}.users").glob("*")]
         return sorted([*found, *users])

@@ -52,9 +52,9 @@ def prune_once_a_day(cache_dir: str | None) -> None:
         )
 
 
-def _is_recent(found: os.stat_result) -> bool:
-    # A time to come was written while the clock was ahead. It would be recent for as long.
-    return 0 <= time.time() - found.st_mtime < _PRUNE_SECONDS
+def _is_recent(stamp: os.stat_result) -> bool:
+    """Tell whether a stamp is of the last day. One of a clock that was ahead is not."""
+    return 0 <= time.time() - stamp.st_mtime < _PRUNE_SECONDS
 
 
 def _touch_first(stamp: str) -> bool:

@@ -83,17 +83,8 @@ def disk_use(path: str) -> int:
     return total
 
 
-def spellings_folder(store: str) -> str | None:
-    """
-    Return the folder, beside that of the environments, which remembers how requirements are spelled; made if missing.
-
-    ``None`` where there is no such folder that only this user can write.
-    """
-    return _folder_beside(f"{store}-spellings")
-
-
 def hosts_folder(store: str) -> str | None:
-    """Return the folder, beside that of the environments, of the notes on hook hosts; as `spellings_folder`."""
+    """Return the folder, beside that of the environments, of the notes on hook hosts; ``None`` if it is not private."""
     return _folder_beside(f"{store}{HOSTS_SUFFIX}")
 
 

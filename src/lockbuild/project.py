@@ -96,6 +96,9 @@ def read_project(tree: str) -> Project:
             pyproject = tomllib.load(file)
     except FileNotFoundError:
         pyproject = {}
+    except RecursionError as error:
+        # `build` would end in a traceback.
+        raise SettingsError(f"{path} is nested too deeply to be read") from error
     except (OSError, ValueError):
         # Let `build` find out and say what is wrong.
         _validated_by_build(tree)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from lockbuild.errors import CacheFolderError
-from lockbuild.paths import environment_folder, spellings_folder, wheel_folder
+from lockbuild.paths import environment_folder, wheel_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ def build_environment(
         except CacheFolderError as error:
             reporter.warn(f"Not keeping the build environment: {error}")
         else:
-            if key := environment_key(requirements, constraints, request.installer, spellings_folder(store)):
+            if key := environment_key(requirements, constraints, request.installer):
                 with kept_environment(
                     store, key, requirements, constraints, request, outer_locks, reporter, oldest, on_candidate
                 ) as kept:

@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lockbuild.environments.bytecode import keep_verified, verify
 from lockbuild.environments.store import (
     Generation,
     Manifest,
@@ -21,7 +22,9 @@ from lockbuild.environments.store import (
     age_in_words,
     digest_of_contents,
     generations,
+    look_at,
     new_generation,
+    remove_anything,
     remove_unused,
 )
 from lockbuild.errors import CacheFolderError, LockbuildError, shown
@@ -107,6 +110,7 @@ def kept_environment(
     try:
         yield KeptEnvironment(manifest, user)
     finally:
+        verify(user.generation)
         user.end()
 
 
@@ -119,7 +123,7 @@ def would_be_used(generation: Generation, oldest: float, refresh: bool) -> bool:
     newest = next(((each, m) for each in generations(generation.folder) if (m := each.read_manifest())), None)
     if newest is None or newest[0] != generation:
         return False
-    is_old = newest[1].made < oldest and (refresh or not _was_unreachable_lately(generation.folder))
+    is_old = not _is_recent(newest[1], oldest) and (refresh or not _was_unreachable_lately(generation.folder))
     return not is_old and _is_unchanged(*newest)
 
 
@@ -132,7 +136,7 @@ def _find(
     """Find the newest complete and unchanged environment that was not made before ``oldest``, and begin to use it."""
     for generation in generations(folder):
         manifest = generation.read_manifest()
-        if manifest is None or manifest.made < oldest:
+        if manifest is None or not _is_recent(manifest, oldest):
             continue
         user = User(generation)
         on_candidate(KeptEnvironment(manifest, user))
@@ -168,6 +172,9 @@ def _make(
                 f"The build requirements form a circle: {shown(subject)} is needed to build a requirement of itself, "
                 f"for process {around.holder.pid}, which is making it"
             )
+    if not os.path.isdir(folder):
+        # A file in its place is not ours.
+        remove_anything(folder)
     lock = DirectoryLock(
         folder,
         subject=subject,
@@ -194,7 +201,7 @@ def _make(
         try:
             with forward_log(heard, request.verbosity):
                 variables = _variables_for_installer([*outer_locks, lock])
-                wanted = InstallRequest(requirements, constraints, request, variables, reporter)
+                wanted = InstallRequest(requirements, constraints, request, variables, reporter, key.from_folders)
                 manifest = populate(generation, wanted)
             if not os.path.exists(manifest.python_executable):
                 # An installer has made the rest of it anew.
@@ -255,9 +262,18 @@ def _variables_for_installer(locks: Sequence[InheritableLock]) -> dict[str, str]
     return variables
 
 
+def _is_recent(manifest: Manifest, oldest: float) -> bool:
+    """Tell whether an environment was made since ``oldest``. What a clock that was ahead has made is too old."""
+    return oldest <= manifest.made <= time.time()
+
+
 def _is_unchanged(generation: Generation, manifest: Manifest) -> bool:
     try:
-        return os.path.exists(manifest.python_executable) and digest_of_contents(generation.path) == manifest.contents
+        digest, bytecode = look_at(generation.path)
+        if digest != manifest.contents or not os.path.exists(manifest.python_executable):
+            return False
+        keep_verified(generation, bytecode)
+        return True
     except OSError:
         # Something in it vanished or cannot be read.
         return False
@@ -288,12 +304,13 @@ def _versions(manifest: Manifest) -> str:
 
 
 def _note_unreachable(folder: str) -> None:
-    with open(os.path.join(folder, "unreachable"), "w", encoding="utf-8"):
+    # A folder in its place does as well; without a note the next build asks the index again.
+    with contextlib.suppress(OSError), open(os.path.join(folder, "unreachable"), "w", encoding="utf-8"):
         pass
 
 
 def _was_unreachable_lately(folder: str) -> bool:
     try:
-        return time.time() - os.stat(os.path.join(folder, "unreachable")).st_mtime < _TRY_AGAIN_SECONDS
+        return 0 <= time.time() - os.stat(os.path.join(folder, "unreachable")).st_mtime < _TRY_AGAIN_SECONDS
     except FileNotFoundError:
         return False

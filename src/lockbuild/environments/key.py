@@ -7,7 +7,6 @@ have the project, its path, or the time: an environment that has become old is r
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -15,11 +14,12 @@ import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lockbuild.digest import digest_of_file, sha256
+from lockbuild.digest import sha256
+from lockbuild.environments.local import ARCHIVES, canonical, describe, named_paths
 from lockbuild.user_folders import configuration_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator
 
     from lockbuild.request import Installer
 
@@ -65,7 +65,16 @@ WITHOUT_EFFECT = frozenset(
 )
 
 # The form of what is stored under a key. Another form is another key.
-_FORMAT = 1
+_FORMAT = 2
+
+# Nearly every requirement: a name, extras, versions and a marker, in which nothing but versions and names is quoted.
+# `packaging` understands the others; its import takes longer than all the rest of this.
+_TOKEN = re.compile(r"""'[\w.+-]*'|"[\w.+-]*"|[a-z_]++|[<>=!~]++|[()]""", re.ASCII)
+_PLAIN = re.compile(
+    rf"""[ ]*([A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)[ ]*(?:\[([\w., -]*)\])?[ ]*"""
+    rf"""((?:(?:===?|~=|!=|<=?|>=?)[ ]*[\w.*+!-]++[ ]*(?:,[ ]*|(?=;|$)))*+)(?:;((?:[ ]|{_TOKEN.pattern})++))?""",
+    re.ASCII,
+)
 
 
 class EnvironmentKey(NamedTuple):
@@ -74,84 +83,54 @@ class EnvironmentKey(NamedTuple):
     digest: str
     requirements: tuple[str, ...]
     """As they were normalized: for a person who looks into the store."""
+    from_folders: bool
+    """Whether settings name local folders with distributions."""
 
 
-def environment_key(
-    requirements: Collection[str], constraints: str, installer: Installer, memory: str | None = None
-) -> EnvironmentKey | None:
+def environment_key(requirements: Collection[str], constraints: str, installer: Installer) -> EnvironmentKey | None:
     """
     Return the key for requirements (PEP 508 strings), the text of a constraints file, and an installer.
-
-    It has the requirements in the spelling of `packaging`, whose import takes longer than all the rest of this. So
-    ``memory``, a folder that only this user can write, remembers what each spelling came to.
 
     ``None`` where no key could cover what would be installed: a requirement that names a local file or folder, which
     may change at any time, or one that is not understood.
     """
     lines = [line.strip() for line in constraints.splitlines() if line.strip()]
-    if any(map(_names_a_file, lines)):
+    spelled = {_normalize(requirement) for requirement in requirements}
+    if None in spelled or any(map(_names_a_file, lines)):
         return None
-    content = _content(lines, installer)
-    normalized = _remember(memory, _digest(content, sorted(set(requirements)))) if memory else None
-    if normalized is None:
-        normalized = _normalize_all(requirements)
-        if normalized is None:
-            return None
-        if memory:
-            _memorize(memory, _digest(content, sorted(set(requirements))), normalized)
-    return EnvironmentKey(_digest(content, normalized), tuple(normalized))
-
-
-def _remember(memory: str, spelling: str) -> list[str] | None:
-    try:
-        with open(os.path.join(memory, spelling), encoding="utf-8") as file:
-            return [str(requirement) for requirement in json.load(file)]
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _memorize(memory: str, spelling: str, normalized: list[str]) -> None:
-    # What cannot be remembered is found out again.
-    with contextlib.suppress(OSError):
-        hidden = os.path.join(memory, f"{spelling}.{os.urandom(4).hex()}")
-        with open(hidden, "x", encoding="utf-8") as file:
-            json.dump(normalized, file)
-        os.replace(hidden, os.path.join(memory, spelling))
-
-
-def _content(constraints: list[str], installer: Installer) -> dict[str, Any]:
+    normalized = sorted(filter(None, spelled))
     variables = _variables(installer)
-    configuration = [text for path in configuration_files(installer) if (text := _read(path)) is not None]
-    return {
+    configuration = [(path, text) for path in configuration_files(installer) if (text := _read(path)) is not None]
+    paths = {path for text in (*variables.values(), *lines) for path in named_paths(text)}
+    for path, text in configuration:
+        paths |= named_paths(text, os.path.dirname(path))
+    projects = {re.split(r"[^a-z0-9-]", requirement, maxsplit=1)[0] for requirement in normalized}
+    content = {
         "format": _FORMAT,
         "interpreter": _interpreter(),
-        "constraints": constraints,
+        "requirements": normalized,
+        "constraints": lines,
         "installer": installer,
         "variables": variables,
-        "configuration": configuration,
-        "files": describe_files([*variables.values(), *configuration]),
+        "configuration": [text for _, text in configuration],
+        "files": (files := describe(paths, projects)),
     }
-
-
-def _digest(content: Mapping[str, Any], requirements: Sequence[str]) -> str:
-    text = json.dumps({**content, "requirements": requirements}, sort_keys=True)
-    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-
-
-def _normalize_all(requirements: Collection[str]) -> list[str] | None:
-    normalized = set()
-    for requirement in requirements:
-        spelled = _normalize(requirement)
-        if spelled is None:
-            return None
-        normalized.add(spelled)
-    return sorted(normalized)
+    digest = sha256(json.dumps(content, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return EnvironmentKey(digest, tuple(normalized), any(isinstance(found, list) and found for _, found in files))
 
 
 def _normalize(requirement: str) -> str | None:
-    """Spell a requirement in the one way that `packaging` has for it; ``None`` if what it names may change."""
+    """Spell a requirement in one way; ``None`` if what it names may change."""
+    if plain := _PLAIN.fullmatch(requirement):
+        name, extras, versions, marker = plain.groups("")
+        if name.lower().endswith(ARCHIVES):
+            # An installer takes a file of that name in the working directory.
+            return None
+        extra = ",".join(sorted({canonical(each.strip()) for each in extras.split(",")}))
+        version = ",".join(sorted({re.sub(r"\s+", "", each) for each in versions.split(",")} - {""}))
+        tokens = " ".join(_TOKEN.findall(marker)).replace("'", '"')
+        return f"{canonical(name)}{f'[{extra}]' if extra else ''}{version}{f'; {tokens}' if tokens else ''}"
     from packaging.requirements import InvalidRequirement, Requirement
-    from packaging.utils import canonicalize_name
 
     try:
         parsed = Requirement(requirement)
@@ -159,8 +138,8 @@ def _normalize(requirement: str) -> str | None:
         return None
     if parsed.url is not None and not parsed.url.startswith(("https:", "http:", "git+https:", "git+ssh:")):
         return None
-    parsed.name = canonicalize_name(parsed.name)
-    parsed.extras = {canonicalize_name(extra) for extra in parsed.extras}
+    parsed.name = canonical(parsed.name)
+    parsed.extras = {canonical(extra) for extra in parsed.extras}
     return str(parsed)
 
 
@@ -169,21 +148,6 @@ def _names_a_file(line: str) -> bool:
     _, separator, url = line.partition(" @ ")
     named = line.startswith(("-c", "-r", "-e", "--constraint", "--requirement", "--editable", "/", "."))
     return named or "file:" in line or (bool(separator) and "://" not in url)
-
-
-def describe_files(texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the files and folders that settings name, with digests of the files: constraints, for one."""
-    found = set()
-    for text in texts:
-        for word in re.split(r"""[\s=,"'\[\]]+""", text):
-            if word and os.path.exists(word):
-                digest = ""
-                if os.path.isfile(word):
-                    with contextlib.suppress(OSError):
-                        digest = digest_of_file(word)
-                # A relative path names something else in another working directory.
-                found.add((os.path.abspath(word), digest))
-    return sorted(found)
 
 
 def _interpreter() -> list[Any]:
@@ -262,6 +226,6 @@ def _read(path: str) -> str | None:
 
     try:
         table = tomllib.loads(content.decode()).get("tool", {}).get("uv")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
     return None if table is None else repr(table)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 # Of two threads that ask first, one may find half of the variables (Python 3.11). The import is done by one thread.
 sysconfig.get_config_vars()
 
+# For uv a wheel that was rebuilt under its old name is the one in its cache. This has it look past that, as --refresh
+# does, which uv refuses where UV_OFFLINE is set.
+_REINSTALL = "--reinstall"
+
 # What installers say when an index cannot be reached, as opposed to: when it has no such version.
 _UNREACHABLE = (
     "connection broken by",
@@ -53,6 +57,8 @@ class InstallRequest(NamedTuple):
     variables: Mapping[str, str]
     """What the installer's environment has beside ours."""
     reporter: Reporter
+    from_folders: bool = False
+    """Whether settings name local folders with distributions."""
 
 
 def populate(generation: Generation, wanted: InstallRequest) -> Manifest:
@@ -99,8 +105,9 @@ def _install(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: 
             written = write_requirements(wanted.requirements, wanted.constraints, folder)
             run_pip(environment, ["install", *options, *written], wanted.variables)
         else:
+            options = [_REINSTALL] if wanted.from_folders else []
             written = write_requirements((), wanted.constraints, folder)
-            run_uv(environment, ["install", *wanted.requirements, *written], wanted.variables)
+            run_uv(environment, ["install", *options, *wanted.requirements, *written], wanted.variables)
 
 
 def _paths(environment: str) -> dict[str, str]:
@@ -131,4 +138,5 @@ class InstallerOutput(Reporter):
 
     def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
         self.index_was_unreachable |= any(sign in message for sign in _UNREACHABLE)
-        self._reporter.log(message, kind)
+        # It is no requirement, though `build` lists it with them.
+        self._reporter.log(message.replace(f"\n- {_REINSTALL}", ""), kind)

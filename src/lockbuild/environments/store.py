@@ -5,6 +5,7 @@ In the folder of a key:
     <generation>/        the environment; its path stays the same as long as it is used
     <generation>.json    its manifest, written last: an environment without one is not there
     <generation>.users/  a file for each build that runs in it, locked by that build
+    <generation>.bytecode  the bytecode that builds have left in it: see `lockbuild.environments.bytecode`
 
 Making one: under the key's lock the folders that have no manifest and no users are removed (a maker that was killed
 left them), the environment is made in a new generation, and its manifest gets its name by a rename.
@@ -30,6 +31,11 @@ from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+
+# Seconds since the epoch that no clock has, and more digits than the milliseconds of any have.
+_LATEST = 1e11
+_DIGITS = 19
 
 
 class Manifest(NamedTuple):
@@ -70,26 +76,30 @@ class Generation(NamedTuple):
         return f"{self.path}.users"
 
     def read_manifest(self) -> Manifest | None:
-        """Return the manifest, or ``None`` while there is none (or one of another version of lockbuild)."""
+        """Return the manifest, or ``None`` while there is none, or where it is damaged or of another version."""
         try:
-            with open(self.manifest_path, encoding="utf-8") as file:
-                content: dict[str, Any] = json.load(file)
-            content["requirements"] = tuple(content["requirements"])
-            return Manifest(**content)
-        except (OSError, ValueError, TypeError, KeyError):
+            content = read_json(self.manifest_path)
+            manifest = Manifest(**{**content, "requirements": tuple(content["requirements"])})
+        except (TypeError, KeyError):
             return None
+        return manifest if _is_sound(manifest) and self._has(manifest) else None
+
+    def _has(self, manifest: Manifest) -> bool:
+        """Tell whether what a manifest would have us execute lies in this environment, also by another path to it."""
+        scripts, interpreter = os.path.split(manifest.python_executable)
+        if scripts != manifest.scripts or not interpreter.startswith("python") or "\0" in interpreter + scripts:
+            return False
+        inside = scripts == os.path.normpath(scripts) and scripts.startswith(self.path + os.sep)
+        return inside or os.path.realpath(scripts).startswith(os.path.realpath(self.path) + os.sep)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Complete the environment."""
-        hidden = f"{self.manifest_path}.{os.urandom(4).hex()}"
-        with open(hidden, "x", encoding="utf-8") as file:
-            json.dump(manifest._asdict(), file, indent=1)
-        os.replace(hidden, self.manifest_path)
+        write_json(self.manifest_path, manifest._asdict())
 
     def is_used(self) -> bool:
         """Tell whether a build runs in it. Files of users that have ended are removed."""
         used = False
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for name in os.listdir(self.users_path):
                 used |= is_locked(os.path.join(self.users_path, name))
         return used
@@ -98,27 +108,22 @@ class Generation(NamedTuple):
         """Return when a build last began or ended to use it, in seconds since the epoch."""
         try:
             return os.stat(self.users_path).st_mtime
-        except FileNotFoundError:
+        except OSError:
             return 0.0
 
     def remove(self) -> bool:
         """Remove it unless it is used; then it stays, and stays complete. Only under the key's lock."""
         manifest = self.read_manifest()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.manifest_path)
+        remove_anything(self.manifest_path)
         if self.is_used():
             if manifest is not None:
                 self.write_manifest(manifest)
             return False
-        # What a maker that was killed in `write_manifest` has left.
+        remove_anything(self.path)
+        # Also what a maker that was killed in `write_manifest` has left.
         for name in os.listdir(self.folder):
-            if name.startswith(f"{self.name}.json."):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(self.folder, name))
-        import shutil
-
-        shutil.rmtree(self.path, ignore_errors=True)
-        shutil.rmtree(self.users_path, ignore_errors=True)
+            if name.startswith(f"{self.name}."):
+                remove_anything(os.path.join(self.folder, name))
         return True
 
 
@@ -169,11 +174,16 @@ class User:
 
     def _open(self) -> int | None:
         try:
-            # The folder may be removed in the middle of this.
-            with contextlib.suppress(FileExistsError):
+            try:
+                # The folder may be removed in the middle of this.
                 os.makedirs(self.generation.users_path, exist_ok=True)
+            except FileExistsError:
+                # A file in its place is no user's.
+                with contextlib.suppress(OSError):
+                    os.unlink(self.generation.users_path)
+                    os.mkdir(self.generation.users_path)
             return os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             # The environment is being removed.
             return None
 
@@ -189,9 +199,9 @@ class User:
 
 def generations(folder: str) -> list[Generation]:
     """Return the generations in a key's folder, complete or not, the newest first."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         names = {name.partition(".")[0] for name in os.listdir(folder)}
-        return [Generation(folder, name) for name in sorted(names, key=_number, reverse=True) if name.isdigit()]
+        return [Generation(folder, name) for name in sorted(names, key=_number, reverse=True) if _number(name) >= 0]
     return []
 
 
@@ -211,18 +221,25 @@ def remove_unused(folder: str, keep: Callable[[Generation], bool]) -> list[Gener
 
 
 def digest_of_contents(path: str) -> str:
+    """Return the digest of `look_at`."""
+    return look_at(path)[0]
+
+
+def look_at(path: str) -> tuple[str, dict[str, list[int]]]:
     """
     Digest what can be seen of an environment's files without reading them: paths, sizes, times of change, links.
 
-    Bytecode caches do not count, nor do the times of folders, which change with them: Python writes them.
+    Bytecode caches do not count, nor do the times of folders, which change with them: Python writes them. The second
+    result is the bytecode: size and time of change by path in the environment.
     """
+    bytecode: dict[str, list[int]] = {}
     digest = sha256()
-    for line in _describe_contents(path, ""):
+    for line in _describe_contents(path, "", bytecode):
         digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    return digest.hexdigest(), bytecode
 
 
-def _describe_contents(path: str, relative: str) -> Iterator[str]:
+def _describe_contents(path: str, relative: str, bytecode: dict[str, list[int]]) -> Iterator[str]:
     with os.scandir(path) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
@@ -230,12 +247,75 @@ def _describe_contents(path: str, relative: str) -> Iterator[str]:
         if entry.is_symlink():
             yield f"{name}>{os.readlink(entry.path)}\n"
         elif entry.is_dir():
-            if entry.name != "__pycache__":
+            if entry.name == "__pycache__":
+                _find_bytecode(entry.path, name, bytecode)
+            else:
                 yield f"{name}/\n"
-                yield from _describe_contents(entry.path, name)
+                yield from _describe_contents(entry.path, name, bytecode)
         else:
             status = entry.stat()
             yield f"{name} {status.st_size} {status.st_mtime_ns} {status.st_mode:o}\n"
+
+
+def _find_bytecode(path: str, relative: str, bytecode: dict[str, list[int]]) -> None:
+    # Other builds write there: a file may be renamed between the listing and the look at it. Before that it has another
+    # ending, and is not read by Python.
+    with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.endswith(".pyc"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    bytecode[f"{relative}/{entry.name}"] = [status.st_size, status.st_mtime_ns]
+
+
+def read_json(path: str) -> Any:
+    """Return what a file of the store holds, or ``None`` where it is missing, damaged, or no file."""
+    try:
+        with open(path, encoding="utf-8", opener=_open_at_once) as file:
+            return json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file, and do not wait for a writer if a FIFO is in its place."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def write_json(path: str, content: object) -> None:
+    """Write a file of the store whole, or raise `OSError` and leave nothing."""
+    hidden = f"{path}.{os.urandom(4).hex()}"
+    try:
+        with open(hidden, "x", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+        os.replace(hidden, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(hidden)
+        raise
+
+
+def remove_anything(path: str) -> None:
+    """Remove a file or a folder, if it is there. What cannot be removed stays."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError:
+        # A folder: the error is another one on each platform.
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_sound(manifest: Manifest) -> bool:
+    """Tell whether each field of a manifest has its type. What NaN is compared with is false."""
+    texts: list[object] = [manifest.python_executable, manifest.scripts, manifest.contents, *manifest.requirements]
+    for versions in (manifest.packages, manifest.required):
+        if not isinstance(versions, dict):
+            return False
+        texts += [*versions, *versions.values()]
+    return isinstance(manifest.made, float) and 0 < manifest.made < _LATEST and all(isinstance(t, str) for t in texts)
 
 
 def age_in_words(made: float) -> str:
@@ -251,7 +331,7 @@ def is_locked(path: str) -> bool:
     """Tell whether the process that has a file locked as long as it lives still does; else the file is removed."""
     try:
         descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return False
     try:
         if not try_to_lock(descriptor):
@@ -266,4 +346,4 @@ def is_locked(path: str) -> bool:
 
 
 def _number(name: str) -> int:
-    return int(name) if name.isdigit() else -1
+    return int(name) if name.isascii() and name.isdigit() and len(name) < _DIGITS else -1

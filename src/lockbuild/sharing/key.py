@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from lockbuild.digest import digest_of_file, sha256
 from lockbuild.environments import read_constraints
 from lockbuild.environments.key import WITHOUT_EFFECT as WITHOUT_EFFECT_FOR_INSTALLERS
-from lockbuild.environments.key import describe_files, environment_key
+from lockbuild.environments.key import environment_key
+from lockbuild.environments.local import describe_files
 from lockbuild.errors import shown
 
 if TYPE_CHECKING:

@@ -1,0 +1,84 @@
+"""The bytecode that builds leave in a kept environment: whole, or absent.
+
+An installer compiles nothing. What a build imports, Python compiles and writes beside the source. It does so under
+another name and renames the file, but a disk that is full cuts it short, and Python does not look (``_write_atomic`` in
+``importlib``). The next build would then fail at its import, or hang.
+
+So each build that ends verifies what is new, removes what is not whole, and notes the rest: size and time of change.
+The next one removes what is not noted, or not as it is noted, before Python reads it. What is absent is compiled again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+from importlib.util import MAGIC_NUMBER
+from types import CodeType
+from typing import TYPE_CHECKING
+
+from lockbuild.environments.store import look_at, read_json, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lockbuild.environments.store import Generation
+
+# Magic number, four bytes of flags, time of change and size of the source (PEP 552).
+_HEADER = 16
+
+
+def keep_verified(generation: Generation, found: Mapping[str, list[int]]) -> None:
+    """
+    Remove the bytecode that no build has verified. Raises `OSError` where that cannot be done.
+
+    Another build may be running, and have written some of it for itself: it compiles again what it misses.
+    """
+    known = _read_notes(generation)
+    for name, identity in found.items():
+        if known.get(name) != identity:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(generation.path + name)
+
+
+def verify(generation: Generation) -> None:
+    """
+    Verify the bytecode that a build has left, at its end; note what is whole and remove the rest.
+
+    When two builds do so at once, the notes of one are lost, and what only it had found is compiled again.
+    """
+    # On a disk that is still full nothing is noted, and the next build removes what is not.
+    with contextlib.suppress(OSError):
+        known = _read_notes(generation)
+        found = look_at(generation.path)[1]
+        whole = {}
+        for name, identity in found.items():
+            if known.get(name) == identity or _is_whole(generation.path + name):
+                whole[name] = identity
+            else:
+                os.unlink(generation.path + name)
+        if whole != known:
+            write_json(_notes_path(generation), whole)
+
+
+def _is_whole(path: str) -> bool:
+    """
+    Tell whether bytecode that a hook of this build has written was written to its end.
+
+    `marshal` may fail in any way on bytes that were made to harm. Such a hook could do harm without it.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        return content.startswith(MAGIC_NUMBER + bytes(4)) and isinstance(marshal.loads(content[_HEADER:]), CodeType)
+    except (EOFError, ValueError, TypeError, MemoryError, FileNotFoundError):
+        return False
+
+
+def _read_notes(generation: Generation) -> dict[str, object]:
+    notes = read_json(_notes_path(generation))
+    return notes if isinstance(notes, dict) else {}
+
+
+def _notes_path(generation: Generation) -> str:
+    return f"{generation.path}.bytecode"

@@ -1,0 +1,132 @@
+"""Bytecode in a kept environment is whole, or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lockbuild.environments.bytecode import keep_verified, verify
+from lockbuild.environments.store import Generation, look_at
+from machine import after_setup, as_root
+from wheelhouse import ProbeTree, created, end_all, make_probe_tree, site_packages
+from witness import LOCKBUILD, PATIENCE
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[ProbeTree]:
+    tree = make_probe_tree(tmp_path / "probe")
+    yield tree
+    end_all(tree)
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for place in range(16, len(content), 97):
+        content[place] ^= 0x55
+    path.write_bytes(content)
+
+
+def _zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def _bytecode(environment: Path) -> list[Path]:
+    found = sorted(site_packages(environment).glob("**/probe_backend*.pyc"))
+    assert found, "Python has written no bytecode; this test would prove nothing"
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--refresh",)])
+@pytest.mark.parametrize("damage", [_truncate, _flip, _zero])
+def test_damaged_bytecode_is_not_used(
+    tree: ProbeTree, damage: Callable[[Path], None], options: tuple[str, ...]
+) -> None:
+    tree.build()
+    for warm in (False, True):
+        if warm:
+            tree.build()
+        [environment] = tree.environments()
+        for path in _bytecode(environment):
+            damage(path)
+        assert created(tree.build(*options)) == len(options)
+    assert tree.debris() == []
+
+
+def _generation(tmp_path: Path) -> tuple[Generation, Path]:
+    generation = Generation(str(tmp_path), "1")
+    cache = tmp_path / "1" / "__pycache__"
+    cache.mkdir(parents=True)
+    return generation, cache
+
+
+def test_what_a_disk_that_was_full_has_cut_short_is_removed_and_the_rest_stays(tmp_path: Path) -> None:
+    import py_compile
+
+    generation, cache = _generation(tmp_path)
+    source = tmp_path / "1" / "m.py"
+    source.write_text("VALUE = [1, 2, 3]\n\ndef f():\n    return VALUE\n")
+    whole = Path(py_compile.compile(str(source), doraise=True) or "")
+    content = whole.read_bytes()
+    cut = []
+    for length in range(len(content)):
+        cut.append(cache / f"cut{length}.cpython-0.pyc")
+        cut[-1].write_bytes(content[:length])
+    being_written = cache / "m.pyc.140234"
+    being_written.write_bytes(content[:20])
+    verify(generation)
+    assert sorted(cache.iterdir()) == sorted([whole, being_written])
+    keep_verified(generation, look_at(generation.path)[1])
+    assert whole.exists()
+
+
+def test_what_no_build_has_verified_is_removed(tmp_path: Path) -> None:
+    generation, cache = _generation(tmp_path)
+    unknown = cache / "m.pyc"
+    for notes in (None, "[]", '{"/__pycache__/m.pyc": 1}', "[" * 100_000, '{"/__pycache__/m.pyc": [0, NaN]}'):
+        unknown.write_bytes(b"")
+        if notes is not None:
+            (tmp_path / "1.bytecode").write_text(notes)
+        keep_verified(generation, look_at(generation.path)[1])
+        assert not unknown.exists(), notes
+
+
+@as_root
+@pytest.mark.slow
+def test_a_disk_that_was_full_during_a_build_breaks_no_later_one(tree: ProbeTree) -> None:
+    """The room left is tried from none upwards, so that some bytecode is cut short."""
+    # Large enough to take several blocks.
+    source = "".join(f"def f{number}(): return 'text {number}', {number}\n" for number in range(2000))
+    backend = (Path(__file__).parents[1] / "probe_backend.py").read_text()
+    files = {"probe_backend.py": f"import large\n{backend}", "probe_backend_late.py": "VALUE = 1\n", "large.py": source}
+    tree.wheelhouse.add_wheel("probe-backend", files=files)
+    mounted = tree.control / "mounted"
+    mounted.mkdir()
+    script = f"""
+    "$@" > /dev/null
+    find {mounted} -name __pycache__ -prune -exec rm -r {{}} +
+    for blocks in 0 4 8 16 32 64; do
+        dd if=/dev/zero of={mounted}/fill bs=1k 2> /dev/null
+        truncate -s -${{blocks}}k {mounted}/fill
+        "$@" > /dev/null 2>&1
+        rm {mounted}/fill
+        "$@" > /dev/null || exit 1
+        find {mounted} -name __pycache__ -prune -exec rm -r {{}} +
+    done
+    """
+    command = after_setup(
+        f"mount -t tmpfs -o size=8m lockbuild-test {mounted}", command=("sh", "-c", script, "sh", *LOCKBUILD)
+    )
+    env = {"LOCKBUILD_CACHE_DIR": f"{mounted}/cache"}
+    build = tree.start(env=env, command=command)
+    out, error = build.communicate(timeout=2 * PATIENCE)
+    assert build.returncode == 0, out + error
+    shutil.rmtree(mounted, ignore_errors=True)
