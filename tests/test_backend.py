@@ -226,11 +226,13 @@ def test_an_artifact_that_others_may_be_reading_is_replaced_and_never_missing(
 ) -> None:
     # A frontend reads its sdist after its hook, without the lock; another one with the same out-dir may be in its own.
     script = """
-import sys
+import os, sys
 from lockbuild import backend
 def audit(event, arguments):
     if event in ("os.remove", "os.rename"):
-        done.append((event, str(arguments[-2 if event == "os.remove" else 1])))
+        path, descriptor = arguments if event == "os.remove" else arguments[1::2]
+        folder = os.readlink(f"/proc/self/fd/{descriptor}") if descriptor != -1 else os.path.dirname(path)
+        done.append((event, f"{folder}/{os.path.basename(path)}"))
 done = []
 name = backend.build_sdist(sys.argv[1])
 sys.addaudithook(audit)

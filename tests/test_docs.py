@@ -57,6 +57,7 @@ OPTIONS_OF_OTHERS = {
     "--platform": "pip download",
     "--python": "uv build, pip",
     "--python-version": "pip download",
+    "--reinstall": "uv pip install",
     "--wheel-dir": "pip wheel",
 }
 

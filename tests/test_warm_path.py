@@ -67,7 +67,7 @@ def test_a_warm_build_imports_only_what_it_uses(tree: ProbeTree) -> None:
     assert not {"asyncio", "email", "http", "importlib.metadata", "socket", "ssl", "tarfile"} & {*modules}
     ours = {name for name in modules if name.startswith("lockbuild")}
     assert not {"lockbuild.build_library", "lockbuild.cache", "lockbuild.sdist", "lockbuild.environments.fresh"} & ours
-    assert len(ours) <= 40
+    assert len(ours) <= 44
     # 168 with Python 3.11, of which 36 are filelock's and what it imports.
     assert len(modules) - len(run_nothing()) <= (175 if sys.version_info < (3, 12) else 190)
 
@@ -78,7 +78,7 @@ def test_the_hook_host_starts_before_the_rest_is_imported(tree: ProbeTree) -> No
     late = {"dataclasses", "filelock", "inspect", "pathlib", "platformdirs", "pyproject_hooks", "tempfile"}
     assert "lockbuild.frontend" in modules
     assert not late & (modules - {*run_nothing()})
-    assert len(modules) - len(run_nothing()) <= 105
+    assert len(modules) - len(run_nothing()) <= 115
 
 
 def test_the_version_is_told_without_importing_the_frontend() -> None:
