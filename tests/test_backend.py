@@ -228,21 +228,26 @@ def test_an_artifact_that_others_may_be_reading_is_replaced_and_never_missing(
     script = """
 import os, sys
 from lockbuild import backend
+out = sys.argv[1]
 def audit(event, arguments):
     if event in ("os.remove", "os.rename"):
         path, descriptor = arguments if event == "os.remove" else arguments[1::2]
         folder = os.readlink(f"/proc/self/fd/{descriptor}") if descriptor != -1 else os.path.dirname(path)
         done.append((event, f"{folder}/{os.path.basename(path)}"))
 done = []
-name = backend.build_sdist(sys.argv[1])
+name = backend.build_sdist(out)
+# Open, so that no other file gets its number.
+opened = open(f"{out}/{name}")
+first = os.fstat(opened.fileno())
 sys.addaudithook(audit)
-backend.build_sdist(sys.argv[1])
-print([event for event, path in done if path == f"{sys.argv[1]}/{name}"], file=sys.stderr)
+backend.build_sdist(out)
+print([path for event, path in done if event == "os.remove" and path == f"{out}/{name}"], file=sys.stderr)
+print(os.stat(f"{out}/{name}").st_ino != first.st_ino, file=sys.stderr)
 """
     told = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=tree.path, env=tree.environ(), capture_output=True, text=True
     )
-    assert told.stderr.splitlines()[-1] == "['os.rename']", told.stderr
+    assert told.stderr.splitlines()[-2:] == ["[]", "True"], told.stderr
 
 
 # How many of each frontend run at once.
