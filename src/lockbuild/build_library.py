@@ -119,7 +119,7 @@ def run_uv(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Map
     environ["VIRTUAL_ENV"] = environment.path
     if "UV_KEYRING_PROVIDER" not in environ and _has_keyring_cli():
         environ["UV_KEYRING_PROVIDER"] = "subprocess"
-    _ctx.run_subprocess([*command, *words, "--python", environment.python_executable], env={**environ, **variables})
+    _ctx.run_subprocess([*command, *words], env={**environ, **variables})
 
 
 def _pip_command(environment: DefaultIsolatedEnv) -> tuple[list[str], dict[str, str]]:

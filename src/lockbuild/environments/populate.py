@@ -107,7 +107,8 @@ def _install(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: 
         else:
             options = [_REINSTALL] if wanted.from_folders else []
             written = write_requirements((), wanted.constraints, folder)
-            run_uv(environment, ["install", *options, *wanted.requirements, *written], wanted.variables)
+            words = [*options, *wanted.requirements, "--python", environment.python_executable, *written]
+            run_uv(environment, ["install", *words], wanted.variables)
 
 
 def _paths(environment: str) -> dict[str, str]:
