@@ -6,6 +6,7 @@ Only builds whose environment is not in the store import this.
 from __future__ import annotations
 
 import contextlib
+import os
 import sysconfig
 import tempfile
 import time
@@ -99,15 +100,24 @@ def _install(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: 
             return
     # The command of `DefaultIsolatedEnv.install`, which hands on no other variables than those of this process. They
     # are the same for all its threads.
-    with tempfile.TemporaryDirectory(prefix="lockbuild-install-", ignore_cleanup_errors=True) as folder:
+    with contextlib.ExitStack() as stack:
         if wanted.request.installer == "pip":
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="lockbuild-install-", ignore_cleanup_errors=True)
+            )
             options = ["--ignore-installed", "--use-pep517", "--no-warn-script-location", "--no-compile", "--no-input"]
             written = write_requirements(wanted.requirements, wanted.constraints, folder)
             run_pip(environment, ["install", *options, *written], wanted.variables)
         else:
             options = [_REINSTALL] if wanted.from_folders else []
-            written = write_requirements((), wanted.constraints, folder)
-            words = [*options, *wanted.requirements, "--python", environment.python_executable, *written]
+            words = [*options, *wanted.requirements, "--python", environment.python_executable]
+            if wanted.constraints.strip():
+                # Under the name that `build` gives it, which uv's messages show.
+                descriptor, path = tempfile.mkstemp(".txt", "build-constraints-")
+                stack.callback(os.unlink, path)
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    file.write(wanted.constraints)
+                words += ["-c", path]
             run_uv(environment, ["install", *words], wanted.variables)
 
 
