@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
             "Any number of builds may run at once, in one tree or in many: those of setuptools wait for each other.\n\n"
             "With `--sdist` or `--wheel` only that is built, directly from the tree."
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_make_formatter,
         **more,
     )
     parser.add_argument(
@@ -69,6 +70,21 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
     _add_lock_options(parser.add_argument_group("lock options"))
     _add_sharing_options(parser.add_argument_group("sharing options"))
     return parser
+
+
+def _make_formatter(prog: str) -> argparse.HelpFormatter:
+    # Without a width argparse imports `shutil` for it, and asks for a formatter for each option.
+    return argparse.RawDescriptionHelpFormatter(prog, width=_width())
+
+
+@functools.cache
+def _width() -> int:
+    """Return how wide help is, as argparse has it: ``COLUMNS``, else the terminal's width, without two columns."""
+    try:
+        columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(1).columns
+    except (ValueError, OSError):
+        columns = 80
+    return (columns or 80) - 2
 
 
 def _working_directory() -> str:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from lockbuild.environments import build_environment
 from lockbuild.environments.bytecode import keep_verified, verify
 from lockbuild.environments.store import Generation, look_at
+from lockbuild.events import Reporter
+from lockbuild.request import BuildRequest
 from machine import after_setup, as_root
 from wheelhouse import ProbeTree, created, end_all, make_probe_tree, site_packages
 from witness import LOCKBUILD, PATIENCE
@@ -130,3 +133,35 @@ def test_a_disk_that_was_full_during_a_build_breaks_no_later_one(tree: ProbeTree
     out, error = build.communicate(timeout=2 * PATIENCE)
     assert build.returncode == 0, out + error
     shutil.rmtree(mounted, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_host_that_may_have_read_unverified_bytecode_is_started_anew(
+    tree: ProbeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host is started before the environment is looked at; so it may have imported what is then removed."""
+    tree.build()
+    environ = tree.environ()
+    for name in os.environ.keys() - environ.keys():
+        monkeypatch.delenv(name)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    # A configuration in the working directory counts for the key.
+    monkeypatch.chdir(tree.path)
+
+    def epochs() -> tuple[int, int]:
+        started: list[int] = []
+        request = BuildRequest(str(tree.path))
+        note = started.append
+        with build_environment(
+            ["probe-backend"], request, (), Reporter(), 0.0, lambda candidate: note(candidate.locks[0].epoch)
+        ) as environment:
+            return started[-1], environment.locks[0].epoch
+
+    before, after = epochs()
+    assert before == after
+    [environment] = tree.environments()
+    _truncate(_bytecode(environment)[0])
+    before, after = epochs()
+    assert before != after
+    assert tree.environments() == [environment]

@@ -117,10 +117,11 @@ last = Last()
     "a garbage collection that imports": """
 class Last:
     def __del__(self):
-        import colorsys
-        open(left, "w").write(colorsys.__name__)
+        import logging
+        open(left, "w").write(str(logging is self.module))
+import logging
 last = Last()
-last.me = last
+last.me, last.module = last, logging
 """,
     "a temporary file": """
 import tempfile

@@ -23,9 +23,6 @@ class BuildEnvironment(Protocol):
     locks: tuple[InheritableLock, ...]
     """What hooks have to inherit, so that nobody removes the environment under them."""
 
-    is_new: bool
-    """Whether it is kept, and no build has run in it yet."""
-
     @property
     def generation(self) -> Generation | None:
         """Where it is kept; ``None`` for one that is made for one build."""

@@ -5,16 +5,14 @@ another name and renames the file, but a disk that is full cuts it short, and Py
 ``importlib``). The next build would then fail at its import, or hang.
 
 So each build that ends verifies what is new, removes what is not whole, and notes the rest: size and time of change.
-The next one removes what is not noted, or not as it is noted, before Python reads it. What is absent is compiled again.
+The next one removes what is not noted, or not as it is noted, before a hook runs. A hook host that has been started by
+then, and may have read it, is started anew. What is absent is compiled again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import marshal
 import os
-from importlib.util import MAGIC_NUMBER
-from types import CodeType
 from typing import TYPE_CHECKING
 
 from lockbuild.environments.store import look_at, read_json, write_json
@@ -28,17 +26,18 @@ if TYPE_CHECKING:
 _HEADER = 16
 
 
-def keep_verified(generation: Generation, found: Mapping[str, list[int]]) -> None:
+def keep_verified(generation: Generation, found: Mapping[str, list[int]]) -> bool:
     """
-    Remove the bytecode that no build has verified. Raises `OSError` where that cannot be done.
+    Remove the bytecode that no build has verified; return whether there was any. Raises `OSError`.
 
     Another build may be running, and have written some of it for itself: it compiles again what it misses.
     """
     known = _read_notes(generation)
-    for name, identity in found.items():
-        if known.get(name) != identity:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(generation.path + name)
+    unverified = [name for name, identity in found.items() if known.get(name) != identity]
+    for name in unverified:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(generation.path + name)
+    return bool(unverified)
 
 
 def verify(generation: Generation) -> None:
@@ -67,6 +66,10 @@ def _is_whole(path: str) -> bool:
 
     `marshal` may fail in any way on bytes that were made to harm. Such a hook could do harm without it.
     """
+    import marshal
+    from importlib.util import MAGIC_NUMBER
+    from types import CodeType
+
     try:
         with open(path, "rb") as file:
             content = file.read()

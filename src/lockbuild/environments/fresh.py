@@ -22,7 +22,6 @@ class FreshEnvironment:
 
     locks: tuple[InheritableLock, ...] = ()
     """It is removed at the end of the build; there is nothing that a hook could keep."""
-    is_new = False
     generation: Generation | None = None
     """It is not kept."""
 

@@ -46,10 +46,8 @@ _TRY_AGAIN_SECONDS = 300.0
 class KeptEnvironment:
     """A build environment in the store, while a build uses it. Nothing is ever installed into it."""
 
-    def __init__(self, manifest: Manifest, user: User, *, is_new: bool = False) -> None:
+    def __init__(self, manifest: Manifest, user: User) -> None:
         self._manifest = manifest
-        self.is_new = is_new
-        """Whether no build has run in it yet."""
         self.generation: Generation | None = user.generation
         """Where it is kept."""
         self.locks: tuple[InheritableLock, ...] = (user,)
@@ -142,8 +140,14 @@ def _find(
         on_candidate(KeptEnvironment(manifest, user))
         if not user.begin():
             continue
-        if _is_unchanged(generation, manifest):
-            return manifest, user
+        with contextlib.suppress(OSError):
+            # What vanishes or cannot be read has changed.
+            digest, bytecode = look_at(generation.path)
+            if digest == manifest.contents and os.path.exists(manifest.python_executable):
+                if keep_verified(generation, bytecode):
+                    # A hook host that `on_candidate` has started may have read it, and hang.
+                    user.disown_heirs()
+                return manifest, user
         user.end()
         reporter.log(
             f"The build environment {generation.path} was changed since it was made; it is replaced", ("step",)
@@ -208,7 +212,7 @@ def _make(
                 raise _removed(generation)
             user = User(generation)
             # A backend is imported on one core, while the other one does the rest.
-            on_candidate(KeptEnvironment(manifest, user, is_new=True))
+            on_candidate(KeptEnvironment(manifest, user))
             manifest = _complete(generation, manifest, request.installer)
         except BaseException as error:
             if user is not None:
@@ -269,11 +273,7 @@ def _is_recent(manifest: Manifest, oldest: float) -> bool:
 
 def _is_unchanged(generation: Generation, manifest: Manifest) -> bool:
     try:
-        digest, bytecode = look_at(generation.path)
-        if digest != manifest.contents or not os.path.exists(manifest.python_executable):
-            return False
-        keep_verified(generation, bytecode)
-        return True
+        return os.path.exists(manifest.python_executable) and digest_of_contents(generation.path) == manifest.contents
     except OSError:
         # Something in it vanished or cannot be read.
         return False

@@ -102,9 +102,10 @@ def _describe_folder(folder: str, projects: Collection[str]) -> list[Any]:
                 if entry.name.lower().endswith(_FOUND_IN_FOLDERS):
                     found.append([entry.name, *_identity(entry.stat())])
                 elif entry.is_dir():
-                    page = os.path.join(entry.path, "index.html")
+                    page = f"{entry.path}{os.sep}index.html"
                     found.append([entry.name, *_identity(os.stat(page))])
-                    if canonical(entry.name) in projects:
+                    # PEP 503 has the folders of an index named by the normalized names.
+                    if entry.name in projects:
                         found += _describe_links(page)
     return sorted(found)
 

@@ -27,6 +27,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lockbuild.digest import sha256
+from lockbuild.files import above_standard_streams, write_whole
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 
 if TYPE_CHECKING:
@@ -151,6 +152,10 @@ class User:
         """Leave the file to hooks that may still run: whoever cleans up finds it locked as long as they do."""
         self._path = ""
 
+    def disown_heirs(self) -> None:
+        """Have processes that inherited the open file until now count as started for another use."""
+        self.epoch += 1
+
     def begin(self) -> bool:
         """Begin to use the generation; false when it is not complete any more."""
         while self._descriptor is not None:
@@ -182,7 +187,8 @@ class User:
                 with contextlib.suppress(OSError):
                     os.unlink(self.generation.users_path)
                     os.mkdir(self.generation.users_path)
-            return os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+            opened = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+            return above_standard_streams(opened)
         except (FileNotFoundError, NotADirectoryError):
             # The environment is being removed.
             return None
@@ -284,15 +290,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def write_json(path: str, content: object) -> None:
     """Write a file of the store whole, or raise `OSError` and leave nothing."""
-    hidden = f"{path}.{os.urandom(4).hex()}"
-    try:
-        with open(hidden, "x", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-        os.replace(hidden, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(hidden)
-        raise
+    write_whole(path, json.dumps(content, indent=1).encode())
 
 
 def remove_anything(path: str) -> None:

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import Interrupted
+from lockbuild.files import above_standard_streams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,9 +59,9 @@ class Host:
         standard output and error; ``None`` is ours. Raises `OSError`.
         """
         python, backend = command
-        lifeline, self._lifeline = os.pipe()
-        requests, self._requests = os.pipe()
-        self._replies, replies = os.pipe()
+        lifeline, self._lifeline = _pipe()
+        requests, self._requests = _pipe()
+        self._replies, replies = _pipe()
         inherited = (lifeline, requests, replies, *locks)
         try:
             self._process = subprocess.Popen(
@@ -180,3 +181,9 @@ class Host:
         if self._group is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._group, number)
+
+
+def _pipe() -> tuple[int, int]:
+    """Return the ends of a pipe, neither of which is a standard stream of a program that has closed its own."""
+    reader, writer = os.pipe()
+    return above_standard_streams(reader), above_standard_streams(writer)
