@@ -119,9 +119,12 @@ class Last:
     def __del__(self):
         import logging
         open(left, "w").write(str(logging is self.module))
-import logging
-last = Last()
-last.me, last.module = last, logging
+def leave():
+    import logging
+    last = Last()
+    last.me, last.module = last, logging
+import atexit
+atexit.register(leave)
 """,
     "a temporary file": """
 import tempfile
