@@ -16,7 +16,8 @@ import pytest
 from lockbuild.errors import LockTimeoutError
 from lockbuild.events import LockWait, Reporter
 from lockbuild.frontend import build
-from lockbuild.locks import SourceTreeLock
+from lockbuild.locks import SourceTreeLock, cache_digest
+from lockbuild.locks.source_tree import uv_lock_file
 from lockbuild.request import BuildRequest
 from machine import is_free
 from witness import WitnessTree, wait_until
@@ -242,10 +243,11 @@ def test_coroutines_of_one_loop_exclude_each_other(witness_tree: WitnessTree) ->
 @pytest.mark.parametrize("how", ["cancel", "timeout of asyncio", "timeout of the lock"])
 def test_a_coroutine_that_stops_waiting_leaves_no_lock_and_no_descriptor(witness_tree: WitnessTree, how: str) -> None:
     # The lock file of uv is the last of the three: who waits for it has had the others.
-    with SourceTreeLock(witness_tree.path) as lock:
-        uv_lock_file = os.readlink(f"/proc/self/fd/{lock.descriptors[-1]}").partition(".lock")[0] + ".lock"
+    path = uv_lock_file(cache_digest(os.path.realpath(witness_tree.path)))
+    with SourceTreeLock(witness_tree.path):
+        assert not is_free(Path(path))
     holder = subprocess.Popen(
-        ["flock", uv_lock_file, "sh", "-c", "echo held; read line"],
+        ["flock", path, "sh", "-c", "echo held; read line"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -263,6 +265,7 @@ def test_a_coroutine_that_stops_waiting_leaves_no_lock_and_no_descriptor(witness
         error: type[BaseException]
         if how == "cancel":
             while not waits.seen:
+                assert not waiting.done()
                 await asyncio.sleep(0.001)
             waiting.cancel()
             error = asyncio.CancelledError
@@ -285,6 +288,6 @@ def test_a_coroutine_that_stops_waiting_leaves_no_lock_and_no_descriptor(witness
         gc.enable()
     let_go(holder)
     holder.wait()
-    wait_until(lambda: is_free(Path(uv_lock_file)), "the release")
+    wait_until(lambda: is_free(Path(path)), "the release")
     with SourceTreeLock(witness_tree.path, timeout=0):
         assert not is_free(witness_tree.path)
