@@ -256,7 +256,7 @@ def print_table(measured: Sequence[tuple[Row, dict[str, list[float]]]]) -> None:
 def print_memory(place: Place) -> None:
     """Print the most memory that the frontend process itself had in a warm build."""
     script = (
-        "import resource, sys\nfrom lockbuild.cli import main\ntry: main(sys.argv[1:])\nfinally: "
+        "import resource, sys\nfrom lockbuild.commands.build import main\ntry: main(sys.argv[1:])\nfinally: "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, 'MiB', file=sys.stderr)"
     )
     with tempfile.TemporaryDirectory(dir=place.folder) as folder:

@@ -26,7 +26,7 @@ import pytest
 
 import lockbuild
 from lockbuild import BuildRequest, Reporter, SourceTreeLock, build_process
-from lockbuild.locks import Holder
+from lockbuild.events import Holder
 from machine import second_tree, wait_until_it_waits
 from wheelhouse import Wheelhouse, processes_naming
 from witness import LOCKBUILD, PATIENCE, Gate, WitnessTree, wait_until

@@ -201,7 +201,9 @@ def test_neither_a_frontend_nor_a_build_in_a_setup_script_makes_it_wait_for_itse
     assert not list(Path(os.environ["LOCKBUILD_CACHE_DIR"], "locks").glob("*.nested"))
 
 
-@pytest.mark.parametrize("wrapper", [("flock", "TREE"), (sys.executable, "-m", "lockbuild.run", "-C", "TREE", "--")])
+@pytest.mark.parametrize(
+    "wrapper", [("flock", "TREE"), (sys.executable, "-m", "lockbuild.commands.run", "-C", "TREE", "--")]
+)
 def test_it_does_not_wait_for_who_runs_the_frontend_under_the_lock(tree: WitnessTree, wrapper: tuple[str, ...]) -> None:
     command = tuple(word.replace("TREE", str(tree.path)) for word in (*wrapper, *PYTHON_BUILD))
     tree.assert_all_succeed(tree.start(command=command, env={"LOCKBUILD_LOCK_TIMEOUT": "20"}))

@@ -267,9 +267,9 @@ def test_six_builds_in_a_loop_all_succeed_while_the_cache_is_cleared_in_a_loop(t
     for thread in threads:
         thread.start()
     program = """
-from lockbuild.cache import prune
+from lockbuild.garbage_collection import prune_environments as prune
 while True:
-    if removed := len(prune(-1.0)):
+    if removed := prune(-1.0):
         print(removed, flush=True)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as clearing:
@@ -406,7 +406,7 @@ def test_a_build_does_not_wait_for_the_removal(tree: ProbeTree) -> None:
     environ = at_the_start_of_every_python(
         tree,
         "import os, sys, time\n"
-        "if 'lockbuild.cache' in sys.orig_argv:\n"
+        "if 'lockbuild.commands.cache' in sys.orig_argv:\n"
         f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
         "    time.sleep(600)\n",
     )
@@ -424,7 +424,7 @@ def test_of_builds_that_end_together_one_starts_the_removal(tree: ProbeTree) -> 
     environ = at_the_start_of_every_python(
         tree,
         "import os, sys, time\n"
-        "if 'lockbuild.cache' in sys.orig_argv:\n"
+        "if 'lockbuild.commands.cache' in sys.orig_argv:\n"
         f"    open({str(count)!r}, 'a').write('x')\n"
         "elif '--wheel' in sys.orig_argv:\n"
         "    stat = os.stat\n"

@@ -12,8 +12,7 @@ import pytest
 
 from lockbuild.console import Console
 from lockbuild.errors import LockTimeoutError, shown
-from lockbuild.events import LockWait
-from lockbuild.locks import Holder
+from lockbuild.events import Holder, LockWait
 from lockbuild.request import Artifact, BuildResult
 from screen import on_screen, terminal
 from witness import LOCKBUILD, PATIENCE, WitnessTree, wait_until
@@ -226,7 +225,7 @@ CONSOLE_ON_A_TERMINAL = """
 import sys
 from lockbuild.console import Console
 from lockbuild.events import LockWait
-from lockbuild.locks import Holder
+from lockbuild.events import Holder
 from lockbuild.request import Artifact, BuildResult
 console = Console(0)
 for waited in (0.5, 1.0, 1.5):

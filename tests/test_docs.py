@@ -27,9 +27,9 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mdit_py_plugins.anchors import anchors_plugin
 
-import lockbuild.cache
-import lockbuild.options
-import lockbuild.run
+import lockbuild.commands.cache
+import lockbuild.commands.options
+import lockbuild.commands.run
 from lockbuild import errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,9 +39,9 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((ROOT / "exampl
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 COMMANDS = {
-    "lockbuild": lockbuild.options.make_parser(),
-    "lockbuild-cache": lockbuild.cache._make_parser(),
-    "lockbuild-run": lockbuild.run._make_parser(),
+    "lockbuild": lockbuild.commands.options.make_parser(),
+    "lockbuild-cache": lockbuild.commands.cache._make_parser(),
+    "lockbuild-run": lockbuild.commands.run._make_parser(),
 }
 
 # Options that the pages mention without the name of their program, and whose they are.

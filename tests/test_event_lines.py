@@ -13,13 +13,14 @@ import pytest
 from pyproject_hooks import HookMissing
 
 from lockbuild import errors
+from lockbuild.build_process import variables_of, words_of
+from lockbuild.commands.options import parse
+from lockbuild.commands.request import make_request
 from lockbuild.errors import LockbuildError
 from lockbuild.event_lines import EventWriter, read_event
-from lockbuild.events import LockWait, Reporter
-from lockbuild.locks import Holder, SourceTreeLock
-from lockbuild.options import parse
+from lockbuild.events import Holder, LockWait, Reporter
+from lockbuild.locks import SourceTreeLock
 from lockbuild.request import Artifact, BuildRequest, BuildResult, Timing
-from lockbuild.settings import make_request, variables_of, words_of
 from witness import LOCKBUILD, PATIENCE, WitnessTree
 
 METHODS = [name for name in vars(Reporter) if not name.startswith("_")]

@@ -165,7 +165,7 @@ def test_a_lock_of_a_program_without_standard_input_is_no_standard_stream(witnes
 
 @linux_only
 @pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize("program", ["lockbuild", "lockbuild.run", "lockbuild.cache"])
+@pytest.mark.parametrize("program", ["lockbuild", "lockbuild.commands.run", "lockbuild.commands.cache"])
 def test_without_a_standard_stream_every_program_does_its_work(
     witness_tree: WitnessTree, program: str, streams: str
 ) -> None:
@@ -173,12 +173,12 @@ def test_without_a_standard_stream_every_program_does_its_work(
         process = witness_tree.start(command=(*closing(streams), *LOCKBUILD))
     else:
         words = ["-C", str(witness_tree.path), "--", "sh", "-c", f"echo x > {witness_tree.control}/ran"]
-        words = words if program == "lockbuild.run" else ["list"]
+        words = words if program == "lockbuild.commands.run" else ["list"]
         process = witness_tree.start_process(*closing(streams), sys.executable, "-m", program, *words)
     [(status, out, error)] = witness_tree.finish(process)
     assert status == 0, (out, error)
     assert "Traceback" not in out + error
     if program == "lockbuild":
         assert os.listdir(witness_tree.out_dir)
-    if program == "lockbuild.run":
+    if program == "lockbuild.commands.run":
         assert (witness_tree.control / "ran").exists()

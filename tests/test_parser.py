@@ -17,7 +17,7 @@ from typing import Any
 import build.__main__
 import pytest
 
-from lockbuild.options import make_parser, parse
+from lockbuild.commands.options import make_parser, parse
 from witness import LOCKBUILD, WitnessTree
 
 BUILD_ACTIONS = [action for action in build.__main__.main_parser()._actions if action.option_strings]

@@ -20,7 +20,7 @@ from lockbuild import LockTimeoutError, SourceTreeLock
 from machine import read_message, wait_until_it_waits
 from witness import LOCKBUILD, PATIENCE, WitnessTree
 
-RUN = (sys.executable, "-m", "lockbuild.run")
+RUN = (sys.executable, "-m", "lockbuild.commands.run")
 
 # Says which signals it gets, one a line, until it is sent SIGTERM.
 LISTENER = """

@@ -12,7 +12,7 @@ from typing import Any
 import platformdirs
 import pytest
 
-from lockbuild.user_folders import cache_folder, configuration_folders
+from lockbuild.paths import cache_folder, configuration_folders
 from wheelhouse import ProbeTree, make_probe_tree
 
 # Runs lockbuild and writes into the file that its first argument names what was imported when the first process was
@@ -30,7 +30,7 @@ def write():
         json.dump({"before": sorted(before), "after": sorted(sys.modules), "started": started}, file)
 sys.addaudithook(listen)
 atexit.register(write)
-from lockbuild.program import entrypoint
+from lockbuild.commands.program import entrypoint
 entrypoint()
 """
 
@@ -66,7 +66,10 @@ def test_a_warm_build_imports_only_what_it_uses(tree: ProbeTree) -> None:
     assert found == {"filelock", "lockbuild", "pyproject_hooks"}
     assert not {"asyncio", "email", "http", "importlib.metadata", "socket", "ssl", "tarfile"} & {*modules}
     ours = {name for name in modules if name.startswith("lockbuild")}
-    assert not {"lockbuild.build_library", "lockbuild.cache", "lockbuild.sdist", "lockbuild.environments.fresh"} & ours
+    assert (
+        not {"lockbuild.build_library", "lockbuild.commands.cache", "lockbuild.sdist", "lockbuild.environments.fresh"}
+        & ours
+    )
     assert len(ours) <= 44
     # 168 with Python 3.11, of which 36 are filelock's and what it imports.
     assert len(modules) - len(run_nothing()) <= (175 if sys.version_info < (3, 12) else 190)
@@ -82,9 +85,9 @@ def test_the_hook_host_starts_before_the_rest_is_imported(tree: ProbeTree) -> No
 
 
 def test_the_version_is_told_without_importing_the_frontend() -> None:
-    code = "import lockbuild.cli, sys; print(*sys.modules)"
+    code = "import lockbuild.commands.build, sys; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert "lockbuild.cli" in modules
+    assert "lockbuild.commands.build" in modules
     assert not {"lockbuild.frontend", "lockbuild.locks", "lockbuild.console", "json", "subprocess"} & {*modules}
 
 

@@ -402,7 +402,7 @@ def site_packages(environment: Path) -> Path:
     return found
 
 
-CACHE_COMMAND = (sys.executable, "-m", "lockbuild.cache")
+CACHE_COMMAND = (sys.executable, "-m", "lockbuild.commands.cache")
 
 
 def _project(file_name: str) -> str:

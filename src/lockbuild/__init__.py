@@ -23,8 +23,8 @@ if TYPE_CHECKING:
         WheelError,
         WorkerError,
     )
-    from lockbuild.events import LockWait, Reporter
-    from lockbuild.locks import Holder, SourceTreeLock
+    from lockbuild.events import Holder, LockWait, Reporter
+    from lockbuild.locks import SourceTreeLock
     from lockbuild.request import Artifact, BuildRequest, BuildResult, Timing
     from lockbuild.wheels import install_wheels
 
@@ -65,7 +65,7 @@ _MODULES = {
     "BuildOptions": "api",
     "BuildRequest": "request",
     "BuildResult": "request",
-    "Holder": "locks",
+    "Holder": "events",
     "LockWait": "events",
     "Reporter": "events",
     "SourceTreeLock": "locks",

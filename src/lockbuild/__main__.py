@@ -1,6 +1,6 @@
 """``python -m lockbuild``."""
 
-from lockbuild.program import entrypoint
+from lockbuild.commands.program import entrypoint
 
 if __name__ == "__main__":
     entrypoint(prog="python -m lockbuild")

@@ -7,13 +7,14 @@ input, and so also when the process that awaits it is killed.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import WorkerError
 from lockbuild.event_lines import read_event
-from lockbuild.settings import variables_of, words_of
+from lockbuild.settings import INSTALLER_VARIABLE, PREIMPORT_VARIABLE
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -74,3 +75,39 @@ async def _end(process: Process) -> None:
                 process.kill()
     if cancelled is not None:
         raise cancelled
+
+
+def words_of(request: BuildRequest) -> list[str]:
+    """Return the command line that `make_request` makes this request of, in an environment with `variables_of` it."""
+    words = [f"--{kind}" for kind in request.distributions]
+    words.append(f"--link-mode={request.link_mode}")
+    words.append(f"--lock-timeout={float('inf') if request.lock_timeout is None else request.lock_timeout}")
+    words.append(f"--env-max-age={request.env_max_age}")
+    words.append(f"--max-sdist-size={'none' if request.max_sdist_size == float('inf') else request.max_sdist_size}")
+    words.append("--reuse" if request.reuse else "--no-reuse")
+    words += ["--quiet" if request.verbosity < 0 else "--verbose"] * abs(request.verbosity)
+    with_values = {
+        "--outdir": request.out_dir,
+        "--config-json": json.dumps(dict(request.config_settings)) if request.config_settings else None,
+        "--dependency-constraints-txt": request.constraints_file,
+        "--env-dir": request.env_dir,
+        "--sdist-extract-dir": request.sdist_extract_dir,
+        "--lock": request.lock,
+        "--cache-dir": request.cache_dir,
+    }
+    words += [f"{option}={value}" for option, value in with_values.items() if value is not None]
+    switches = {
+        "--no-isolation": not request.isolation,
+        "--skip-dependency-check": request.skip_dependency_check,
+        "--no-cache": not request.use_cache,
+        "--refresh": request.refresh,
+        "--coalesce": request.coalesce,
+        "--clear": request.clear,
+    }
+    words += [option for option, is_on in switches.items() if is_on]
+    return [*words, "--", request.source]
+
+
+def variables_of(request: BuildRequest) -> dict[str, str]:
+    """Return the variables for what no option says, or none together with the others of a request."""
+    return {INSTALLER_VARIABLE: request.installer, PREIMPORT_VARIABLE: "1" if request.preimport else "0"}

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lockbuild.locks.holders import Holder
-    from lockbuild.locks.processes import ProcessIdentity
+    from lockbuild.events import Holder
+    from lockbuild.processes import ProcessIdentity
 
 
 def shown(path: str) -> str:

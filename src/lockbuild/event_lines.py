@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 from lockbuild import errors
 from lockbuild.artifacts import report
 from lockbuild.errors import LockbuildError, restored_exception
-from lockbuild.events import LockWait, Reporter
-from lockbuild.locks.holders import Holder
+from lockbuild.events import Holder, LockWait, Reporter
 from lockbuild.request import Artifact, BuildResult, Timing
 
 if TYPE_CHECKING:

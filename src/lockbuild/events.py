@@ -6,10 +6,23 @@ a test's list is another. The methods of this class do nothing, so that a report
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from lockbuild.locks.holders import Holder
+
+class Holder(NamedTuple):
+    """The process that holds a lock."""
+
+    pid: int
+    command: str | None
+    since: float | None
+    """When it took the lock, in seconds since the epoch, where it left a record of that."""
+
+    def __str__(self) -> str:
+        """Return it in the words of a message: ``1234 (lockbuild --wheel) for 12 s``."""
+        command = f" ({self.command})" if self.command else ""
+        held = "" if self.since is None else f" for {max(0.0, time.time() - self.since):.0f} s"
+        return f"{self.pid}{command}{held}"
 
 
 class LockWait(NamedTuple):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from lockbuild.environments import BuildEnvironment, extended
 from lockbuild.errors import SdistError, shown
 from lockbuild.events import Reporter
-from lockbuild.job import Job
 from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
 from lockbuild.project import (
     IMPORTED_AHEAD,
@@ -26,6 +25,7 @@ from lockbuild.project import (
     read_project,
 )
 from lockbuild.request import BuildRequest, BuildResult, Distribution
+from lockbuild.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -63,22 +63,22 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
     kinds = request.distributions or (("wheel",) if is_sdist(request.source) else ("sdist", "wheel"))
     if "editable" in kinds and is_sdist(request.source):
         raise SdistError(f"{shown(request.source)} is no source tree, which an editable wheel could lead to")
-    with Job(request, reporter, out_dir, distributions=len(kinds)) as job:
+    with Session(request, reporter, out_dir, distributions=len(kinds)) as session:
         if is_sdist(request.source):
-            built = _build_from_sdist(job, _read_sdist(job), kinds)
+            built = _build_from_sdist(session, _read_sdist(session), kinds)
         elif request.distributions:
-            built = [_build_from_tree(job, kind)[1] for kind in request.distributions]
+            built = [_build_from_tree(session, kind)[1] for kind in request.distributions]
         else:
-            path, published = _build_from_tree(job, "sdist")
+            path, published = _build_from_tree(session, "sdist")
             reporter.log("Building wheel from sdist", ("step",))
-            built = [published, *_build_from_sdist(job, _read_sdist(job, path), ("wheel",))]
+            built = [published, *_build_from_sdist(session, _read_sdist(session, path), ("wheel",))]
     from lockbuild import artifacts
 
     if request.clear:
         artifacts.clear_older(out_dir, before, map(os.path.basename, built))
     return BuildResult(
         tuple(artifacts.describe(path, kind) for path, kind in zip(built, kinds, strict=True)),
-        tuple(job.timings),
+        tuple(session.timings),
     )
 
 
@@ -97,10 +97,10 @@ def metadata(request: BuildRequest, reporter: Reporter | None = None) -> bytes:
 
     with (
         forward_log(reporter, request.verbosity),
-        Job(request, reporter, out_dir_of(request), collects_output=True) as job,
-        _source_tree(job, _read_sdist(job) if is_sdist(request.source) else request.source) as tree,
+        Session(request, reporter, out_dir_of(request), collects_output=True) as session,
+        _source_tree(session, _read_sdist(session) if is_sdist(request.source) else request.source) as tree,
     ):
-        return _call_hooks(job, tree, "wheel", lambda backend: _prepare_metadata(job, backend))
+        return _call_hooks(session, tree, "wheel", lambda backend: _prepare_metadata(session, backend))
 
 
 def is_sdist(source: str) -> bool:
@@ -117,39 +117,42 @@ def out_dir_of(request: BuildRequest) -> str:
     return os.path.join(request.source, "dist")
 
 
-def _read_sdist(job: Job, built: str | None = None) -> Sdist:
+def _read_sdist(session: Session, built: str | None = None) -> Sdist:
     """Read the sdist that is the request's source, or one that was just built, which may be of any size."""
     from lockbuild.sdist import read_sdist
 
     if built is not None:
-        return read_sdist(built, job.folder())
-    return read_sdist(job.request.source, job.folder(), job.request.max_sdist_size)
+        return read_sdist(built, session.folder())
+    return read_sdist(session.request.source, session.folder(), session.request.max_sdist_size)
 
 
-def _build_from_tree(job: Job, kind: Distribution) -> tuple[str, str]:
+def _build_from_tree(session: Session, kind: Distribution) -> tuple[str, str]:
     """Build one distribution of the tree that the request names; return its paths as `_build_distribution` does."""
-    tree = _Tree(job.request.source)
-    if job.request.coalesce:
+    tree = _Tree(session.request.source)
+    if session.request.coalesce:
         return _build_once(
-            job, tree.path, kind, lambda locks: _build_distribution(job, tree._replace(locks=tuple(locks)), kind)
+            session,
+            tree.path,
+            kind,
+            lambda locks: _build_distribution(session, tree._replace(locks=tuple(locks)), kind),
         )
-    return _build_distribution(job, tree, kind)
+    return _build_distribution(session, tree, kind)
 
 
-def _build_from_sdist(job: Job, sdist: Sdist, kinds: Sequence[Distribution]) -> list[str]:
+def _build_from_sdist(session: Session, sdist: Sdist, kinds: Sequence[Distribution]) -> list[str]:
     """Build from an sdist that is unpacked for it; return the paths of what was published."""
 
     def build_all(outer_locks: Sequence[InheritableLock]) -> list[tuple[str, str]]:
-        with _source_tree(job, sdist, outer_locks) as tree:
-            return [_build_distribution(job, tree, kind) for kind in kinds]
+        with _source_tree(session, sdist, outer_locks) as tree:
+            return [_build_distribution(session, tree, kind) for kind in kinds]
 
-    if tuple(kinds) == ("wheel",) and (is_sdist(job.request.source) or job.request.coalesce):
-        return [_build_once(job, sdist, "wheel", lambda locks: build_all(locks)[0])[1]]
+    if tuple(kinds) == ("wheel",) and (is_sdist(session.request.source) or session.request.coalesce):
+        return [_build_once(session, sdist, "wheel", lambda locks: build_all(locks)[0])[1]]
     return [published for _, published in build_all(())]
 
 
 def _build_once(
-    job: Job,
+    session: Session,
     source: Sdist | str,
     kind: Distribution,
     build_it: Callable[[Sequence[InheritableLock]], tuple[str, str]],
@@ -158,86 +161,86 @@ def _build_once(
     from lockbuild import artifacts
     from lockbuild.sharing.build import shared_build
 
-    shared = shared_build(source, kind, job.request, job.reporter)
+    shared = shared_build(source, kind, session.request, session.reporter)
     if shared is None:
         return build_it(())
     with shared.lock:
-        taken = shared.take(job.folder(), job.oldest_environment)
+        taken = shared.take(session.folder(), session.oldest_environment)
         if taken is None:
             with shared.begun():
-                job.environments.clear()
+                session.environments.clear()
                 path, published = build_it([shared.lock])
-                shared.keep(path, job.environments)
+                shared.keep(path, session.environments)
             return path, published
-    artifacts.make_out_dir(job.out_dir)
-    return taken, artifacts.publish(*os.path.split(taken), job.out_dir)
+    artifacts.make_out_dir(session.out_dir)
+    return taken, artifacts.publish(*os.path.split(taken), session.out_dir)
 
 
 @contextlib.contextmanager
-def _source_tree(job: Job, source: Sdist | str, outer_locks: Sequence[InheritableLock] = ()) -> Iterator[_Tree]:
+def _source_tree(session: Session, source: Sdist | str, outer_locks: Sequence[InheritableLock] = ()) -> Iterator[_Tree]:
     """Yield the source tree of a build, which an sdist is unpacked into."""
     if isinstance(source, str):
         yield _Tree(source)
         return
     from lockbuild.sdist import unpacked
 
-    extract_dir = job.request.sdist_extract_dir
+    extract_dir = session.request.sdist_extract_dir
     with contextlib.ExitStack() as stack:
         locks = [*outer_locks]
         if extract_dir is not None:
             # Two builds with one --sdist-extract-dir would each remove the tree in which the other one builds. With
             # an --env-dir, too, both are locked here in the order of their names: another build may have been given
             # the same two the other way round.
-            folders = [extract_dir, *([job.request.env_dir] if job.request.env_dir is not None else [])]
+            folders = [extract_dir, *([session.request.env_dir] if session.request.env_dir is not None else [])]
             in_order = sorted(folders, key=os.path.realpath)
-            locks.extend(stack.enter_context(job.lock_directory(path)) for path in in_order)
+            locks.extend(stack.enter_context(session.lock_directory(path)) for path in in_order)
         yield _Tree(stack.enter_context(unpacked(source, extract_dir)), tuple(locks), is_private=extract_dir is None)
 
 
-def _build_distribution(job: Job, tree: _Tree, kind: Distribution) -> tuple[str, str]:
+def _build_distribution(session: Session, tree: _Tree, kind: Distribution) -> tuple[str, str]:
     """Build one distribution of a tree and publish it; return its paths in the staging folder and in the out-dir."""
 
     def build_and_publish(backend: BackendCaller) -> tuple[str, str]:
         from lockbuild import artifacts
 
-        artifacts.make_out_dir(job.out_dir)
-        folder = job.folder()
-        with job.step(f"build_{kind}"):
-            returned = backend.build(kind, folder, job.request.config_settings)
-        with job.step("publish"):
+        artifacts.make_out_dir(session.out_dir)
+        folder = session.folder()
+        with session.step(f"build_{kind}"):
+            returned = backend.build(kind, folder, session.request.config_settings)
+        with session.step("publish"):
             name = artifacts.check_artifact(folder, returned, kind)
-            return os.path.join(folder, name), artifacts.publish(folder, name, job.out_dir)
+            return os.path.join(folder, name), artifacts.publish(folder, name, session.out_dir)
 
-    return _call_hooks(job, tree, kind, build_and_publish)
+    return _call_hooks(session, tree, kind, build_and_publish)
 
 
-def _prepare_metadata(job: Job, backend: BackendCaller) -> bytes:
-    with open(os.path.join(backend.metadata_path(job.folder()), "METADATA"), "rb") as file:
+def _prepare_metadata(session: Session, backend: BackendCaller) -> bytes:
+    with open(os.path.join(backend.metadata_path(session.folder()), "METADATA"), "rb") as file:
         return file.read()
 
 
-def _call_hooks(job: Job, tree: _Tree, kind: Distribution, work: Callable[[BackendCaller], T]) -> T:
+def _call_hooks(session: Session, tree: _Tree, kind: Distribution, work: Callable[[BackendCaller], T]) -> T:
     """Have the backend of a tree do some work, in its environment, under its lock."""
     with contextlib.ExitStack() as stack:
         locks: list[InheritableLock] = [*tree.locks]
         taken = [lock.path for lock in tree.locks if isinstance(lock, DirectoryLock)]
-        if job.request.env_dir is not None and job.request.env_dir not in taken:
+        if session.request.env_dir is not None and session.request.env_dir not in taken:
             # Two builds with one --env-dir: the second one finds the folder empty when the first has succeeded.
-            locks.append(stack.enter_context(job.lock_directory(job.request.env_dir)))
+            locks.append(stack.enter_context(session.lock_directory(session.request.env_dir)))
         project = read_project(tree.path)
-        tree_lock = job.lock_source_tree(project.tree)
+        tree_lock = session.lock_source_tree(project.tree)
         stack.callback(tree_lock.close)
-        hooks = job.hooks
-        job.distributions_left -= 1
+        hooks = session.hooks
+        session.distributions_left -= 1
 
         def decide(environment: BuildEnvironment | None, extra_requires: Collection[str] | None) -> LockDecision:
-            if tree.is_private and (job.request.lock or project.lock) != "always":
+            if tree.is_private and (session.request.lock or project.lock) != "always":
                 return LockDecision(False, "it was unpacked for this build alone")
             is_installed = environment.has if environment is not None else None
-            if not _asks_backend(job.request) and project.backend_module not in IMPORTED_AHEAD:
+            if not _asks_backend(session.request) and project.backend_module not in IMPORTED_AHEAD:
                 # What else it requires remains unknown, and may be setuptools.
                 is_installed = is_installed_here
-            return decide_lock(project, job.request.lock, extra_requires, is_installed)
+            return decide_lock(project, session.request.lock, extra_requires, is_installed)
 
         def start_host(candidate: BuildEnvironment | None) -> None:
             """Start the hook host, and import what we need, while we still look at the environment and wait."""
@@ -249,11 +252,11 @@ def _call_hooks(job: Job, tree: _Tree, kind: Distribution, work: Callable[[Backe
             _import_the_rest()
 
         environment = None
-        if job.request.isolation:
-            with job.step("environment"):
-                environment = stack.enter_context(job.build_environment(project.requires, locks, start_host))
+        if session.request.isolation:
+            with session.step("environment"):
+                environment = stack.enter_context(session.build_environment(project.requires, locks, start_host))
             locks.extend(environment.locks)
-            job.environments.add(environment.generation)
+            session.environments.add(environment.generation)
         start_host(environment)
 
         extra_requires: Collection[str] | None = None
@@ -261,14 +264,16 @@ def _call_hooks(job: Job, tree: _Tree, kind: Distribution, work: Callable[[Backe
         while True:
             with (
                 hint_at_shared_tree(project, decision),
-                _locked(job, project, decision, tree_lock, locks, hooks) as held,
+                _locked(session, project, decision, tree_lock, locks, hooks) as held,
             ):
                 if extra_requires is None:
-                    extra_requires = _ask_for_extra_requirements(job, kind, _caller(job, project, environment, hooks))
-                with _extended(job, environment, extra_requires, held, hooks) as full_environment:
+                    extra_requires = _ask_for_extra_requirements(
+                        session, kind, _caller(session, project, environment, hooks)
+                    )
+                with _extended(session, environment, extra_requires, held, hooks) as full_environment:
                     late_decision = decide(full_environment, extra_requires)
                     if decision.locked or not late_decision.locked:
-                        return work(_caller(job, project, full_environment, hooks))
+                        return work(_caller(session, project, full_environment, hooks))
             # The backend itself asked for setuptools, which was nowhere until now; so nothing has run it yet.
             decision = late_decision
 
@@ -279,19 +284,21 @@ def _import_the_rest() -> None:
     import zipfile  # noqa: F401
 
     import lockbuild.artifacts
-    import lockbuild.daily
+    import lockbuild.garbage_collection
     import lockbuild.hooks.caller  # noqa: F401
 
 
-def _caller(job: Job, project: Project, environment: BuildEnvironment | None, hooks: HookRunner) -> BackendCaller:
+def _caller(
+    session: Session, project: Project, environment: BuildEnvironment | None, hooks: HookRunner
+) -> BackendCaller:
     from lockbuild.hooks.caller import BackendCaller
 
-    return BackendCaller(project, environment, hooks, job.reporter)
+    return BackendCaller(project, environment, hooks, session.reporter)
 
 
 @contextlib.contextmanager
 def _locked(
-    job: Job,
+    session: Session,
     project: Project,
     decision: LockDecision,
     tree_lock: SourceTreeLock,
@@ -304,13 +311,13 @@ def _locked(
     Yields all the locks under which they run.
     """
     verb = "Locking" if decision.locked else "Not locking"
-    job.reporter.detail(f"{verb} {shown(project.tree)}: {decision.reason}")
+    session.reporter.detail(f"{verb} {shown(project.tree)}: {decision.reason}")
     with contextlib.ExitStack() as stack:
         held = [*locks]
         if decision.locked:
-            with job.step("lock"):
+            with session.step("lock"):
                 held.append(stack.enter_context(tree_lock))
-        stack.enter_context(hooks.under(held, keeps_host=job.keeps_host))
+        stack.enter_context(hooks.under(held, keeps_host=session.keeps_host))
         yield held
 
 
@@ -319,13 +326,13 @@ def _asks_backend(request: BuildRequest) -> bool:
     return request.isolation or not request.skip_dependency_check
 
 
-def _ask_for_extra_requirements(job: Job, kind: Distribution, caller: BackendCaller) -> set[str]:
+def _ask_for_extra_requirements(session: Session, kind: Distribution, caller: BackendCaller) -> set[str]:
     """Ask the backend what else it requires for this build; without isolation, check that it is all there."""
-    if not _asks_backend(job.request):
+    if not _asks_backend(session.request):
         return set()
-    with job.step(f"get_requires_for_build_{kind}"):
-        extra = caller.get_requires(kind, job.request.config_settings)
-    if not job.request.isolation:
+    with session.step(f"get_requires_for_build_{kind}"):
+        extra = caller.get_requires(kind, session.request.config_settings)
+    if not session.request.isolation:
         from lockbuild.build_library import check_dependencies
 
         check_dependencies({*caller.project.requires, *extra})
@@ -334,7 +341,7 @@ def _ask_for_extra_requirements(job: Job, kind: Distribution, caller: BackendCal
 
 @contextlib.contextmanager
 def _extended(
-    job: Job,
+    session: Session,
     environment: BuildEnvironment | None,
     extra_requires: Collection[str],
     held: Sequence[InheritableLock],
@@ -345,14 +352,16 @@ def _extended(
         yield None
         return
     with contextlib.ExitStack() as stack:
-        with job.step("environment") if extra_requires else contextlib.nullcontext():
+        with session.step("environment") if extra_requires else contextlib.nullcontext():
             full = stack.enter_context(
-                extended(environment, extra_requires, job.request, held, job.reporter, job.oldest_environment)
+                extended(
+                    environment, extra_requires, session.request, held, session.reporter, session.oldest_environment
+                )
             )
         if versions := full.required_versions():
             listed = "".join(f"\n- {name}=={version}" for name, version in versions.items())
-            job.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
-        job.environments.add(full.generation)
+            session.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
+        session.environments.add(full.generation)
         if full is environment:
             yield full
         else:

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from lockbuild.errors import Interrupted
-from lockbuild.locks.processes import descendants, is_running
+from lockbuild.processes import descendants, is_running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

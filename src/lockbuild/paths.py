@@ -1,20 +1,42 @@
-"""What lies where in the cache folder, and the private folder that stands in for it where it cannot be written."""
+"""The user's folders: where the cache and configurations are, and what lies where in the cache."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import CacheFolderError, shown
 from lockbuild.folders import make_private_folder, open_folder
-from lockbuild.user_folders import HOSTS_SUFFIX, cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lockbuild.events import Reporter
+
+CACHE_DIR_VARIABLE = "LOCKBUILD_CACHE_DIR"
+
+
+def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
+    """
+    Return where the cache folder should be, as an absolute path: what is requested, else ``LOCKBUILD_CACHE_DIR``,
+    else the platform's place for the user's caches. ``None`` where the user has no home to have such a place in.
+    """
+    chosen = requested or os.environ.get(CACHE_DIR_VARIABLE)
+    if chosen:
+        # A "~" comes here from files that no shell has read, such as tox.ini.
+        return os.path.abspath(os.path.expanduser(chosen))
+    if plain := _xdg_folder("XDG_CACHE_HOME", ".cache"):
+        return os.path.join(plain, "lockbuild")
+    import platformdirs
+
+    # Without HOME and without an entry in the user database "~" stays as it is, or platformdirs says so.
+    try:
+        folder = platformdirs.user_cache_dir("lockbuild", appauthor=False)
+    except RuntimeError:
+        return None
+    return folder if os.path.isabs(folder) else None
 
 
 def environment_folder(requested: str | os.PathLike[str] | None) -> str:
@@ -70,29 +92,6 @@ def key_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) 
     for name in sorted(os.listdir(store)):
         if os.path.isdir(os.path.join(store, name)):
             yield os.path.join(store, name)
-
-
-def disk_use(path: str) -> int:
-    """Return how many bytes a folder takes, where a file with several hard links counts for its part."""
-    total = 0
-    for folder, _, files in os.walk(path):
-        for name in files:
-            with contextlib.suppress(OSError):
-                status = os.lstat(os.path.join(folder, name))
-                total += status.st_size // max(1, status.st_nlink)
-    return total
-
-
-def hosts_folder(store: str) -> str | None:
-    """Return the folder, beside that of the environments, of the notes on hook hosts; ``None`` if it is not private."""
-    return _folder_beside(f"{store}{HOSTS_SUFFIX}")
-
-
-def _folder_beside(folder: str) -> str | None:
-    with contextlib.suppress(OSError, CacheFolderError):
-        make_private_folder(folder)
-        return folder
-    return None
 
 
 def lock_folder(requested: str | os.PathLike[str] | None, reporter: Reporter) -> str:
@@ -154,3 +153,40 @@ def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
         ) from error
     reporter.warn(f"{reason}; lock files are in {shown(folder)} instead")
     return locks
+
+
+def configuration_folders(program: str) -> tuple[list[str], str | None]:
+    """
+    Return where a program looks for its configuration: the folders for everybody, and the user's.
+
+    ``None`` for a user without a home.
+    """
+    plain = _xdg_folder("XDG_CONFIG_HOME", ".config")
+    if plain and not os.environ.get("XDG_CONFIG_DIRS"):
+        return [f"/etc/xdg/{program}"], os.path.join(plain, program)
+    import platformdirs
+
+    common = platformdirs.site_config_dir(program, appauthor=False, multipath=True).split(os.pathsep)
+    try:
+        return common, platformdirs.user_config_dir(program, appauthor=False, roaming=True)
+    except RuntimeError:
+        return common, None
+
+
+def _xdg_folder(variable: str, below_home: str) -> str | None:
+    """
+    Return one of the user's folders as the XDG base directory specification has it, where that is plain.
+
+    Everything else is left to platformdirs, whose import would take longer than all that a build does before its hook
+    host starts. A test compares the two.
+    """
+    if sys.platform != "linux" or "ANDROID_DATA" in os.environ:
+        return None
+    if folder := os.environ.get(variable):
+        return folder if _is_plain(folder) else None
+    home = os.environ.get("HOME", "")
+    return os.path.join(home, below_home) if _is_plain(home) else None
+
+
+def _is_plain(path: str) -> bool:
+    return path.startswith("/") and path == os.path.normpath(path).strip()

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from lockbuild.events import Reporter
+from lockbuild.garbage_collection import list_unpacked_wheels, prune_unpacked_wheels
 from lockbuild.paths import wheel_folder
 from lockbuild.wheels import install_wheels
-from lockbuild.wheels.cached import list_wheels, prune_wheels
 from lockbuild.wheels.store import WheelStore
 from lockbuild.wheels.unpack import UnpackedWheel
 from wheelhouse import Wheelhouse, installing_up_to, site_packages
@@ -115,7 +115,7 @@ def test_wheels_that_are_removed_while_they_are_linked_are_unpacked_again(house:
     wheel = house.add_wheel("alpha", files={"alpha/one/file.py": "", "alpha/two/file.py": ""})
     installing = installing_up_to("one", environment, [wheel])
     [before] = unpacked()
-    assert prune_wheels(-1) == 1
+    assert prune_unpacked_wheels(-1) == 1
     assert not before.exists()
     # Once more for the second time that this file is linked.
     out, _ = installing.communicate("\n\n", timeout=PATIENCE)
@@ -139,9 +139,9 @@ def test_a_manifest_that_is_no_manifest_is_not_there(house: Wheelhouse, environm
     install_wheels([wheel], environment)
     [manifest] = store().glob("*/manifest.json")
     manifest.write_bytes(text.encode(errors="surrogateescape"))
-    assert list_wheels() == []
+    assert list_unpacked_wheels() == []
     install_wheels([wheel], environment)
-    assert [each.name for each in list_wheels()] == ["alpha 1.0"]
+    assert [each.name for each in list_unpacked_wheels()] == ["alpha 1.0"]
 
 
 _WRONG: dict[str, list[object]] = {
@@ -192,7 +192,7 @@ def test_what_a_manifest_says_is_checked_before_it_is_used(
     [manifest] = store().glob("*/manifest.json")
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, field: value}))
-    assert list_wheels() == [] or field == "mtime_ns"
+    assert list_unpacked_wheels() == [] or field == "mtime_ns"
     files = sorted(path for path in tmp_path.rglob("*") if not path.is_relative_to(store()))
     after = add(wheel)
     assert (after.folders, after.entry_points, after.name) == (before.folders, before.entry_points, "alpha")
@@ -228,11 +228,11 @@ def test_what_has_the_name_of_a_wheel_and_is_no_wheel_is_replaced(
     [folder] = store().iterdir()
     damage(folder)
     elsewhere = sorted((store().parent / "elsewhere").rglob("*"))
-    assert list_wheels() == []
+    assert list_unpacked_wheels() == []
     install_wheels([wheel], environment)
     assert folder.is_dir()
     assert not folder.is_symlink()
-    assert [each.name for each in list_wheels()] == ["alpha 1.0"]
+    assert [each.name for each in list_unpacked_wheels()] == ["alpha 1.0"]
     assert sorted((store().parent / "elsewhere").rglob("*")) == elsewhere
 
 
@@ -240,7 +240,7 @@ def test_a_wheel_with_a_folder_for_its_manifest_can_be_pruned(house: Wheelhouse,
     install_wheels([house.add_wheel("alpha")], environment)
     [folder] = store().iterdir()
     _folder_for_manifest(folder)
-    assert prune_wheels(-1) == 1
+    assert prune_unpacked_wheels(-1) == 1
     assert list(store().iterdir()) == []
 
 
@@ -248,11 +248,11 @@ def test_a_wheel_that_was_just_used_is_not_removed(house: Wheelhouse, environmen
     wheel = house.add_wheel("alpha")
     install_wheels([wheel], environment)
     [manifest] = store().glob("*/manifest.json")
-    assert prune_wheels(3600) == 0
+    assert prune_unpacked_wheels(3600) == 0
     os.utime(manifest, (0, 0))
     install_wheels([wheel], environment)
-    assert prune_wheels(3600) == 0
+    assert prune_unpacked_wheels(3600) == 0
     os.utime(manifest, (0, 0))
-    assert prune_wheels(3600) == 1
+    assert prune_unpacked_wheels(3600) == 1
     assert list(store().iterdir()) == []
     assert (site_packages(environment) / "alpha.py").read_text() == "VERSION = '1.0'\n"

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from lockbuild.errors import CacheFolderError
+from lockbuild.hooks import HookEnvironment
 from lockbuild.paths import environment_folder, wheel_folder
 
 if TYPE_CHECKING:
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from lockbuild.request import BuildRequest
 
 
-class BuildEnvironment(Protocol):
+class BuildEnvironment(HookEnvironment, Protocol):
     """A place for hooks to run in. It is what ``build.ProjectBuilder.from_isolated_env`` takes, and more."""
 
     locks: tuple[InheritableLock, ...]
-    """What hooks have to inherit, so that nobody removes the environment under them."""
+    """What hooks have to inherit, so that no process removes the environment under them."""
 
     @property
     def generation(self) -> Generation | None:
@@ -30,13 +31,6 @@ class BuildEnvironment(Protocol):
     @property
     def requirements(self) -> tuple[str, ...]:
         """What was asked for when it was made."""
-
-    @property
-    def python_executable(self) -> str:
-        """The interpreter to run hooks with."""
-
-    def make_extra_environ(self) -> Mapping[str, str] | None:
-        """Return the environment variables that a hook gets beside those of the frontend."""
 
     def required_versions(self) -> Mapping[str, str]:
         """Return the installed versions of the distributions that the requirements name, by normalized name."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lockbuild.digest import sha256
 from lockbuild.environments.local import ARCHIVES, canonical, describe, named_paths
-from lockbuild.user_folders import configuration_folders
+from lockbuild.paths import configuration_folders
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -66,7 +66,7 @@ def populate(generation: Generation, wanted: InstallRequest) -> Manifest:
     """
     Make an environment in the folder of a generation; return its manifest, whose contents are still to be digested.
 
-    Raises what `build` raises, and `lockbuild.wheels.resolve.fill`.
+    Raises what `build` raises, and `lockbuild.environments.resolve.fill`.
     """
     made = time.time()
     with killing_descendants():
@@ -93,7 +93,7 @@ def _install(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: 
     listed = "\n".join(f"- {requirement}" for requirement in sorted(wanted.requirements))
     log_step(f"Installing packages in isolated environment:\n{listed}")
     if wanted.request.installer == "pip":
-        from lockbuild.wheels.resolve import can_fill, fill
+        from lockbuild.environments.resolve import can_fill, fill
 
         if can_fill(wanted):
             fill(environment, paths, wanted)

@@ -1,5 +1,23 @@
 """Calling the hooks of a backend.
 
-`runner` runs hooks for pyproject-hooks. `client` is its end of the hook host, ``host`` the host itself, which runs in
-the build environment. `caller` is a backend as the frontend calls it.
+`caller` is a backend as the frontend calls it. `runner` runs hooks for pyproject-hooks. `client` is the frontend's end
+of the hook host, ``host`` the host itself, which runs in the build environment.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class HookEnvironment(Protocol):
+    """What running a hook in an environment takes."""
+
+    @property
+    def python_executable(self) -> str:
+        """The interpreter to run hooks with."""
+
+    def make_extra_environ(self) -> Mapping[str, str] | None:
+        """Return the environment variables that a hook gets beside those of the frontend."""

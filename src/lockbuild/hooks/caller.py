@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
-    from lockbuild.environments import BuildEnvironment
     from lockbuild.events import Reporter
+    from lockbuild.hooks import HookEnvironment
     from lockbuild.hooks.runner import HookRunner
     from lockbuild.project import Project
     from lockbuild.request import Distribution
@@ -31,7 +31,7 @@ class BackendCaller:
     """The backend of a project in an environment, or without one in that of the frontend. A hook is a method."""
 
     def __init__(
-        self, project: Project, environment: BuildEnvironment | None, hooks: HookRunner, reporter: Reporter
+        self, project: Project, environment: HookEnvironment | None, hooks: HookRunner, reporter: Reporter
     ) -> None:
         self.project = project
         self._reporter = reporter

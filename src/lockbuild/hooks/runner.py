@@ -19,7 +19,7 @@ from lockbuild.project import IMPORTED_AHEAD
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from lockbuild.environments import BuildEnvironment
+    from lockbuild.hooks import HookEnvironment
     from lockbuild.hooks.client import Host
     from lockbuild.locks import InheritableLock
     from lockbuild.project import Project
@@ -61,7 +61,7 @@ class HookRunner:
         self._carried: list[tuple[InheritableLock, int]] = []
         """The locks whose open files the host has inherited, and their epochs."""
 
-    def start(self, project: Project, environment: BuildEnvironment | None, locks: Sequence[InheritableLock]) -> None:
+    def start(self, project: Project, environment: HookEnvironment | None, locks: Sequence[InheritableLock]) -> None:
         """
         Start the host for hooks that will run under ``locks``, which need not be taken yet, with their open files.
 

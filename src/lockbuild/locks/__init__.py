@@ -32,11 +32,10 @@ from typing import Protocol
 
 from lockbuild.locks.cache_digest import cache_digest
 from lockbuild.locks.directory import DirectoryLock
-from lockbuild.locks.holders import Holder
 from lockbuild.locks.nesting import HeldLock
 from lockbuild.locks.source_tree import SourceTreeLock
 
-__all__ = ["DirectoryLock", "Holder", "InheritableLock", "SourceTreeLock", "cache_digest"]
+__all__ = ["DirectoryLock", "InheritableLock", "SourceTreeLock", "cache_digest"]
 
 
 class InheritableLock(Protocol):

@@ -32,8 +32,8 @@ from lockbuild.locks.kernel import (
     unlock,
 )
 from lockbuild.locks.nesting import HeldLock, held_by_ancestor, lent
-from lockbuild.locks.processes import own_identity
 from lockbuild.locks.targets import directory_targets
+from lockbuild.processes import own_identity
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence

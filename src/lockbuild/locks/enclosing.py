@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from lockbuild.locks.holders import find_holder, holds_flock
-from lockbuild.locks.processes import ancestors
+from lockbuild.processes import ancestors
 
 
 def inherited_lock(descriptor: int) -> int | None:

@@ -13,12 +13,13 @@ import os
 import stat
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lockbuild.errors import CacheFolderError
+from lockbuild.events import Holder
 from lockbuild.files import write_whole
 from lockbuild.folders import open_folder
-from lockbuild.locks.processes import (
+from lockbuild.processes import (
     ProcessIdentity,
     command_line,
     is_running,
@@ -30,21 +31,6 @@ from lockbuild.locks.processes import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-class Holder(NamedTuple):
-    """The process that holds a lock."""
-
-    pid: int
-    command: str | None
-    since: float | None
-    """When it took the lock, in seconds since the epoch, where it left a record of that."""
-
-    def __str__(self) -> str:
-        """Return it in the words of a message: ``1234 (lockbuild --wheel) for 12 s``."""
-        command = f" ({self.command})" if self.command else ""
-        held = "" if self.since is None else f" for {max(0.0, time.time() - self.since):.0f} s"
-        return f"{self.pid}{command}{held}"
 
 
 def find_holder(descriptor: int, record: str | None) -> Holder | None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lockbuild.folders import open_folder
 from lockbuild.locks.holders import record_beside, recorded_pid
 from lockbuild.locks.kernel import LockFile, try_to_lock
-from lockbuild.locks.processes import ProcessIdentity, ancestors, can_tell_ancestors, is_running
+from lockbuild.processes import ProcessIdentity, ancestors, can_tell_ancestors, is_running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

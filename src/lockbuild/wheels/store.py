@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lockbuild.digest import digest_of_file
-from lockbuild.errors import LockTimeoutError, WheelError
+from lockbuild.errors import WheelError
 from lockbuild.locks import DirectoryLock
 from lockbuild.wheels.destination import SCHEMES, is_plain
 from lockbuild.wheels.links import write_whole
@@ -194,23 +194,20 @@ def last_used(folder: str) -> float:
         return 0.0
 
 
-def remove_if_unused(folder: str, cache_dir: str | None, oldest: float) -> bool:
+def remove_if_unused(folder: str, oldest: float) -> bool:
     """
     Remove the wheel in the folder of its digest if it was last used before ``oldest``, in seconds since the epoch.
 
-    Environments that have it keep their files. One that is just being unpacked is left alone, and for one that is just
-    being linked the linker makes up, see above. Returns whether there was one to remove.
+    Only under the wheel's lock. Environments that have it keep their files, and a process that is linking it unpacks it
+    again. Returns whether there was one to remove.
     """
     if last_used(folder) > oldest:
         return False
-    with contextlib.suppress(LockTimeoutError), DirectoryLock(folder, cache_dir=cache_dir, timeout=0, create=True):
-        if last_used(folder) <= oldest:
-            was_complete = os.path.exists(_manifest_path(folder))
-            # First, so that no process finds the half that is left when this one is killed.
-            _remove(_manifest_path(folder))
-            shutil.rmtree(folder, ignore_errors=True)
-            return was_complete
-    return False
+    was_complete = os.path.exists(_manifest_path(folder))
+    # First, so that no process finds the half that is left when this one is killed.
+    _remove(_manifest_path(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+    return was_complete
 
 
 def _unpack_anew(archive: str, folder: str) -> UnpackedWheel:

@@ -172,4 +172,4 @@ def _wait_for_signal(numbers: set[signal.Signals]) -> tuple[int, bool]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], prog="python -m lockbuild.run"))
+    sys.exit(main(sys.argv[1:], prog="python -m lockbuild.commands.run"))

@@ -24,7 +24,7 @@ def entrypoint(prog: str = "lockbuild") -> NoReturn:
     open_standard_streams()
     status = 1
     try:
-        from lockbuild.cli import main
+        from lockbuild.commands.build import main
 
         main(prog=prog)
     except SystemExit as end:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lockbuild.locks import InheritableLock
 
 
-class Job:
+class Session:
     """
     What all the steps of one build share; a context manager, at whose end its staging folder is removed.
 

@@ -1,8 +1,6 @@
 """The command line: words in, a `BuildRequest`, an exit status out. It is that of ``build``, and a little more.
 
-Only what it takes to read the command line is imported here; `_run` imports the frontend. What most builds do without
-has modules of its own, which are imported when they are needed: `lockbuild.config_settings`, `lockbuild.event_lines`,
-`lockbuild.failures`.
+Only what it takes to read the command line is imported here; `_run` imports the frontend.
 """
 
 from __future__ import annotations
@@ -11,9 +9,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from lockbuild.commands.options import parse
 from lockbuild.errors import Interrupted, LockbuildError
-from lockbuild.options import parse
-from lockbuild.settings import make_request
 
 if TYPE_CHECKING:
     import argparse
@@ -62,7 +59,7 @@ def _run(parsed: argparse.Namespace) -> int:
         elif isinstance(error, LockbuildError):
             output.error(str(error), getattr(error, "__notes__", ()))
         else:
-            from lockbuild.failures import report_failure
+            from lockbuild.commands.failures import report_failure
 
             report_failure(error, parsed, output)
         return error.exit_status if isinstance(error, LockbuildError) else 1
@@ -89,6 +86,7 @@ def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
     # What the interpreter and the imports have taken until now. They do not wait for anything.
     start = time.process_time()
     from lockbuild import frontend
+    from lockbuild.commands.request import make_request
     from lockbuild.request import Timing
 
     warnings.showwarning = lambda message, *_, **__: output.warn(str(message))
@@ -112,10 +110,10 @@ def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
             with open(report_output, "wb") as stream:
                 stream.write(content)
     if request.isolation and request.use_cache:
-        from lockbuild.daily import prune_once_a_day
+        from lockbuild.garbage_collection import collect_once_a_day
 
         # Before the last line: with it a program may end us.
-        prune_once_a_day(request.cache_dir)
+        collect_once_a_day(request.cache_dir)
     output.succeeded(result)
 
 

@@ -1,0 +1,123 @@
+"""The console script ``lockbuild-cache``: what is in the cache, and the removal of what is not used."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from lockbuild.environments.store import age_in_words
+from lockbuild.errors import LockbuildError, shown
+from lockbuild.files import open_standard_streams
+from lockbuild.garbage_collection import (
+    UNUSED_SECONDS,
+    list_built_artifacts,
+    list_environments,
+    list_unpacked_wheels,
+    prune_built_artifacts,
+    prune_environments,
+    prune_unpacked_wheels,
+)
+from lockbuild.paths import cache_folder
+from lockbuild.settings import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the console script ``lockbuild-cache`` and exit: 0, 1 after an error, 2 for wrong usage."""
+    open_standard_streams()
+    parsed = _make_parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        parsed.run(parsed)
+    except LockbuildError as error:
+        print(f"ERROR {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except OSError as error:
+        print(f"ERROR {error.strerror}: {error.filename!r}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lockbuild-cache", description="Look after the cache of lockbuild.")
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", help="the cache folder (default: LOCKBUILD_CACHE_DIR, else the platform's place)"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    command = commands.add_parser("dir", help="print the path of the cache folder")
+    command.set_defaults(run=_print_folder)
+    command = commands.add_parser("list", help="list what is in the cache")
+    command.set_defaults(run=_print_list)
+    command = commands.add_parser("prune", help="remove environments and wheels that were not used for 30 days")
+    command.add_argument(
+        "--older-than",
+        type=duration,
+        default=UNUSED_SECONDS,
+        metavar="TIME",
+        help="remove what was last used so long ago: seconds, or a number with s, m, h or d behind it (default: 30d)",
+    )
+    command.set_defaults(run=_prune)
+    command = commands.add_parser("clear", help="remove everything that is not in use")
+    command.set_defaults(run=_prune, older_than=-1.0)
+    return parser
+
+
+def _print_folder(parsed: argparse.Namespace) -> None:
+    print(shown(cache_folder(parsed.cache_dir) or ""))
+
+
+def _print_list(parsed: argparse.Namespace) -> None:
+    environments = [
+        (each.name, _mebibytes(each.size), _ago(each.made), _ago(each.last_used), ", ".join(each.packages))
+        for each in list_environments(parsed.cache_dir)
+    ]
+    unpacked = [
+        (each.name, _mebibytes(each.size), _ago(each.last_used)) for each in list_unpacked_wheels(parsed.cache_dir)
+    ]
+    built = [
+        (each.name, _mebibytes(each.size), _ago(each.made), _ago(each.last_used), shown(each.path))
+        for each in list_built_artifacts(parsed.cache_dir)
+    ]
+    _print_table(("ENVIRONMENT", "SIZE", "MADE", "LAST USED", "PACKAGES"), environments)
+    _print_table(("UNPACKED WHEEL", "SIZE", "LAST USED"), unpacked)
+    _print_table(("BUILT WHEEL", "SIZE", "BUILT", "LAST USED", "FILE"), built)
+    if not environments and not unpacked and not built:
+        print("The cache is empty.")
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    if not rows:
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 1024**2:.1f} MiB"
+
+
+def _ago(moment: float) -> str:
+    return f"{age_in_words(moment)} ago"
+
+
+def _prune(parsed: argparse.Namespace) -> None:
+    older_than, cache_dir = parsed.older_than, parsed.cache_dir
+    # Environments first: without them the wheels that were built in them are of no use, and the space that they share
+    # with unpacked wheels is freed as a whole.
+    _print_removed(prune_environments(older_than, cache_dir), "environment", len(list_environments(cache_dir)))
+    removed = prune_unpacked_wheels(older_than, cache_dir)
+    _print_removed(removed, "unpacked wheel", len(list_unpacked_wheels(cache_dir)))
+    _print_removed(prune_built_artifacts(older_than, cache_dir), "built wheel", len(list_built_artifacts(cache_dir)))
+
+
+def _print_removed(removed: int, what: str, left: int) -> None:
+    print(f"Removed {removed} {what}{'' if removed == 1 else 's'}; {left} left")
+
+
+if __name__ == "__main__":
+    main()

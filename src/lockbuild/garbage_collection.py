@@ -1,0 +1,200 @@
+"""Garbage collection: what is in the cache, and the removal of what no build has used for long.
+
+Nothing that a build uses is removed. An environment goes under its key's lock, and only while no process has a file of
+its users locked. An unpacked wheel may go while it is installed; its installer unpacks it again, and environments keep
+their files. Lock files are never removed: a process that waits could have one open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from lockbuild.errors import CacheFolderError, LockTimeoutError
+from lockbuild.files import new_file
+from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
+from lockbuild.paths import builds_folder, environment_folder, key_folders, wheel_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# What was not used for so long is removed, in seconds.
+UNUSED_SECONDS = 30 * 86400.0
+
+# How often a build starts a collection, in seconds.
+_COLLECTION_SECONDS = 86400.0
+
+
+class Entry(NamedTuple):
+    """One thing in the cache, as a person sees it."""
+
+    path: str
+    name: str
+    size: int
+    """In bytes, as far as it is not shared with others by hard links."""
+    last_used: float
+    """Seconds since the epoch."""
+    made: float = 0.0
+    """Seconds since the epoch; 0 where that is not known."""
+    packages: tuple[str, ...] = ()
+    """What an environment has."""
+
+
+def list_environments(cache_dir: str | None = None) -> list[Entry]:
+    """Return the complete environments in the store, the one last used first."""
+    from lockbuild.environments.store import generations
+
+    found = []
+    for folder in key_folders(cache_dir, environment_folder):
+        for generation in generations(folder):
+            if manifest := generation.read_manifest():
+                name = f"{os.path.basename(folder)}/{generation.name}"
+                packages = tuple(f"{name} {version}" for name, version in sorted(manifest.packages.items()))
+                size = _disk_use(generation.path)
+                found.append(Entry(generation.path, name, size, generation.last_used(), manifest.made, packages))
+    return _last_used_first(found)
+
+
+def list_unpacked_wheels(cache_dir: str | None = None) -> list[Entry]:
+    """Return the unpacked wheels in the store, the one last installed first."""
+    from lockbuild.wheels.store import last_used, read
+
+    return _last_used_first(
+        Entry(folder, f"{wheel.name} {wheel.version}", _disk_use(wheel.path), last_used(folder))
+        for folder in key_folders(cache_dir, wheel_folder)
+        if (wheel := read(folder))
+    )
+
+
+def list_built_artifacts(cache_dir: str | None = None) -> list[Entry]:
+    """Return the artifacts that shared builds keep, the one last used first."""
+    from lockbuild.sharing.outcomes import artifacts_folder, complete_builds, last_used
+
+    found = []
+    for folder in key_folders(cache_dir, builds_folder):
+        for build, outcome in complete_builds(folder):
+            # Without the key's lock, another process may replace it at this moment. Then it is not listed.
+            with contextlib.suppress(FileNotFoundError):
+                path = os.path.join(artifacts_folder(build), outcome.artifact)
+                found.append(Entry(path, outcome.artifact, os.path.getsize(path), last_used(build), outcome.made))
+    return _last_used_first(found)
+
+
+def prune_environments(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
+    """
+    Remove the environments that were last used more than ``older_than`` seconds ago and are not in use.
+
+    Returns how many. An environment that another process is making is left alone.
+    """
+    from lockbuild.environments.store import generations, remove_unused
+
+    oldest = time.time() - older_than
+    removed = 0
+    for folder in _idle_folders(cache_dir, environment_folder):
+        removed += len(remove_unused(folder, keep=lambda generation: generation.last_used() > oldest))
+        if not generations(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    return removed
+
+
+def prune_unpacked_wheels(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
+    """Remove the unpacked wheels that were last installed more than ``older_than`` seconds ago; return how many."""
+    from lockbuild.wheels.store import remove_if_unused
+
+    oldest = time.time() - older_than
+    return sum(remove_if_unused(folder, oldest) for folder in _idle_folders(cache_dir, wheel_folder))
+
+
+def prune_built_artifacts(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
+    """
+    Remove the artifacts that were last used more than ``older_than`` seconds ago, or that no later build may take.
+
+    Returns how many. A key under which another process builds is left alone.
+    """
+    from lockbuild.sharing.outcomes import remove_unused
+
+    oldest = time.time() - older_than
+    return sum(remove_unused(folder, oldest) for folder in _idle_folders(cache_dir, builds_folder))
+
+
+def collect_once_a_day(cache_dir: str | None) -> None:
+    """
+    Start ``lockbuild-cache prune`` in a process of its own, unless one was started within the last day.
+
+    It costs a build the start of a process once a day, and the build does not wait for it.
+    """
+    try:
+        # Each user has a cache and a stamp of their own, where no other user can put anything.
+        store = environment_folder(cache_dir)
+    except CacheFolderError:
+        return
+    stamp = os.path.join(store, "pruned")
+    try:
+        if _is_recent(os.stat(stamp, follow_symlinks=False)) or not _touch_first(stamp):
+            return
+    except FileNotFoundError:
+        # A new cache, in which there is nothing to remove yet.
+        with contextlib.suppress(OSError):
+            os.close(new_file(stamp, 0o600))
+        return
+    except OSError:
+        return
+    import subprocess
+
+    with contextlib.suppress(OSError):
+        subprocess.Popen(
+            # With -P: the working directory is a project, and its modules are not ours.
+            [sys.executable, "-P", "-m", "lockbuild.commands.cache", "--cache-dir", os.path.dirname(store), "prune"],
+            cwd=store,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def _idle_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) -> Iterator[str]:
+    """Yield the folders of the keys that no other process has locked, each while it is locked here."""
+    from lockbuild.locks import DirectoryLock
+
+    for folder in key_folders(cache_dir, find_store):
+        with contextlib.suppress(LockTimeoutError), DirectoryLock(folder, cache_dir=cache_dir, timeout=0, create=True):
+            yield folder
+
+
+def _last_used_first(found: Iterator[Entry] | list[Entry]) -> list[Entry]:
+    return sorted(found, key=lambda entry: -entry.last_used)
+
+
+def _disk_use(path: str) -> int:
+    """Return how many bytes a folder takes, where a file with several hard links counts for its part."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(folder, name))
+                total += status.st_size // max(1, status.st_nlink)
+    return total
+
+
+def _is_recent(stamp: os.stat_result) -> bool:
+    """Tell whether a stamp is of the last day. One of a clock that was ahead is not."""
+    return 0 <= time.time() - stamp.st_mtime < _COLLECTION_SECONDS
+
+
+def _touch_first(stamp: str) -> bool:
+    """Touch the stamp, unless another build, which has found it too old at the same time, was first."""
+    descriptor = os.open(stamp, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        if not try_to_lock(descriptor) or _is_recent(os.fstat(descriptor)):
+            return False
+        os.utime(descriptor if os.utime in os.supports_fd else stamp)
+        return True
+    except LocksUnsupportedError:
+        return False
+    finally:
+        os.close(descriptor)
