@@ -1,4 +1,4 @@
-"""The process of the console script ``lockbuild``: how it begins, and how it ends."""
+"""The process of the console script ``lockbuild``: its beginning and its end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def entrypoint(prog: str = "lockbuild") -> NoReturn:
     """
-    Run the command line as a process of its own, which ends with its last word.
+    Run the command line, and end the process as soon as its output is written.
 
-    Python would collect garbage while it imports, and at the end take apart every module and object; that is a tenth
-    of a warm build. Nothing here waits for a finalizer: what has to be undone is undone by ``with``.
+    Python would collect garbage while it imports, and take apart every module and object at the end. That takes a tenth
+    of a warm build. No cleanup depends on a finalizer: ``with`` statements do all of it.
     """
     gc.disable()
     open_standard_streams()
@@ -32,12 +32,12 @@ def entrypoint(prog: str = "lockbuild") -> NoReturn:
     except KeyboardInterrupt:
         from signal import SIGINT
 
-        # Before the build had begun: it handles its signals itself.
+        # Before the build began to handle signals.
         status = 128 + SIGINT
     import atexit
     from contextlib import suppress
 
-    # Of those who measure us, for example.
+    # For example those of coverage measurement.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
