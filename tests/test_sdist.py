@@ -217,7 +217,7 @@ def test_one_that_unpacks_to_more_than_the_limit_is_refused_by_what_its_header_s
     huge.size = 1 << 36
     # The content itself is not there: whoever looked for it would say so.
     archive = written_as_gzip(tmp_path / NAME, huge.tobuf())
-    with pytest.raises(SdistError, match=r"unpacks to more than 10 MiB; if it may, allow it with --max-sdist-size"):
+    with pytest.raises(SdistError, match=r"unpacks to more than 10 MiB; raise the limit with --max-sdist-size"):
         read_sdist(str(archive), str(tmp_path / "tmp"), 10 << 20)
 
 
@@ -269,7 +269,7 @@ def test_one_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatc
         return status
 
     monkeypatch.setattr(os, "fstat", write_on)
-    with pytest.raises(SdistError, match="was changed while it was read; wait until it is complete"):
+    with pytest.raises(SdistError, match="changed while it was read; wait until it is complete"):
         read(archive)
 
 

@@ -7,8 +7,8 @@ A project that names it in its pyproject.toml can be built by any frontend, any 
     build-backend = "lockbuild.backend"
 
 The hooks are those of PEP 517 and PEP 660 that the installed setuptools has, with the arguments and results of
-`setuptools.build_meta`. A frontend runs each hook in a process of its own, so hooks of another build may run between two
-hooks of one build. That is harmless: each hook writes anew what an earlier one left in the tree. But builds may share
+`setuptools.build_meta`. A frontend runs each hook in a process of its own, so hooks of another build may run between
+two hooks of one build. That is harmless: each hook rewrites what an earlier one left in the tree. But builds may share
 an out-dir, where setuptools removes the old file before the new one is complete. So this backend has setuptools build
 elsewhere, and then publishes each artifact whole.
 
@@ -57,7 +57,7 @@ __all__ = [
 
 
 def get_requires_for_build_sdist(config_settings: _ConfigSettings = None) -> list[str]:
-    """Return the extra requirements for an sdist. This hook writes ``*.egg-info`` into the tree, and needs the lock."""
+    """Return the extra requirements for an sdist. setuptools writes ``*.egg-info`` into the tree for that."""
     with _locked_tree():
         return _setuptools.get_requires_for_build_sdist(config_settings)
 

@@ -1,7 +1,7 @@
 """A build in a process of its own: an event loop starts it, reads its events, and can end it at any moment.
 
-The process is ``lockbuild --json --end-with-stdin`` in a session of its own. It ends when its standard input, a pipe, is
-closed, and so also when the process that awaits it is killed.
+The process is ``lockbuild --json --end-with-stdin`` in a session of its own. It ends when its standard input, a pipe,
+is closed, and so also when the process that awaits it is killed.
 """
 
 from __future__ import annotations

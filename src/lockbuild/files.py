@@ -1,7 +1,7 @@
-"""Files that get their names when they are whole, and descriptors that no child process inherits by accident.
+"""Files that get their names once they are complete, and descriptors that no child process inherits by accident.
 
-A file is made under a hidden name beside its own, which no other user can guess, and renamed. `remove_left_over` knows
-such a name when a process was killed in between.
+A file is made under a hidden name beside its own, which no other user can guess, and then renamed. When a process was
+killed in between, `remove_left_over` recognizes such a name.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from typing import BinaryIO, TextIO
 
-# For a file that was not there before. No flag is needed against links with O_EXCL (POSIX); it does no harm.
+# For a new file. With O_EXCL, no link is followed (POSIX); O_NOFOLLOW does no harm.
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
-# A hidden name is a dot, the beginning of the name, a dot, so many random digits, and the end. It is shorter than the
-# shortest limit of a file system in use (143 bytes, of eCryptfs).
+# A hidden name is a dot, this many bytes of the name, a dot, this many random digits, and the end. It is shorter than
+# the limit of any file system in use; the lowest is 143 bytes (eCryptfs).
 _BEGINNING = 60
 _RANDOM = 16
 _END = ".tmp"
@@ -28,16 +28,16 @@ _END = ".tmp"
 @contextlib.contextmanager
 def hidden_beside(path: str, dir_fd: int | None = None) -> Iterator[str]:
     """
-    Yield an unused name beside ``path``, for what is then renamed to it. Afterwards nothing has that name.
+    Yield an unused name beside ``path``, for a file that is then renamed to ``path``. Afterwards, remove that name.
 
-    With ``dir_fd`` both are names in that folder.
+    With ``dir_fd``, both are names in that folder.
     """
     folder, name = os.path.split(path)
     hidden = os.path.join(folder, f"{_beginning(name)}{os.urandom(_RANDOM // 2).hex()}{_END}")
     try:
         yield hidden
     finally:
-        # Also after a rename: it leaves the first name when both are names of one file already (rename(2)).
+        # Needed after a rename, too: when both names belong to one file already, it does nothing (rename(2)).
         with contextlib.suppress(OSError):
             os.unlink(hidden, dir_fd=dir_fd)
 
@@ -45,9 +45,9 @@ def hidden_beside(path: str, dir_fd: int | None = None) -> Iterator[str]:
 @contextlib.contextmanager
 def replacing(path: str, mode: int = 0o666, dir_fd: int | None = None) -> Iterator[BinaryIO]:
     """
-    Yield a file to write to, which gets the name ``path`` at the end, whatever had it before.
+    Yield a file to write to, which replaces ``path`` at the end.
 
-    After an exception all is as it was. ``mode`` is as for `os.open`: the umask counts. Raises `OSError`.
+    An exception leaves ``path`` as it was. ``mode`` is subject to the umask, as in `os.open`. Raises `OSError`.
     """
     with hidden_beside(path, dir_fd) as hidden:
         with open(new_file(hidden, mode, dir_fd), "wb") as file:
@@ -56,21 +56,21 @@ def replacing(path: str, mode: int = 0o666, dir_fd: int | None = None) -> Iterat
 
 
 def write_whole(path: str, content: bytes, mode: int = 0o666, dir_fd: int | None = None) -> None:
-    """Write a file that is whole whenever another process opens it; as `replacing`."""
+    """Write a file that is complete whenever another process opens it, by `replacing` it."""
     with replacing(path, mode, dir_fd) as file:
         file.write(content)
 
 
 def new_file(path: str, mode: int, dir_fd: int | None = None) -> int:
-    """Return a descriptor of a file that nothing was before. Raises `FileExistsError`, also for a link to nowhere."""
+    """Return a descriptor of a new file. Raises `FileExistsError`, even for a dangling link."""
     return os.open(path, _NEW | getattr(os, "O_BINARY", 0), mode, dir_fd=dir_fd)
 
 
 def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) -> None:
     """
-    Give a file one more name.
+    Give a file another name.
 
-    A link that another user has put in place of the source is not followed. Raises `OSError`.
+    A link that another user has put in place of ``source`` is not followed. Raises `OSError`.
     """
     if os.name == "nt":
         os.link(source, path)
@@ -79,7 +79,7 @@ def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) 
 
 
 def remove_left_over(folder: str, names: Collection[str]) -> None:
-    """Remove what killed processes have left beside these names in a folder. Only while no process writes there."""
+    """Remove files that killed processes have left beside these names. No process may be writing to the folder."""
     beginnings = set(map(_beginning, names))
     length = _RANDOM + len(_END)
     for name in os.listdir(folder):
@@ -94,8 +94,8 @@ def _beginning(name: str) -> str:
 
 
 def open_standard_streams() -> None:
-    """Open those of the standard streams that are closed on the null device: no other file gets their number then."""
-    # The lowest number that is free is taken. So each gets its own, if those below it are open.
+    """Open closed standard streams on the null device, so that no other file gets their descriptors."""
+    # The system assigns the lowest free descriptor, so each stream gets its own in this order.
     if not _is_open(0):
         sys.stdin = _open_null_device("r")
     if not _is_open(1):
@@ -119,7 +119,7 @@ def _open_null_device(mode: str) -> TextIO:
 
 
 def above_standard_streams(descriptor: int) -> int:
-    """Return a descriptor of the same open file that no child inherits as a standard stream; the first is closed."""
+    """Return a descriptor above 2, so that no child inherits it as a standard stream; close the old one if needed."""
     if descriptor > 2 or os.name == "nt":
         return descriptor
     import fcntl

@@ -75,7 +75,7 @@ def _interrupt_at_end_of(lifeline: int, thread: int) -> None:
 
 @contextlib.contextmanager
 def killing_descendants() -> Iterator[None]:
-    """On an interruption, kill the processes that programs run in this context have started."""
+    """On an interruption, kill all processes below this one, not only the program that runs in this context."""
     try:
         yield
     except Interrupted as interruption:
