@@ -49,12 +49,12 @@ def folder(path: Path, mode: int, owner: int = 0, group: int | None = None) -> P
 
 
 REFUSED: list[tuple[str, int, int, int, str]] = [
-    ("writable by all", 0o777, 0, 0, "can be written by every user (mode 0777)"),
+    ("writable by all", 0o777, 0, 0, "is writable by every user (mode 0777)"),
     ("another user's", 0o755, MALLORY, MALLORY, f"belongs to user {MALLORY}"),
     ("another user's and sticky", 0o1777, MALLORY, MALLORY, f"belongs to user {MALLORY}"),
-    ("writable by a group", 0o775, 0, MALLORY, f"can be written by group {MALLORY} (mode 0775)"),
-    ("writable by a named group", 0o770, 0, DAEMON, f"can be written by group {DAEMON} (mode 0770)"),
-    ("set-gid and writable by a group", 0o2775, 0, MALLORY, f"can be written by group {MALLORY} (mode 2775)"),
+    ("writable by a group", 0o775, 0, MALLORY, f"is writable by group {MALLORY} (mode 0775)"),
+    ("writable by a named group", 0o770, 0, DAEMON, f"is writable by group {DAEMON} (mode 0770)"),
+    ("set-gid and writable by a group", 0o2775, 0, MALLORY, f"is writable by group {MALLORY} (mode 2775)"),
 ]
 
 
@@ -179,7 +179,7 @@ def test_a_refused_folder_is_one_line_and_the_build_goes_on(place: PublicPlace, 
     tree = make_probe_tree(tmp_path / "probe")
     error = tree.build("--cache-dir", str(cache))
     [warning] = warnings_in(error)
-    assert f"{cache} can be written by every user" in warning
+    assert f"{cache} is writable by every user" in warning
     assert not tree.prefixes()[0].startswith(str(cache))
     assert not {*os.listdir(cache)} - {"locks"}
 

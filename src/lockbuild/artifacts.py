@@ -40,9 +40,9 @@ def check_artifact(staging: str, returned: str, distribution: Distribution) -> s
     path = os.path.realpath(os.path.join(staging, returned))
     name = os.path.basename(path)
     if os.path.dirname(path) != os.path.realpath(staging):
-        raise ArtifactError(f"The backend says it built {returned}, which is not in the folder that it should write to")
+        raise ArtifactError(f"The backend says it built {returned}, which is not in the folder that it was given")
     if not os.path.isfile(path):
-        raise ArtifactError(f"The backend says it built {name}, but that file does not exist")
+        raise ArtifactError(f"The backend says it built {name}, but there is no such file")
     problem = None
     if distribution != "sdist":
         problem = _problem_with_wheel(path)

@@ -198,9 +198,9 @@ def _check(descriptor: int, way: str, shared: bool) -> bool:
     elif mode & stat.S_ISVTX:
         return True
     elif mode & 0o002:
-        problem = f"can be written to by every user (mode {mode:04o}); run chmod o-w, or chmod +t, on it"
+        problem = f"is writable by every user (mode {mode:04o}); run chmod o-w, or chmod +t, on it"
     elif mode & 0o020 and not _is_private_group(found.st_gid):
-        problem = f"can be written to by group {found.st_gid} (mode {mode:04o}); run chmod g-w, or chmod +t, on it"
+        problem = f"is writable by group {found.st_gid} (mode {mode:04o}); run chmod g-w, or chmod +t, on it"
     else:
         return True
     if shared:

@@ -55,8 +55,8 @@ class DirectoryLock:
     An exclusive lock on a directory, for every process, user and container on this machine.
 
     A context manager. ``timeout`` is in seconds; ``None`` waits forever. With ``create``, a missing directory is made,
-    even when its last holder has removed it. Messages name what the lock protects ``subject``, and what its holder is
-    doing ``activity``.
+    even when its last holder has removed it. ``subject`` and ``activity`` are words for messages: what the lock
+    protects, and what its holder is doing.
 
     Entering raises `LockTimeoutError`, `LockUnavailableError` or `CacheFolderError`. Without ``create`` it raises
     `OSError` when there is no directory, and `SourceTreeMovedError` when the path leads to another one after a wait.

@@ -27,7 +27,7 @@ class Wait:
     """
     The wait for a lock, which begins now. All targets of the lock share one timeout and one sequence of reports.
 
-    Messages name what the lock protects ``subject``, and what its holder is doing ``activity``.
+    ``subject`` and ``activity`` are words for messages: what the lock protects, and what its holder is doing.
     """
 
     def __init__(self, subject: str, activity: str | None, timeout: float | None, reporter: Reporter) -> None:
