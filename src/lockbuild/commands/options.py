@@ -277,13 +277,14 @@ def _add_sharing_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--reuse",
         action=argparse.BooleanOptionalAction,
-        help="from an sdist, take a wheel that was built earlier from the same sdist with the same settings and "
-        f"environment (default: {REUSE_VARIABLE}, else take only the wheel of a build that was running)",
+        help="when the source is an sdist, take the wheel of an earlier build with the same sdist, settings and "
+        f"environment (default: {REUSE_VARIABLE}, else only that of a build that is still running)",
     )
     group.add_argument(
         "--coalesce",
         action="store_true",
-        help="from a tree, take the artifact of another --coalesce build that began after this one was started",
+        help="when the source is a tree, take the artifact of another --coalesce build that began after this one was "
+        "started",
     )
     group.add_argument(
         "--max-sdist-size",

@@ -3,7 +3,7 @@
 What is locked. A source tree, around setuptools' hooks (`SourceTreeLock`): setuptools writes ``build/``,
 ``*.egg-info`` and temporary files into the tree, and two builds at once overwrite each other's files. A folder that a
 build empties and fills (`DirectoryLock`): an ``--env-dir`` or ``--sdist-extract-dir``, a kept environment, a shared
-build, an unpacked wheel.
+build, an unpacked wheel, the target of `install_wheels`.
 
 How. A lock has several targets (`targets`): the lock file that is named by the digest of the path, the inode of the
 directory and, for a source tree, uv's lock file. Each is an exclusive kernel lock on an open file (`kernel`). Other
