@@ -339,7 +339,7 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
         parser.error("--report: not allowed with --metadata")
     is_file = os.path.isfile(parsed.srcdir)
     if is_file and parsed.srcdir.lower().endswith(".whl") and not parsed.metadata:
-        parser.error("cannot build from a wheel; pass --metadata to print its metadata")
+        parser.error("a wheel can only be used with --metadata, to read its metadata; it cannot be built from")
     if parsed.metadata and parsed.distributions:
         parser.error("--metadata: not allowed with --sdist or --wheel")
     if is_file and parsed.srcdir.lower().endswith(".tar.gz") and "sdist" in (parsed.distributions or ()):
