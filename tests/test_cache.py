@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from lockbuild.environments.local import digest_of_sources
 from lockbuild.environments.store import digest_of_contents
 from machine import as_root
 from wheelhouse import CACHE_COMMAND, ProbeTree, created, end_all, make_probe_tree
@@ -156,7 +157,9 @@ def a_made_up_environment(tree: ProbeTree, number: int = 1) -> Path:
     Path(generation.path, "bin").mkdir(parents=True)
     Path(generation.users_path).mkdir()
     scripts, contents = f"{generation.path}/bin", digest_of_contents(generation.path)
-    generation.write_manifest(Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents))
+    generation.write_manifest(
+        Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents, digest_of_sources((), ()))
+    )
     return Path(generation.path)
 
 
@@ -222,7 +225,7 @@ def test_who_removes_the_cache_by_hand_while_an_environment_is_made_is_told_and_
     _, err = build.communicate(timeout=PATIENCE)
     assert build.returncode == 1
     last_line = err.splitlines()[-1]
-    assert re.fullmatch(r"ERROR \S+ was removed meanwhile; is somebody removing the cache\?", last_line), err
+    assert re.fullmatch(r"ERROR \S+ was removed meanwhile; start the build again", last_line), err
     tree.build("--installer", installer)
 
 

@@ -39,7 +39,7 @@ def _kept(folder: Path) -> Generation:
     contents = digest_of_contents(generation.path)
     versions = {"setuptools": "84.2.1"}
     generation.write_manifest(
-        Manifest(time.time(), f"{scripts}/python", str(scripts), ("setuptools",), versions, contents, versions)
+        Manifest(time.time(), f"{scripts}/python", str(scripts), ("setuptools",), versions, contents, "", versions)
     )
     verify(generation)
     assert Path(f"{generation.path}.bytecode").exists()

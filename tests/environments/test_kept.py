@@ -944,7 +944,7 @@ def test_a_user_that_meets_a_remover_at_its_file_is_not_left_without_a_lock(tmp_
 
     generation = Generation(str(tmp_path), "1")
     os.mkdir(generation.path)
-    generation.write_manifest(Manifest(1.0, "python", "scripts", (), {}, "digest"))
+    generation.write_manifest(Manifest(1.0, "python", "scripts", (), {}, "digest", "sources"))
     first = User(generation)
     assert first.begin()
     prepare = f"from lockbuild.environments.store import *\ngeneration = Generation({str(tmp_path)!r}, '1')\n"
@@ -1040,7 +1040,7 @@ def test_users_that_begin_while_a_remover_works_are_always_seen(
             removed += 1
             os.mkdir(generation.path)
         if generation.read_manifest() is None:
-            generation.write_manifest(Manifest(1.0, "python", "scripts", (), {}, "digest"))
+            generation.write_manifest(Manifest(1.0, "python", "scripts", (), {}, "digest", "sources"))
         time.sleep(0.002)
     answers = [user.communicate() for user in users]
     assert not any(error for _, error in answers), answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.environments import build_environment
+from lockbuild.environments import candidate_environments
 from lockbuild.environments.bytecode import keep_verified, verify
+from lockbuild.environments.request import EnvironmentRequest
 from lockbuild.environments.store import Generation, look_at
 from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest
@@ -150,12 +152,12 @@ def test_a_host_that_may_have_read_unverified_bytecode_is_started_anew(
     monkeypatch.chdir(tree.path)
 
     def epochs() -> tuple[int, int]:
-        started: list[int] = []
-        request = BuildRequest(str(tree.path))
-        note = started.append
-        with build_environment(
-            ["probe-backend"], request, (), Reporter(), 0.0, lambda candidate: note(candidate.locks[0].epoch)
-        ) as environment:
+        wanted = EnvironmentRequest(["probe-backend"], "", BuildRequest(str(tree.path)), 0.0, (), Reporter())
+        started = []
+        for environment in candidate_environments(wanted):
+            started.append(environment.locks[0].epoch)
+        with contextlib.ExitStack() as stack:
+            stack.push(environment.__exit__)
             return started[-1], environment.locks[0].epoch
 
     before, after = epochs()

@@ -24,9 +24,9 @@ import contextlib
 import json
 import os
 import time
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lockbuild.digest import sha256
 from lockbuild.files import above_standard_streams, write_whole
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 
@@ -51,6 +51,8 @@ class Manifest(NamedTuple):
     """Versions by normalized name."""
     contents: str
     """A digest of what the environment consisted of when it was complete: see `digest_of_contents`."""
+    sources: str
+    """A digest of the local distributions that it was made of: see `lockbuild.environments.local`."""
     required: Mapping[str, str] = {}
     """Of the packages, those that the requirements name."""
 
@@ -308,7 +310,8 @@ def remove_anything(path: str) -> None:
 
 def _is_sound(manifest: Manifest) -> bool:
     """Tell whether each field of a manifest has its type. What NaN is compared with is false."""
-    texts: list[object] = [manifest.python_executable, manifest.scripts, manifest.contents, *manifest.requirements]
+    texts: list[object] = [manifest.python_executable, manifest.scripts, manifest.contents, manifest.sources]
+    texts += manifest.requirements
     for versions in (manifest.packages, manifest.required):
         if not isinstance(versions, dict):
             return False
