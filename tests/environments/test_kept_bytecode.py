@@ -12,8 +12,9 @@ import pytest
 
 from lockbuild.environments import candidate_environments
 from lockbuild.environments.bytecode import keep_verified, verify
+from lockbuild.environments.contents import look_at
 from lockbuild.environments.request import EnvironmentRequest
-from lockbuild.environments.store import Generation, look_at
+from lockbuild.environments.store import Generation
 from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest
 from machine import after_setup, as_root
@@ -89,7 +90,7 @@ def test_what_a_disk_that_was_full_has_cut_short_is_removed_and_the_rest_stays(t
     being_written.write_bytes(content[:20])
     verify(generation)
     assert sorted(cache.iterdir()) == sorted([whole, being_written])
-    keep_verified(generation, look_at(generation.path)[1])
+    keep_verified(generation, look_at(generation.path).bytecode)
     assert whole.exists()
 
 
@@ -100,7 +101,7 @@ def test_what_no_build_has_verified_is_removed(tmp_path: Path) -> None:
         unknown.write_bytes(b"")
         if notes is not None:
             (tmp_path / "1.bytecode").write_text(notes)
-        keep_verified(generation, look_at(generation.path)[1])
+        keep_verified(generation, look_at(generation.path).bytecode)
         assert not unknown.exists(), notes
 
 

@@ -13,15 +13,14 @@ import time
 from typing import TYPE_CHECKING
 
 from lockbuild.environments.bytecode import keep_verified, verify
+from lockbuild.environments.contents import has_new_files, look_at
 from lockbuild.environments.local import digest_of_sources
 from lockbuild.environments.store import (
     Generation,
     Manifest,
     User,
     age_in_words,
-    digest_of_contents,
     generations,
-    look_at,
     new_generation,
     remove_anything,
     remove_unused,
@@ -54,6 +53,8 @@ class KeptEnvironment:
         self._manifest = manifest
         self._user = User(generation)
         self._was_used = False
+        self._folders: Mapping[str, int] | None = None
+        """When its folders had changed last before this build began; ``None`` if it has made them."""
         self.generation: Generation | None = generation
         """Where it is kept."""
         self.locks: tuple[InheritableLock, ...] = (self._user,)
@@ -71,17 +72,18 @@ class KeptEnvironment:
         Raises `OSError` when it vanishes or cannot be read.
         """
         generation = self._user.generation
-        contents, bytecode = look_at(generation.path)
-        if contents != self._manifest.contents or not os.path.exists(self.python_executable):
+        contents = look_at(generation.path)
+        if contents.digest != self._manifest.contents or not os.path.exists(self.python_executable):
             return False
-        if keep_verified(generation, bytecode):
+        self._folders = contents.folders
+        if keep_verified(generation, contents.bytecode):
             # A hook host that was started here already may have read it, and hang.
             self._user.disown_heirs()
         return True
 
     def __exit__(self, *_: object) -> None:
         """End the use."""
-        if self._was_used:
+        if self._was_used and (self._folders is None or has_new_files(self._folders)):
             verify(self._user.generation)
         self._user.end()
 
@@ -254,7 +256,7 @@ def _complete(generation: Generation, manifest: Manifest, installer: Installer) 
         from lockbuild.wheels.links import separate
 
         separate(generation.path)
-    generation.write_manifest(manifest._replace(contents=digest_of_contents(generation.path)))
+    generation.write_manifest(manifest._replace(contents=look_at(generation.path).digest))
 
 
 def _variables_for_installer(locks: Sequence[InheritableLock]) -> dict[str, str]:
@@ -285,7 +287,7 @@ def _is_recent(manifest: Manifest, oldest: float) -> bool:
 
 def _is_reusable(generation: Generation, manifest: Manifest, sources: Collection[str]) -> bool:
     try:
-        is_unchanged = digest_of_contents(generation.path) == manifest.contents
+        is_unchanged = look_at(generation.path).digest == manifest.contents
     except OSError:
         # Something in it vanished or cannot be read.
         return False
