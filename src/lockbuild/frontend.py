@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from lockbuild.errors import SdistError, shown
 from lockbuild.events import Reporter
@@ -25,6 +25,7 @@ from lockbuild.project import (
 )
 from lockbuild.request import BuildRequest, BuildResult, Distribution
 from lockbuild.session import Session
+from lockbuild.sources import SourceTree, is_sdist, sdist_of, source_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -35,23 +36,14 @@ if TYPE_CHECKING:
     from lockbuild.sdist import Sdist
 
 T = TypeVar("T")
-
-
-class _Tree(NamedTuple):
-    """A source tree to build from."""
-
-    path: str
-    locks: tuple[InheritableLock, ...] = ()
-    """The locks that are held around it: on a shared build, on folders that the user named."""
-    is_private: bool = False
-    """Whether it was unpacked for this build alone, at a path that no other process knows."""
+Work: TypeAlias = "Callable[[BackendCaller, Sequence[BuildEnvironment]], T]"
 
 
 class _Task(NamedTuple):
     """What the backend of a tree is to be asked."""
 
     session: Session
-    tree: _Tree
+    tree: SourceTree
     kind: Distribution
     project: Project
     tree_lock: SourceTreeLock
@@ -75,29 +67,28 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
     Raises `LockbuildError`, the exceptions of ``build``, and `OSError`.
     """
     reporter = reporter or Reporter()
-    out_dir = out_dir_of(request)
-    before = {}
-    if request.clear:
-        from lockbuild.artifacts import list_artifacts
-
-        before = list_artifacts(out_dir)
     kinds = request.distributions or (("wheel",) if is_sdist(request.source) else ("sdist", "wheel"))
     if "editable" in kinds and is_sdist(request.source):
         raise SdistError(f"{shown(request.source)} is no source tree, which an editable wheel could lead to")
-    with Session(request, reporter, out_dir, distributions=len(kinds)) as session:
+    before: dict[str, tuple[int, int]] = {}
+    with Session(request, reporter, distributions=len(kinds)) as session:
+        if request.clear:
+            from lockbuild.artifacts import list_artifacts
+
+            before = list_artifacts(session.out_dir)
         if is_sdist(request.source):
-            built = _build_from_sdist(session, _read_sdist(session), kinds)
+            built = _build_from_sdist(session, sdist_of(session), kinds)
         elif request.distributions:
             built = [_build_from_tree(session, kind) for kind in request.distributions]
         else:
             sdist = _build_from_tree(session, "sdist")
             reporter.log("Building wheel from sdist", ("step",))
-            built = [sdist, *_build_from_sdist(session, _read_sdist(session, sdist.staged), ("wheel",))]
+            built = [sdist, *_build_from_sdist(session, sdist_of(session, sdist.staged), ("wheel",))]
     from lockbuild import artifacts
 
     published = [each.published for each in built]
     if request.clear:
-        artifacts.clear_older(out_dir, before, map(os.path.basename, published))
+        artifacts.clear_older(session.out_dir, before, map(os.path.basename, published))
     return BuildResult(
         tuple(artifacts.describe(path, kind) for path, kind in zip(published, kinds, strict=True)),
         tuple(session.timings),
@@ -119,38 +110,15 @@ def metadata(request: BuildRequest, reporter: Reporter | None = None) -> bytes:
 
     with (
         forward_log(reporter, request.verbosity),
-        Session(request, reporter, out_dir_of(request), collects_output=True) as session,
-        _source_tree(session, _read_sdist(session) if is_sdist(request.source) else request.source) as tree,
+        Session(request, reporter, collects_output=True) as session,
+        source_tree(session, sdist_of(session) if is_sdist(request.source) else request.source) as tree,
     ):
         return _call_hooks(session, tree, "wheel", lambda backend, _: _prepare_metadata(session, backend))
 
 
-def is_sdist(source: str) -> bool:
-    """Tell whether a build's source is a source distribution rather than a tree."""
-    return source.lower().endswith(".tar.gz") and os.path.isfile(source)
-
-
-def out_dir_of(request: BuildRequest) -> str:
-    """Return the out-dir of a request, as ``build`` chooses it when none is given."""
-    if request.out_dir is not None:
-        return request.out_dir
-    if os.path.isfile(request.source):
-        return os.path.dirname(os.path.abspath(request.source))
-    return os.path.join(request.source, "dist")
-
-
-def _read_sdist(session: Session, built: str | None = None) -> Sdist:
-    """Read the sdist that is the request's source, or one that was just built, which may be of any size."""
-    from lockbuild.sdist import read_sdist
-
-    if built is not None:
-        return read_sdist(built, session.folder())
-    return read_sdist(session.request.source, session.folder(), session.request.max_sdist_size)
-
-
 def _build_from_tree(session: Session, kind: Distribution) -> _Built:
     """Build one distribution of the tree that the request names."""
-    tree = _Tree(session.request.source)
+    tree = SourceTree(session.request.source)
     if not session.request.coalesce:
         return _build_distribution(session, tree, kind)
 
@@ -164,7 +132,7 @@ def _build_from_sdist(session: Session, sdist: Sdist, kinds: Sequence[Distributi
     """Build from an sdist that is unpacked for it."""
 
     def build_under(outer_locks: Sequence[InheritableLock]) -> list[_Built]:
-        with _source_tree(session, sdist, outer_locks) as tree:
+        with source_tree(session, sdist, outer_locks) as tree:
             return [_build_distribution(session, tree, kind) for kind in kinds]
 
     if tuple(kinds) == ("wheel",) and (is_sdist(session.request.source) or session.request.coalesce):
@@ -196,28 +164,7 @@ def _build_once(
     return _Built(taken, artifacts.publish(*os.path.split(taken), session.out_dir))
 
 
-@contextlib.contextmanager
-def _source_tree(session: Session, source: Sdist | str, outer_locks: Sequence[InheritableLock] = ()) -> Iterator[_Tree]:
-    """Yield the source tree of a build, which an sdist is unpacked into."""
-    if isinstance(source, str):
-        yield _Tree(source)
-        return
-    from lockbuild.sdist import unpacked
-
-    extract_dir = session.request.sdist_extract_dir
-    with contextlib.ExitStack() as stack:
-        locks = [*outer_locks]
-        if extract_dir is not None:
-            # Two builds with one --sdist-extract-dir would each remove the tree in which the other one builds. With
-            # an --env-dir, too, both are locked here in the order of their names: another build may have been given
-            # the same two the other way round.
-            folders = [extract_dir, *([session.request.env_dir] if session.request.env_dir is not None else [])]
-            in_order = sorted(folders, key=os.path.realpath)
-            locks.extend(stack.enter_context(session.lock_directory(path)) for path in in_order)
-        yield _Tree(stack.enter_context(unpacked(source, extract_dir)), tuple(locks), is_private=extract_dir is None)
-
-
-def _build_distribution(session: Session, tree: _Tree, kind: Distribution) -> _Built:
+def _build_distribution(session: Session, tree: SourceTree, kind: Distribution) -> _Built:
     """Build one distribution of a tree and publish it."""
 
     def build_and_publish(backend: BackendCaller, environments: Sequence[BuildEnvironment]) -> _Built:
@@ -236,7 +183,10 @@ def _build_distribution(session: Session, tree: _Tree, kind: Distribution) -> _B
 
 
 def _call_hooks(
-    session: Session, tree: _Tree, kind: Distribution, work: Callable[[BackendCaller, Sequence[BuildEnvironment]], T]
+    session: Session,
+    tree: SourceTree,
+    kind: Distribution,
+    work: Callable[[BackendCaller, Sequence[BuildEnvironment]], T],
 ) -> T:
     """
     Have the backend of a tree do some work, in its environment, under its lock.
@@ -270,7 +220,7 @@ def _call_hooks(
             decision = late_decision
 
 
-def _lock_env_dir(session: Session, tree: _Tree, stack: contextlib.ExitStack) -> list[InheritableLock]:
+def _lock_env_dir(session: Session, tree: SourceTree, stack: contextlib.ExitStack) -> list[InheritableLock]:
     """Lock the folder of --env-dir. The second of two builds finds it empty when the first has succeeded."""
     env_dir = session.request.env_dir
     if env_dir is None or env_dir in [lock.path for lock in tree.locks if isinstance(lock, DirectoryLock)]:

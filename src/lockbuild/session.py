@@ -34,14 +34,13 @@ class Session:
         self,
         request: BuildRequest,
         reporter: Reporter,
-        out_dir: str,
         *,
         distributions: int = 1,
         collects_output: bool = False,
     ) -> None:
         self.request = request
         self.reporter = reporter
-        self.out_dir = out_dir
+        self.out_dir = _out_dir_of(request)
         self.collects_output = collects_output
         self.timings: list[Timing] = []
         self._distributions_left = distributions
@@ -180,3 +179,12 @@ class Session:
                     self.reporter.log(text.decode(errors="backslashreplace"), ("subprocess", "stdout"))
 
         return show
+
+
+def _out_dir_of(request: BuildRequest) -> str:
+    """Return the out-dir of a request, as ``build`` chooses it when none is given."""
+    if request.out_dir is not None:
+        return request.out_dir
+    if os.path.isfile(request.source):
+        return os.path.dirname(os.path.abspath(request.source))
+    return os.path.join(request.source, "dist")

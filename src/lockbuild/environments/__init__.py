@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from lockbuild.environments.kept import kept_environments
+from lockbuild.environments.key import environment_key
 from lockbuild.errors import CacheFolderError
 from lockbuild.hooks import HookEnvironment
 from lockbuild.paths import environment_folder, wheel_folder
@@ -58,9 +60,6 @@ def candidate_environments(wanted: EnvironmentRequest) -> Generator[BuildEnviron
     """
     request = wanted.build
     if request.use_cache and request.env_dir is None:
-        from lockbuild.environments.kept import kept_environments
-        from lockbuild.environments.key import environment_key
-
         try:
             store = environment_folder(request.cache_dir)
             if request.installer == "pip":

@@ -12,7 +12,10 @@ then, and may have read it, is started anew. What is absent is compiled again.
 from __future__ import annotations
 
 import contextlib
+import marshal
 import os
+from importlib.util import MAGIC_NUMBER
+from types import CodeType
 from typing import TYPE_CHECKING
 
 from lockbuild.environments.contents import look_at
@@ -67,10 +70,6 @@ def _is_whole(path: str) -> bool:
 
     `marshal` may fail in any way on bytes that were made to harm. Such a hook could do harm without it.
     """
-    import marshal
-    from importlib.util import MAGIC_NUMBER
-    from types import CodeType
-
     try:
         with open(path, "rb") as file:
             content = file.read()

@@ -25,11 +25,12 @@ class Contents(NamedTuple):
 
 def look_at(path: str) -> Contents:
     """Look at the files of an environment. Raises `OSError`."""
-    contents = Contents("", bytecode := {}, folders := {path: os.stat(path).st_mtime_ns})
+    bytecode: dict[str, list[int]] = {}
+    folders = {path: os.stat(path).st_mtime_ns}
     digest = sha256()
     for line in _describe(path, "", bytecode, folders):
         digest.update(line.encode("utf-8", "surrogateescape"))
-    return contents._replace(digest=digest.hexdigest())
+    return Contents(digest.hexdigest(), bytecode, folders)
 
 
 def has_new_files(folders: Mapping[str, int]) -> bool:

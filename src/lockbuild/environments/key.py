@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import tomllib
 from hashlib import sha256
 from importlib.machinery import EXTENSION_SUFFIXES
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -223,8 +224,6 @@ def _read(path: str) -> str | None:
         return None
     if os.path.basename(path) != "pyproject.toml":
         return content.decode("utf-8", "surrogateescape")
-    import tomllib
-
     try:
         table = tomllib.loads(content.decode()).get("tool", {}).get("uv")
     except (ValueError, AttributeError, RecursionError):

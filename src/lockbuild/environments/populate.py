@@ -18,8 +18,9 @@ from build.env import DefaultIsolatedEnv
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from lockbuild.build_library import forward_log
+from lockbuild.build_library import forward_log, log_step, run_pip, run_uv, write_requirements
 from lockbuild.environments.local import describe_source, digest_of_sources
+from lockbuild.environments.resolve import can_fill, fill
 from lockbuild.environments.store import Manifest
 from lockbuild.events import Reporter
 from lockbuild.interruption import killing_descendants
@@ -101,15 +102,11 @@ def _install(
     key: EnvironmentKey,
     variables: Mapping[str, str],
 ) -> None:
-    from lockbuild.build_library import log_step, run_pip, write_requirements
-
     listed = "\n".join(f"- {requirement}" for requirement in sorted(wanted.requirements))
     log_step(f"Installing packages in isolated environment:\n{listed}")
     if wanted.build.installer == "uv":
         _install_with_uv(environment, wanted, key, variables)
         return
-    from lockbuild.environments.resolve import can_fill, fill
-
     if can_fill(wanted):
         fill(environment, paths, wanted, variables)
         return
@@ -125,8 +122,6 @@ def _install_with_uv(
     environment: DefaultIsolatedEnv, wanted: EnvironmentRequest, key: EnvironmentKey, variables: Mapping[str, str]
 ) -> None:
     """Install as `DefaultIsolatedEnv.install` does, and look past uv's cache where local distributions may be newer."""
-    from lockbuild.build_library import run_uv
-
     reinstall = [_REINSTALL] if any(map(describe_source, key.sources)) else []
     words = [*reinstall, *wanted.requirements, "--python", environment.python_executable]
     with contextlib.ExitStack() as stack:

@@ -21,6 +21,9 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from lockbuild.build_library import run_pip, write_requirements
 from lockbuild.environments.key import configuration_files
 from lockbuild.interruption import killing_descendants
@@ -109,14 +112,9 @@ def can_fill(wanted: EnvironmentRequest) -> bool:
     It does not where something is named by its URL: for that pip leaves a direct_url.json (PEP 610) that it alone can
     write.
     """
-    from packaging.requirements import Requirement
-
     return " @ " not in wanted.constraints and not any(Requirement(each).url for each in wanted.requirements)
 
 
 def _distributions(requirements: Collection[str]) -> frozenset[str]:
     """Return the normalized names of the distributions that are required."""
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
     return frozenset(canonicalize_name(Requirement(requirement).name) for requirement in requirements)
