@@ -36,10 +36,11 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format."""
+    """Check style, format, and which layer imports which."""
     session.install("-e", ".[lint]")
-    session.run("ruff", "check", *session.posargs)
-    session.run("ruff", "format", "--check", *session.posargs)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
 
 
 @nox.session

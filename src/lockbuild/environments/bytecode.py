@@ -15,7 +15,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from lockbuild.environments.store import look_at, read_json, write_json
+from lockbuild.environments.contents import look_at
+from lockbuild.environments.store import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +50,7 @@ def verify(generation: Generation) -> None:
     # On a disk that is still full nothing is noted, and the next build removes what is not.
     with contextlib.suppress(OSError):
         known = _read_notes(generation)
-        found = look_at(generation.path)[1]
+        found = look_at(generation.path).bytecode
         whole = {}
         for name, identity in found.items():
             if known.get(name) == identity or _is_whole(generation.path + name):
