@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.environments.store import digest_of_contents
+from lockbuild.environments.contents import look_at
+from lockbuild.environments.local import digest_of_sources
 from machine import as_root
 from wheelhouse import CACHE_COMMAND, ProbeTree, created, end_all, make_probe_tree
 from witness import LOCKBUILD, PATIENCE, wait_until
@@ -155,8 +156,10 @@ def a_made_up_environment(tree: ProbeTree, number: int = 1) -> Path:
     tree.store.mkdir(parents=True, mode=0o700, exist_ok=True)
     Path(generation.path, "bin").mkdir(parents=True)
     Path(generation.users_path).mkdir()
-    scripts, contents = f"{generation.path}/bin", digest_of_contents(generation.path)
-    generation.write_manifest(Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents))
+    scripts, contents = f"{generation.path}/bin", look_at(generation.path).digest
+    generation.write_manifest(
+        Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents, digest_of_sources((), ()))
+    )
     return Path(generation.path)
 
 
@@ -173,9 +176,9 @@ def test_clear_leaves_what_a_build_uses_and_removes_it_after_a_kill(tree: ProbeT
     build = tree.start(env={"PROBE_GATE": str(gate.path)})
     hook = tree.wait_for_hook()
     [environment] = tree.environments()
-    contents = digest_of_contents(str(environment))
+    contents = look_at(str(environment)).digest
     assert cache("clear").startswith("Removed 0 environments; 1 left\n")
-    assert digest_of_contents(str(environment)) == contents
+    assert look_at(str(environment)).digest == contents
     # It is complete still: others use it.
     assert created(tree.build()) == 0
     assert cache("prune", "--older-than", "0").startswith("Removed 0 environments; 1 left\n")
@@ -222,7 +225,7 @@ def test_who_removes_the_cache_by_hand_while_an_environment_is_made_is_told_and_
     _, err = build.communicate(timeout=PATIENCE)
     assert build.returncode == 1
     last_line = err.splitlines()[-1]
-    assert re.fullmatch(r"ERROR \S+ was removed meanwhile; is somebody removing the cache\?", last_line), err
+    assert re.fullmatch(r"ERROR \S+ was removed meanwhile; start the build again", last_line), err
     tree.build("--installer", installer)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.environments.store import digest_of_contents
+from lockbuild.environments.contents import look_at
 from lockbuild.errors import CacheFolderError
 from lockbuild.events import Reporter
 from lockbuild.folders import make_private_folder, open_folder
@@ -264,7 +264,7 @@ def plant(tree: ProbeTree, honest: Path, evil: Path, trap: Path) -> None:
             content = json.loads(manifest.read_text())
             # It is found by the path that root's has while it is exchanged.
             content["python_executable"] = str(tree.cache / python.relative_to(evil))
-            content["contents"] = digest_of_contents(str(environment))
+            content["contents"] = look_at(str(environment)).digest
             manifest.write_text(json.dumps(content))
     for path in (evil, *evil.rglob("*")):
         os.chown(path, MALLORY, MALLORY, follow_symlinks=False)

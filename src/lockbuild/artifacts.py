@@ -13,9 +13,8 @@ import shutil
 import stat
 from typing import TYPE_CHECKING, Any
 
-from lockbuild.digest import digest_of_file
 from lockbuild.errors import ArtifactError, OutDirError
-from lockbuild.files import hidden_beside, link, new_file, write_whole
+from lockbuild.files import digest_of_file, hidden_beside, link, new_file, write_whole
 from lockbuild.folders import Folder, named_folder
 from lockbuild.request import Artifact, Distribution, Timing
 

@@ -78,6 +78,14 @@ def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) 
         os.link(source, path, src_dir_fd=source_dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
 
 
+def digest_of_file(path: str) -> str:
+    """Return the SHA-256 of a file's contents, in hexadecimal. Raises `OSError`."""
+    from hashlib import file_digest
+
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
 def remove_left_over(folder: str, names: Collection[str]) -> None:
     """Remove files that killed processes have left beside these names. No process may be writing to the folder."""
     beginnings = set(map(_beginning, names))

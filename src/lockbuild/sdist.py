@@ -14,9 +14,9 @@ import tarfile
 import tempfile
 import zlib
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
-from lockbuild.digest import sha256
 from lockbuild.errors import SdistError
 
 if TYPE_CHECKING:

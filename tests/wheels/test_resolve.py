@@ -14,6 +14,9 @@ import pytest
 
 from installed import assert_equal
 from lockbuild.environments.fresh import FreshEnvironment
+from lockbuild.environments.request import EnvironmentRequest
+from lockbuild.events import Reporter
+from lockbuild.request import BuildRequest
 from wheelhouse import ProbeTree, Wheelhouse, end_all, make_probe_tree, processes_naming, served, site_packages
 from witness import PATIENCE
 
@@ -59,7 +62,7 @@ def test_a_kept_environment_has_what_pip_would_have_installed(tree: ProbeTree, m
     [kept] = tree.environments()
     for name, value in tree.environ().items():
         monkeypatch.setenv(name, value)
-    with FreshEnvironment("pip", None, requirements, "") as fresh:
+    with FreshEnvironment(EnvironmentRequest(requirements, "", BuildRequest("."), 0.0, (), Reporter())) as fresh:
         theirs = Path(fresh.python_executable).parents[1]
         assert_equal(kept, theirs)
     run = [kept / "bin" / "featured"]

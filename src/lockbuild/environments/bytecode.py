@@ -12,10 +12,14 @@ then, and may have read it, is started anew. What is absent is compiled again.
 from __future__ import annotations
 
 import contextlib
+import marshal
 import os
+from importlib.util import MAGIC_NUMBER
+from types import CodeType
 from typing import TYPE_CHECKING
 
-from lockbuild.environments.store import look_at, read_json, write_json
+from lockbuild.environments.contents import look_at
+from lockbuild.environments.store import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +53,7 @@ def verify(generation: Generation) -> None:
     # On a disk that is still full nothing is noted, and the next build removes what is not.
     with contextlib.suppress(OSError):
         known = _read_notes(generation)
-        found = look_at(generation.path)[1]
+        found = look_at(generation.path).bytecode
         whole = {}
         for name, identity in found.items():
             if known.get(name) == identity or _is_whole(generation.path + name):
@@ -66,10 +70,6 @@ def _is_whole(path: str) -> bool:
 
     `marshal` may fail in any way on bytes that were made to harm. Such a hook could do harm without it.
     """
-    import marshal
-    from importlib.util import MAGIC_NUMBER
-    from types import CodeType
-
     try:
         with open(path, "rb") as file:
             content = file.read()

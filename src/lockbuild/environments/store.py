@@ -26,12 +26,11 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lockbuild.digest import sha256
 from lockbuild.files import above_standard_streams, write_whole
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 
 # Seconds since the epoch that no clock has, and more digits than the milliseconds of any have.
@@ -50,7 +49,9 @@ class Manifest(NamedTuple):
     packages: Mapping[str, str]
     """Versions by normalized name."""
     contents: str
-    """A digest of what the environment consisted of when it was complete: see `digest_of_contents`."""
+    """A digest of what the environment consisted of when it was complete: see `lockbuild.environments.contents`."""
+    sources: str
+    """A digest of the local distributions that it was made of: see `lockbuild.environments.local`."""
     required: Mapping[str, str] = {}
     """Of the packages, those that the requirements name."""
 
@@ -226,54 +227,6 @@ def remove_unused(folder: str, keep: Callable[[Generation], bool]) -> list[Gener
     return [found for found in generations(folder) if not keep(found) and found.remove()]
 
 
-def digest_of_contents(path: str) -> str:
-    """Return the digest of `look_at`."""
-    return look_at(path)[0]
-
-
-def look_at(path: str) -> tuple[str, dict[str, list[int]]]:
-    """
-    Digest what can be seen of an environment's files without reading them: paths, sizes, times of change, links.
-
-    Bytecode caches do not count, nor do the times of folders, which change with them: Python writes them. The second
-    result is the bytecode: size and time of change by path in the environment.
-    """
-    bytecode: dict[str, list[int]] = {}
-    digest = sha256()
-    for line in _describe_contents(path, "", bytecode):
-        digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest(), bytecode
-
-
-def _describe_contents(path: str, relative: str, bytecode: dict[str, list[int]]) -> Iterator[str]:
-    with os.scandir(path) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        name = f"{relative}/{entry.name}"
-        if entry.is_symlink():
-            yield f"{name}>{os.readlink(entry.path)}\n"
-        elif entry.is_dir():
-            if entry.name == "__pycache__":
-                _find_bytecode(entry.path, name, bytecode)
-            else:
-                yield f"{name}/\n"
-                yield from _describe_contents(entry.path, name, bytecode)
-        else:
-            status = entry.stat()
-            yield f"{name} {status.st_size} {status.st_mtime_ns} {status.st_mode:o}\n"
-
-
-def _find_bytecode(path: str, relative: str, bytecode: dict[str, list[int]]) -> None:
-    # Other builds write there: a file may be renamed between the listing and the look at it. Before that it has another
-    # ending, and is not read by Python.
-    with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.endswith(".pyc"):
-                with contextlib.suppress(FileNotFoundError):
-                    status = entry.stat(follow_symlinks=False)
-                    bytecode[f"{relative}/{entry.name}"] = [status.st_size, status.st_mtime_ns]
-
-
 def read_json(path: str) -> Any:
     """Return what a file of the store holds, or ``None`` where it is missing, damaged, or no file."""
     try:
@@ -308,7 +261,8 @@ def remove_anything(path: str) -> None:
 
 def _is_sound(manifest: Manifest) -> bool:
     """Tell whether each field of a manifest has its type. What NaN is compared with is false."""
-    texts: list[object] = [manifest.python_executable, manifest.scripts, manifest.contents, *manifest.requirements]
+    texts: list[object] = [manifest.python_executable, manifest.scripts, manifest.contents, manifest.sources]
+    texts += manifest.requirements
     for versions in (manifest.packages, manifest.required):
         if not isinstance(versions, dict):
             return False

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from lockbuild.errors import Interrupted
 from lockbuild.files import above_standard_streams
+from lockbuild.hooks.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,8 +99,6 @@ class Host:
 
         Raises `Interrupted` when the user interrupted a hook that had been lent the terminal.
         """
-        from lockbuild.hooks.terminal import Terminal
-
         request = {"argv": [*argv], "cwd": cwd, "environ": {**environ}, "tree": tree, "nested": [*nested]}
         self._was_asked = True
         with contextlib.suppress(BrokenPipeError):

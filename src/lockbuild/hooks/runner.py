@@ -14,6 +14,7 @@ import sys
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from lockbuild.locks import SourceTreeLock
+from lockbuild.locks.nesting import environment_for_hooks, lend_to_nested_builds, try_to_take_back
 from lockbuild.project import IMPORTED_AHEAD
 
 if TYPE_CHECKING:
@@ -207,24 +208,18 @@ class HookRunner:
         held = [lock.held for lock in self._locks if lock.held is not None]
         if not held:
             return []
-        from lockbuild.locks.nesting import lend_to_nested_builds
-
         return lend_to_nested_builds(held)
 
     def _have_nested_builds_ended(self) -> bool:
         """Let no more builds go on under our locks; false if one still does, for which the host has to wait."""
         if not self._lent:
             return True
-        from lockbuild.locks.nesting import try_to_take_back
-
         return all(map(try_to_take_back, self._lent))
 
     def _environment_of_locks(self) -> dict[str, str]:
         held = [lock.held for lock in self._locks if lock.held is not None]
         if not held:
             return {}
-        from lockbuild.locks.nesting import environment_for_hooks
-
         return environment_for_hooks(held)
 
 

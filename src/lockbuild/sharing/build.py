@@ -7,10 +7,10 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from lockbuild.digest import digest_of_file
 from lockbuild.environments.kept import would_be_used
 from lockbuild.environments.store import age_in_words
 from lockbuild.errors import CacheFolderError
+from lockbuild.files import digest_of_file
 from lockbuild.locks import DirectoryLock
 from lockbuild.locks.nesting import held_by_ancestor
 from lockbuild.paths import builds_folder
@@ -97,7 +97,8 @@ class SharedBuild:
         """
         for build, outcome in complete_builds(self.lock.path):
             if build in self._too_old or not all(
-                would_be_used(each, oldest_environment, self._request.refresh) for each in outcome.environments
+                would_be_used(each, oldest_environment, self._request.refresh, self._key.sources)
+                for each in outcome.environments
             ):
                 continue
             folder = os.path.join(staging, os.path.basename(build))

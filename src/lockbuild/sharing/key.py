@@ -12,14 +12,15 @@ import os
 import re
 import stat
 import tempfile
+from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.digest import digest_of_file, sha256
-from lockbuild.environments import read_constraints
 from lockbuild.environments.key import WITHOUT_EFFECT as WITHOUT_EFFECT_FOR_INSTALLERS
 from lockbuild.environments.key import environment_key
 from lockbuild.environments.local import describe_files
+from lockbuild.environments.request import read_constraints
 from lockbuild.errors import shown
+from lockbuild.files import digest_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -70,6 +71,8 @@ class SharingKey(NamedTuple):
     """What is built, in the words of messages."""
     is_of_tree: bool
     """Whether its source may change from one moment to the next, as that of an sdist cannot."""
+    sources: tuple[str, ...]
+    """The local folders and archives that settings name for its build environments."""
 
 
 def not_shared_because(request: BuildRequest) -> str | None:
@@ -127,7 +130,7 @@ def _key(source: list[object], subject: str, kind: Distribution, request: BuildR
     }
     text = json.dumps(content, sort_keys=True)
     digest = sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return SharingKey(digest, subject, is_of_tree=source[0] == "tree")
+    return SharingKey(digest, subject, source[0] == "tree", environment.sources)
 
 
 def _variables(environ: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

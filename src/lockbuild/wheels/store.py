@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lockbuild.digest import digest_of_file
 from lockbuild.errors import WheelError
+from lockbuild.files import digest_of_file
 from lockbuild.locks import DirectoryLock
 from lockbuild.wheels.destination import SCHEMES, is_plain
 from lockbuild.wheels.links import write_whole
