@@ -50,33 +50,33 @@ class Reporter:
     """
 
     def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
-        """Receive a message as ``build`` logs it. ``kind`` is ``("step",)``, ``("subprocess", ...)`` or ``None``."""
+        """Called with a message that ``build`` logs. ``kind`` is ``("step",)``, ``("subprocess", ...)`` or ``None``."""
 
     def detail(self, message: str) -> None:
-        """Receive a message for verbose output."""
+        """Called with a message for verbose output."""
 
     def warn(self, message: str) -> None:
-        """Receive a warning."""
+        """Called with a warning."""
 
     def waiting(self, wait: LockWait) -> None:
-        """Receive a wait for a lock: twice a second, once it has lasted half a second."""
+        """Called twice a second during a wait for a lock, once it has lasted half a second."""
 
     def got_lock(self, subject: str, waited: float) -> None:
-        """A lock was taken after a wait of ``waited`` seconds that `waiting` has reported."""
+        """Called when a lock was taken after a wait of ``waited`` seconds that `waiting` has reported."""
 
     def began(self, step: str) -> None:
         """
-        A step of a build has begun. Its names are those of `Timing`.
+        Called when a step of a build begins. Its names are those of `Timing`.
 
         Two more are parts of ``environment``: in ``resolving``, pip runs; in ``filling``, lockbuild unpacks the wheels
         that pip has found and links them into the environment.
         """
 
     def progress(self, done: int, total: int) -> None:
-        """Of ``total`` wheels, ``done`` are in the environment that is being filled."""
+        """Called when ``done`` of ``total`` wheels are in the environment that is being filled."""
 
     def ended(self, step: str, seconds: float) -> None:
-        """A step is over after ``seconds``, whether or not it has succeeded."""
+        """Called when a step is over after ``seconds``, whether or not it has succeeded."""
 
 
 class ReporterFailedError(Exception):

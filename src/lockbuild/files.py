@@ -37,7 +37,7 @@ def hidden_beside(path: str, dir_fd: int | None = None) -> Iterator[str]:
     try:
         yield hidden
     finally:
-        # Needed after a rename, too: when both names belong to one file already, it does nothing (rename(2)).
+        # Needed after a rename, too: it leaves both names if they belong to one file already (rename(2)).
         with contextlib.suppress(OSError):
             os.unlink(hidden, dir_fd=dir_fd)
 
@@ -68,7 +68,7 @@ def new_file(path: str, mode: int, dir_fd: int | None = None) -> int:
 
 def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) -> None:
     """
-    Give a file another name.
+    Give a file a second name, a hard link.
 
     A link that another user has put in place of ``source`` is not followed. Raises `OSError`.
     """
