@@ -36,21 +36,25 @@ BRINGS_SETUPTOOLS = {
 SHARES_THE_TREE = {"pdm.backend": ".pdm-build/"}
 
 
-# Backends that may be imported once for all hooks, before the tree is locked. They do not look at the working directory
-# meanwhile, and leave nothing behind that a fork does not copy. A test watches each of them. scikit_build_core.build
-# is none: it reads pyproject.toml.
-IMPORTED_AHEAD = frozenset(
-    {
-        "flit_core.buildapi",
-        "hatchling.build",
-        "maturin",
-        "mesonpy",
-        "pdm.backend",
-        "poetry.core.masonry.api",
-        SETUPTOOLS_BACKEND,
-        "uv_build",
-    }
-)
+# Backends that may be imported once for all hooks, before the tree is locked, and modules that each of their hooks
+# would import. They do not look at the working directory meanwhile, and leave nothing behind that a fork does not copy.
+# A test watches each of them. scikit_build_core.build is not one of them: it reads pyproject.toml.
+#
+# Of setuptools' modules only the one that validates pyproject.toml is named. A setup.py may replace classes in others
+# before these are imported.
+IMPORTED_AHEAD: Mapping[str, tuple[str, ...]] = {
+    "flit_core.buildapi": (),
+    "hatchling.build": (),
+    "maturin": (),
+    "mesonpy": (),
+    "pdm.backend": (),
+    "poetry.core.masonry.api": (),
+    SETUPTOOLS_BACKEND: (
+        *("email.generator", "tarfile", "tomllib", "unicodedata"),
+        "setuptools.config._validate_pyproject",
+    ),
+    "uv_build": (),
+}
 
 
 class Project(NamedTuple):
