@@ -35,21 +35,25 @@ BRINGS_SETUPTOOLS = {
 # under "auto"; when a build with one of them fails, a note names the possible reason.
 SHARES_THE_TREE = {"pdm.backend": ".pdm-build/"}
 
-# Backends that may be imported once for all hooks, before the tree is locked. Their import does not look at the
-# working directory, and leaves nothing behind that a fork does not copy. A test watches each of them.
-# scikit_build_core.build is not among them: it reads pyproject.toml.
-IMPORTED_AHEAD = frozenset(
-    {
-        "flit_core.buildapi",
-        "hatchling.build",
-        "maturin",
-        "mesonpy",
-        "pdm.backend",
-        "poetry.core.masonry.api",
-        SETUPTOOLS_BACKEND,
-        "uv_build",
-    }
-)
+# Backends that may be imported once for all hooks, before the tree is locked, with modules that each of their hooks
+# would import. These imports do not look at the working directory, and leave nothing behind that a fork does not copy.
+# A test watches each of them. scikit_build_core.build is not among them: it reads pyproject.toml.
+#
+# Of setuptools' modules, only the one that validates pyproject.toml is imported ahead. A setup.py may replace classes
+# in the others before they are imported.
+IMPORTED_AHEAD: Mapping[str, tuple[str, ...]] = {
+    "flit_core.buildapi": (),
+    "hatchling.build": (),
+    "maturin": (),
+    "mesonpy": (),
+    "pdm.backend": (),
+    "poetry.core.masonry.api": (),
+    SETUPTOOLS_BACKEND: (
+        *("email.generator", "tarfile", "tomllib", "unicodedata"),
+        "setuptools.config._validate_pyproject",
+    ),
+    "uv_build": (),
+}
 
 
 class Project(NamedTuple):

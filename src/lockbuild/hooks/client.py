@@ -54,7 +54,7 @@ class Host:
         streams: tuple[int | None, int | None],
     ) -> None:
         """
-        Start it: ``command`` is an interpreter, and the module of a backend to import ahead or ``-``.
+        Start it: ``command`` is an interpreter, and the modules to import ahead or ``-``.
 
         ``locks`` are the open files that carry the locks under which its hooks will run, ``streams`` what they have as
         standard output and error; ``None`` is ours. Raises `OSError`.

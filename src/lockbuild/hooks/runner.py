@@ -33,7 +33,7 @@ class _Origin(NamedTuple):
 
     python: str
     backend: str
-    """The module that it imports ahead, or ``-``."""
+    """The modules that it imports ahead, with commas between them, or ``-``."""
     environ: Mapping[str, str]
 
 
@@ -76,7 +76,9 @@ class HookRunner:
         # The first is the one by which pyproject-hooks tells its script of the backend.
         environ = {**os.environ, "_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
         is_ahead = self._preimport and project.backend_module in IMPORTED_AHEAD and not project.backend_path
-        backend = project.backend_module if is_ahead and not _searches_cwd(environ) else "-"
+        backend = "-"
+        if is_ahead and not _searches_cwd(environ):
+            backend = ",".join([project.backend_module, *IMPORTED_AHEAD[project.backend_module]])
         origin = _Origin(python, backend, environ)
         if self._host is None or self._origin != origin or not self._is_carried(locks):
             self.close()
