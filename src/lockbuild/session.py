@@ -133,7 +133,7 @@ class Session:
         """
         Whether the hook host may go on to serve the next distribution.
 
-        With --env-dir each distribution gets a new environment at the same path, so what the host has imported is stale.
+        With --env-dir each distribution gets a new environment at the same path. What the host has imported is stale.
         """
         return self._distributions_left > 0 and self.request.env_dir is None
 

@@ -263,9 +263,9 @@ def _variables_for_installer(locks: Sequence[InheritableLock]) -> dict[str, str]
     """
     Return the variables for an installer and the builds that it starts.
 
-    An sdist that is built for the environment may itself run lockbuild, which has to know the ``locks`` around it. uv is
-    told to clone files: an environment of symbolic links would depend on uv's cache. `_complete` replaces the hard
-    links that uv makes where it cannot clone.
+    An sdist that is built for the environment may itself run lockbuild, which has to know the ``locks`` around it.
+    uv is told to clone files: an environment of symbolic links would depend on uv's cache. `_complete` replaces the
+    hard links that uv makes where it cannot clone.
     """
     variables = environment_for_hooks([lock.held for lock in locks if lock.held])
     if os.environ.get("UV_LINK_MODE") != "copy":
@@ -281,7 +281,7 @@ def _complete_ones(folder: str) -> Iterator[tuple[Generation, Manifest]]:
 
 
 def _is_recent(manifest: Manifest, oldest: float) -> bool:
-    """Tell whether an environment was made since ``oldest``. One from the future, of a clock that was ahead, was not."""
+    """Tell whether an environment was made since ``oldest``. One from the future was not."""
     return oldest <= manifest.made <= time.time()
 
 
