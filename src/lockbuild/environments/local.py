@@ -56,7 +56,7 @@ def describe_files(texts: Iterable[str]) -> list[tuple[str, Any]]:
 
 
 def named_paths(text: str, folder: str = "") -> set[str]:
-    """Return the absolute paths of the existing files that a text names, relative to the working directory or folder."""
+    """Return the absolute paths of existing files that a text names, relative to the working directory or a folder."""
     words = {*re.split(r"""[\s=,"'\[\]]+""", text), *text.split(), *re.findall(r"""["']([^"'\n]+)["']""", text)} - {""}
     # A relative path names something else in another working directory.
     paths = {os.path.abspath(os.path.join(base, path)) for path in map(_path, words) for base in {"", folder}}
