@@ -1,8 +1,8 @@
 """One build from start to end: project, environment, lock, hooks, artifacts.
 
-`build` and `metadata` are the two things a frontend is asked for. Both go the way of `_call_hooks`: the base
-environment is made first, so that nobody waits for an installer; then the tree is locked, if its hooks may run
-setuptools; under the lock the backend is asked for its extra requirements, and does its work.
+`build` and `metadata` are the two entry points. Both call `_call_hooks`. It makes the base environment first, so that
+no other build waits for an installer. Then it locks the tree, if hooks may run setuptools. Under the lock it asks the
+backend for extra requirements, and has it do its work.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ def _extended(
     extra_requires: Collection[str],
     held: Sequence[InheritableLock],
 ) -> Iterator[BuildEnvironment | None]:
-    """Have hooks run where the extra requirements are installed, too."""
+    """Yield the environment that also has the extra requirements, and let hooks run in it."""
     session = task.session
     full = environment
     with contextlib.ExitStack() as stack:

@@ -131,9 +131,9 @@ class Session:
     @property
     def keeps_host(self) -> bool:
         """
-        Whether the process that has imported the backend may serve the next distribution, too.
+        Whether the hook host may go on to serve the next distribution.
 
-        In the folder of --env-dir an environment is made anew for each, at one path: what was imported tells nothing.
+        With --env-dir each distribution gets a new environment at the same path. What the host has imported is stale.
         """
         return self._distributions_left > 0 and self.request.env_dir is None
 

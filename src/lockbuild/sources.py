@@ -53,7 +53,7 @@ def source_tree(
         locks = [*outer_locks]
         if extract_dir is not None:
             # Two builds with one --sdist-extract-dir would each remove the tree in which the other one builds. With
-            # an --env-dir, too, both are locked here in the order of their names: another build may have been given
+            # --env-dir, both folders are locked here in the order of their names: another build may have been given
             # the same two the other way round.
             folders = [extract_dir, *([session.request.env_dir] if session.request.env_dir is not None else [])]
             in_order = sorted(folders, key=os.path.realpath)

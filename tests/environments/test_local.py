@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.environments.local import describe_files
+from lockbuild.environments.local import describe_files, digest_of_sources
 from wheelhouse import ProbeTree, created, end_all, make_probe_tree, site_packages
 from witness import wait_until
 
@@ -115,3 +115,36 @@ def test_a_list_of_requirements_may_name_a_folder(tmp_path: Path) -> None:
     assert [path for path, _ in before] == sorted(map(str, (constraints, house, tmp_path / "more.txt")))
     (house / "other-1-py3-none-any.whl").write_text("1")
     assert describe_files([str(constraints)]) != before
+
+
+def test_only_distributions_of_the_projects_in_an_environment_count(tmp_path: Path) -> None:
+    flat, index = tmp_path / "flat", tmp_path / "simple"
+    (index / "one").mkdir(parents=True)
+    flat.mkdir()
+    sources, projects = [str(flat), str(index)], {"one", "two-three"}
+    seen = [digest_of_sources(sources, projects)]
+
+    def is_seen() -> bool:
+        seen.append(digest_of_sources(sources, projects))
+        return seen[-1] not in seen[:-1]
+
+    (flat / "other-1-py3-none-any.whl").write_text("")
+    (index / "other").mkdir()
+    (index / "other" / "index.html").write_text('<a href="other-1.tar.gz">')
+    assert not is_seen()
+    (flat / "Two_Three-1-py3-none-any.whl").write_text("")
+    assert is_seen()
+    (flat / "links.html").write_text("")
+    assert is_seen()
+    (index / "one" / "index.html").write_text('<a href="one-1.tar.gz#sha256=0">')
+    assert is_seen()
+    (index / "one" / "one-1.tar.gz").write_text("")
+    assert is_seen()
+    assert not is_seen()
+
+
+def test_sources_that_change_while_an_environment_is_made_match_no_later_ones(tmp_path: Path) -> None:
+    (tmp_path / "one-1-py3-none-any.whl").write_text("")
+    changed = (tmp_path / "one-1-py3-none-any.whl").stat().st_ctime
+    assert digest_of_sources([str(tmp_path)], {"one"}, changed - 1) == ""
+    assert digest_of_sources([str(tmp_path)], {"one"}, changed + 1) == digest_of_sources([str(tmp_path)], {"one"}) != ""

@@ -54,7 +54,7 @@ class KeptEnvironment:
         self._user = User(generation)
         self._was_used = False
         self._folders: Mapping[str, int] | None = None
-        """When its folders had changed last before this build began; ``None`` if it has made them."""
+        """The times of change of its folders when this build began; ``None`` if it has made them."""
         self.generation: Generation | None = generation
         """Where it is kept."""
         self.locks: tuple[InheritableLock, ...] = (self._user,)
@@ -207,7 +207,7 @@ def _make(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
             with _making(generation), contextlib.ExitStack() as stack:
                 manifest = populate(generation, wanted, key, _variables_for_installer([*wanted.outer_locks, lock]))
                 if not os.path.exists(manifest.python_executable):
-                    # The cache was removed meanwhile, and the installer has made the rest anew.
+                    # Another process has removed the cache, and the installer has made parts of it again.
                     raise _removed(generation)
                 environment = KeptEnvironment(generation, manifest)
                 stack.push(environment.__exit__)
@@ -229,7 +229,7 @@ def _make(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
 
 @contextlib.contextmanager
 def _making(generation: Generation) -> Iterator[None]:
-    """Remove a generation that was made in vain, and say why in the words of an error."""
+    """Remove a generation that cannot be completed, and turn system errors into a `CacheFolderError`."""
     try:
         yield
     except BaseException as error:
@@ -248,9 +248,9 @@ def _complete(generation: Generation, manifest: Manifest, installer: Installer) 
     """
     Complete an environment that has its files.
 
-    Where uv cannot clone files it links them to its own cache. An edit here would then be an edit there, and the
-    environment that replaces the changed one would have it, too. So each file gets an inode of its own. To have uv copy
-    them would take as long, while nothing else can be done.
+    Where uv cannot clone files, it links them to its own cache. An edit here would then be an edit there, and the
+    environment that replaces the edited one would have it again. So each file gets an inode of its own. If uv copied
+    them itself, that would take as long, and the hook host could not start meanwhile.
     """
     if installer == "uv":
         from lockbuild.wheels.links import separate
@@ -261,11 +261,11 @@ def _complete(generation: Generation, manifest: Manifest, installer: Installer) 
 
 def _variables_for_installer(locks: Sequence[InheritableLock]) -> dict[str, str]:
     """
-    Return the variables that an installer and what it starts have to know.
+    Return the variables for an installer and the builds that it starts.
 
-    An sdist that is built for the environment may itself run lockbuild: that has to know the ``locks`` around it. And
-    an environment of symbolic links would not be whole without uv's cache. Clones share nothing but blocks. `_complete`
-    sees to the hard links that uv makes where it cannot clone.
+    An sdist that is built for the environment may itself run lockbuild, which has to know the ``locks`` around it.
+    uv is told to clone files: an environment of symbolic links would depend on uv's cache. `_complete` replaces the
+    hard links that uv makes where it cannot clone.
     """
     variables = environment_for_hooks([lock.held for lock in locks if lock.held])
     if os.environ.get("UV_LINK_MODE") != "copy":
@@ -281,7 +281,7 @@ def _complete_ones(folder: str) -> Iterator[tuple[Generation, Manifest]]:
 
 
 def _is_recent(manifest: Manifest, oldest: float) -> bool:
-    """Tell whether an environment was made since ``oldest``. What a clock that was ahead has made is too old."""
+    """Tell whether an environment was made since ``oldest``. One from the future was not."""
     return oldest <= manifest.made <= time.time()
 
 
@@ -328,7 +328,7 @@ def _versions(manifest: Manifest) -> str:
 
 
 def _note_unreachable(folder: str) -> None:
-    # A folder in its place does as well; without a note the next build asks the index again.
+    # Without the note the next build asks the index again. A folder of this name serves as one.
     with contextlib.suppress(OSError), open(os.path.join(folder, "unreachable"), "w", encoding="utf-8"):
         pass
 

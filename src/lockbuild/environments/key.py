@@ -65,7 +65,7 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 
-# The form of what is stored under a key. Another form is another key.
+# The format of what is stored under a key. Another format is another key.
 _FORMAT = 3
 
 # Nearly every requirement: a name, extras, versions and a marker, in which nothing but versions and names is quoted.
@@ -83,17 +83,17 @@ class EnvironmentKey(NamedTuple):
 
     digest: str
     requirements: tuple[str, ...]
-    """As they were normalized: for a person who looks into the store."""
+    """Normalized, for messages."""
     sources: tuple[str, ...]
-    """The local folders and archives that settings name. What is in them is compared each time."""
+    """The local folders and archives that settings name. Each build compares what is in them."""
 
 
 def environment_key(requirements: Collection[str], constraints: str, installer: Installer) -> EnvironmentKey | None:
     """
     Return the key for requirements (PEP 508 strings), the text of a constraints file, and an installer.
 
-    ``None`` where no key could cover what would be installed: a requirement that names a local file or folder, which
-    may change at any time, or one that is not understood.
+    ``None`` where no key can cover what would be installed: for a requirement that names a local file or folder, which
+    may change at any time, or that cannot be parsed.
     """
     lines = [line.strip() for line in constraints.splitlines() if line.strip()]
     spelled = {_normalize(requirement) for requirement in requirements}

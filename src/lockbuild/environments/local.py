@@ -1,13 +1,13 @@
-"""The local files and folders that settings name, described so that a change of what an installer finds is seen.
+"""The local files and folders that settings name, described so that a build notices when they change.
 
 Files such as lists of requirements are part of an environment's key, by their contents. Local distributions are not:
-a folder may have thousands. The manifest of an environment has a description of those that were its sources, of the
-projects that are installed in it, and a build compares that with what it finds. A change elsewhere changes nothing: an
-installer looks for another project only after a distribution of one of these was changed.
+a folder may hold thousands. The manifest of an environment describes those of the projects that are installed in it,
+and each build compares this description with the folder. Other projects do not matter: an installer takes another one
+only if a distribution of an installed project has changed.
 
-A wheel that was rebuilt under its old name is another wheel. Archives may be of any size, so they are not read: their
-size, inode and times of change tell them apart. A folder that was copied back looks different, which costs a build the
-time to make an environment and is never wrong.
+A wheel that was rebuilt under its old name is another wheel. Archives may be of any size, so lockbuild does not read
+them: it compares size, inode and times of change. A folder that was copied and copied back looks different. Then a
+build makes an environment again, which costs time and is never wrong.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ARCHIVES = (
     ".tar.zst",
 )
 
-# Pages of links count as well, in a folder of distributions as in an index.
+# Pages of links, in a folder of distributions and in an index.
 _PAGES = (".html", ".htm")
 
 # Larger files are no lists of requirements.
@@ -56,7 +56,7 @@ def describe_files(texts: Iterable[str]) -> list[tuple[str, Any]]:
 
 
 def named_paths(text: str, folder: str = "") -> set[str]:
-    """Return the absolute paths of what exists and a text names, relative to the working directory or to a folder."""
+    """Return the absolute paths of existing files that a text names, relative to the working directory or a folder."""
     words = {*re.split(r"""[\s=,"'\[\]]+""", text), *text.split(), *re.findall(r"""["']([^"'\n]+)["']""", text)} - {""}
     # A relative path names something else in another working directory.
     paths = {os.path.abspath(os.path.join(base, path)) for path in map(_path, words) for base in {"", folder}}

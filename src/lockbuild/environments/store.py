@@ -7,15 +7,15 @@ In the folder of a key:
     <generation>.users/  a file for each build that runs in it, locked by that build
     <generation>.bytecode  the bytecode that builds have left in it: see `lockbuild.environments.bytecode`
 
-Making one: under the key's lock the folders that have no manifest and no users are removed (a maker that was killed
-left them), the environment is made in a new generation, and its manifest gets its name by a rename.
+To make one, a build takes the key's lock. It removes folders without a manifest and users, which a killed build has
+left. It makes the environment in a new generation, and renames the manifest to its name last.
 
-Using one takes no lock that others wait for. Two processes could still be at odds, one that begins to use a generation
-and one that removes it. The user first locks its file in ``.users`` and then looks whether the manifest is there; the
-remover first removes the manifest and then looks for users. Whichever is later sees the other.
+To use one, a build takes no lock that others wait for. Two processes can be at odds: one begins to use a generation
+while the other one removes it. The user first locks its file in ``.users`` and then looks for the manifest. The remover
+first removes the manifest and then looks for users. The later of the two sees the other.
 
-A user's lock is inherited by its hook processes, like that of a source tree: an environment is in use until the last
-hook has ended, also when the frontend was killed.
+Hook processes inherit a user's lock, like that of a source tree. So an environment is in use until the last hook has
+ended, even if the frontend was killed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Manifest(NamedTuple):
     packages: Mapping[str, str]
     """Versions by normalized name."""
     contents: str
-    """A digest of what the environment consisted of when it was complete: see `lockbuild.environments.contents`."""
+    """A digest of its files when it was complete: see `lockbuild.environments.contents`."""
     sources: str
     """A digest of the local distributions that it was made of: see `lockbuild.environments.local`."""
     required: Mapping[str, str] = {}
@@ -87,7 +87,7 @@ class Generation(NamedTuple):
         return manifest if _is_sound(manifest) and self._has(manifest) else None
 
     def _has(self, manifest: Manifest) -> bool:
-        """Tell whether what a manifest would have us execute lies in this environment, also by another path to it."""
+        """Tell whether the interpreter that a manifest names lies in this environment, under any path to it."""
         scripts, interpreter = os.path.split(manifest.python_executable)
         if scripts != manifest.scripts or not interpreter.startswith("python") or "\0" in interpreter + scripts:
             return False
@@ -99,7 +99,7 @@ class Generation(NamedTuple):
         write_json(self.manifest_path, manifest._asdict())
 
     def is_used(self) -> bool:
-        """Tell whether a build runs in it. Files of users that have ended are removed."""
+        """Tell whether a build runs in it. Remove the files of users that have ended."""
         used = False
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for name in os.listdir(self.users_path):
@@ -114,7 +114,7 @@ class Generation(NamedTuple):
             return 0.0
 
     def remove(self) -> bool:
-        """Remove it unless it is used; then it stays, and stays complete. Only under the key's lock."""
+        """Remove it, unless a build uses it; then it stays complete. Only under the key's lock."""
         manifest = self.read_manifest()
         remove_anything(self.manifest_path)
         if self.is_used():
@@ -122,7 +122,7 @@ class Generation(NamedTuple):
                 self.write_manifest(manifest)
             return False
         remove_anything(self.path)
-        # Also what a maker that was killed in `write_manifest` has left.
+        # Including the hidden file of a process that was killed in `write_manifest`.
         for name in os.listdir(self.folder):
             if name.startswith(f"{self.name}."):
                 remove_anything(os.path.join(self.folder, name))
@@ -131,9 +131,9 @@ class Generation(NamedTuple):
 
 class User:
     """
-    The use of a generation by one build: a locked file. A context manager that says whether the use began.
+    The use of a generation by one build: a locked file.
 
-    It looks to `HookRunner` like a lock: hooks inherit its descriptor.
+    To `HookRunner` it is a lock like any other: hooks inherit its descriptor.
     """
 
     held = None
@@ -150,23 +150,23 @@ class User:
         return () if self._descriptor is None else (self._descriptor,)
 
     def leave_to_heirs(self) -> None:
-        """Leave the file to hooks that may still run: whoever cleans up finds it locked as long as they do."""
+        """Leave the file to hooks that may still run: other processes find it locked until they have ended."""
         self._path = ""
 
     def disown_heirs(self) -> None:
-        """Have processes that inherited the open file until now count as started for another use."""
+        """Treat processes that have inherited the open file as started for another use."""
         self.epoch += 1
 
     def begin(self) -> bool:
         """Begin to use the generation; false when it is not complete any more."""
         while self._descriptor is not None:
-            # A file system without locks: nobody can tell that the file's process lives, and nobody removes it.
+            # On a file system without locks no process can tell whether this one has ended, and none removes the file.
             locked = True
             with contextlib.suppress(LocksUnsupportedError):
                 locked = try_to_lock(self._descriptor)
             is_complete = os.path.exists(self.generation.manifest_path)
-            # Last of all: between our open and our lock somebody took the file for that of a process that has ended, or
-            # before it was there saw no user and has removed the folder of them.
+            # Checked last: between our open and our lock another process may have removed the file, because it was not
+            # locked, or the folder, because it found no user in there yet.
             with contextlib.suppress(FileNotFoundError):
                 if locked and os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
                     if is_complete:

@@ -115,7 +115,7 @@ class Host:
                     if terminal.lent and number in (INTERRUPTED_STATUS, -signal.SIGINT):
                         raise Interrupted(signal.SIGINT)
                     return number
-        # The host itself was killed. Its hook is not our child, so that all we can do is to kill it, too; `end` will
+        # The host itself was killed. Its hook is not our child: we can kill it, but not wait for it. `end` will
         # say that it may still run.
         self._signal_hook(signal.SIGKILL)
         return self._process.wait() or -signal.SIGKILL

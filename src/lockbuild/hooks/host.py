@@ -109,7 +109,7 @@ def _import(backend: str, *more: str, lifeline: int) -> bool:
 
     shows, warnings.showwarning = warnings.showwarning, catch  # type: ignore[assignment]
     blocked = _end_with(lifeline)
-    # Of what is imported nothing is garbage.
+    # Imports leave little garbage.
     thresholds = gc.get_threshold()
     gc.set_threshold(0)
     before = _traces()
@@ -311,7 +311,7 @@ def _attend(hook: int, requests: int, replies: int, wake_up: int) -> int:
 
 
 def _reply(replies: int, line: str) -> None:
-    # Without a frontend there is nobody to tell; the end of its other pipe ends us.
+    # The frontend has ended. The end of its other pipe ends the host.
     with contextlib.suppress(BrokenPipeError):
         os.write(replies, line.encode() + b"\n")
 
@@ -326,7 +326,7 @@ def _kill_group(group: int) -> None:
 
 
 def _group_runs(group: int) -> bool:
-    """Tell whether a process of the group has not ended. One that nobody has waited for yet has, as has the leader."""
+    """Tell whether a process of the group still runs. A zombie, as the leader is, does not."""
     if not os.path.isdir("/proc/self"):
         try:
             os.killpg(group, 0)

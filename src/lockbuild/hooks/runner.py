@@ -103,8 +103,8 @@ class HookRunner:
         """
         Run hooks under these locks. No hook is left running afterwards, except where the kernel cannot end one.
 
-        The host ends, too, unless it is kept for a tree that needs none of these locks: its copies of their open files
-        keep nothing locked once they are released.
+        The host ends as well, unless it is kept for a tree that needs none of these locks. Its copies of their open
+        files hold no lock once it is released.
         """
         outer, self._locks = self._locks, locks
         is_kept = False
