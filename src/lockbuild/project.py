@@ -217,7 +217,7 @@ def hint_at_shared_tree(project: Project, decision: LockDecision) -> Iterator[No
 
 
 def _bring_setuptools(requirements: Iterable[str]) -> bool:
-    """Return whether setuptools is among requirements, or the requirements of what is installed for one of them."""
+    """Return whether requirements include setuptools, directly or through installed distributions."""
     from importlib.metadata import PackageNotFoundError, requires
 
     from packaging.requirements import InvalidRequirement, Requirement

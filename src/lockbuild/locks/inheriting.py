@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OpenFiles:
-    """The open files of one lock. ``epoch`` changes whenever they differ from those that `descriptors` said before."""
+    """The open files of one lock. ``epoch`` changes whenever they differ from those that `descriptors` returned before."""
 
     def __init__(self) -> None:
         self.epoch = 0
