@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OpenFiles:
-    """The open files of one lock. ``epoch`` changes whenever they differ from those that `descriptors` returned before."""
+    """The open files of one lock. ``epoch`` changes whenever `descriptors` will differ from what they were before."""
 
     def __init__(self) -> None:
         self.epoch = 0

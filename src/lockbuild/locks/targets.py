@@ -78,7 +78,7 @@ def _inode(subject: str, canonical: str, reporter: Reporter) -> Target:
         problem = str(error) if isinstance(error, LocksUnsupportedError) else "you may not read it"
         reporter.warn(
             f"Cannot lock the folder {shown(subject)}: {problem}; only builds that use the lock file "
-            f"{shown(lock_file)} wait for each other, not those of other users or with other cache folders"
+            f"{shown(lock_file)} wait for each other; builds by other users or with other cache folders do not"
         )
 
     return Target(Directory(canonical), instead)
