@@ -12,12 +12,12 @@ Everything here is written and removed under the lock of the key. Reading needs 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.environments.store import Generation, generations
+from lockbuild.files import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,10 +83,7 @@ def complete_build(build: str, outcome: Outcome) -> None:
     Their builders have ended: they had the lock, and were killed if they have left one that is not complete.
     """
     content = outcome._asdict() | {"environments": [[each.folder, each.name] for each in outcome.environments]}
-    path = os.path.join(build, _OUTCOME)
-    with open(f"{path}.part", "x", encoding="utf-8", errors="surrogateescape") as file:
-        json.dump(content, file)
-    os.rename(f"{path}.part", path)
+    write_json(os.path.join(build, _OUTCOME), content)
     for other in all_builds(os.path.dirname(build)):
         if other != build:
             remove_build(other)
@@ -143,13 +140,12 @@ def remove_unused(folder: str, oldest: float) -> int:
 def _read_outcome(build: str) -> Outcome | None:
     """Return the outcome of a build; ``None`` if it is not complete, is damaged, or is another version's."""
     try:
-        with open(os.path.join(build, _OUTCOME), encoding="utf-8", errors="surrogateescape") as file:
-            content = json.load(file)
+        content = read_json(os.path.join(build, _OUTCOME))
         environments = tuple(Generation(*map(_text, each)) for each in content.pop("environments"))
         outcome = Outcome(**content, environments=environments)
         outcome = outcome._replace(made=float(outcome.made), sha256=_text(outcome.sha256))
         is_name = os.path.basename(_text(outcome.artifact)) == outcome.artifact not in ("", os.curdir, os.pardir)
-    except (OSError, ValueError, OverflowError, TypeError, AttributeError, KeyError, RecursionError):
+    except (ValueError, OverflowError, TypeError, AttributeError, KeyError):
         return None
     return outcome if is_name and environments else None
 

@@ -29,7 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import WheelError
-from lockbuild.wheels.links import Linker, remove_left_over, write_whole
+from lockbuild.files import remove_left_over, write_whole
+from lockbuild.wheels.links import Linker
 from lockbuild.wheels.plan import MadeFile, plan
 from lockbuild.wheels.store import WheelChangedError, reading
 
@@ -102,7 +103,7 @@ def _fill(here: Sequence[Placement], linker: Linker) -> None:
         for name, file in placement.files.items():
             target = os.path.join(placement.directory, name)
             if isinstance(file, MadeFile):
-                write_whole(target, file.content, file.executable)
+                write_whole(target, file.content, 0o777 if file.executable else 0o666)
                 continue
             source = os.path.join(placement.source, name)
             with reading(placement.wheel, file, source):

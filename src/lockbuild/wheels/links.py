@@ -18,8 +18,10 @@ import shutil
 import stat
 from typing import TYPE_CHECKING, Literal
 
+from lockbuild.files import hidden_beside
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable
 
     from lockbuild.request import LinkMode
 
@@ -40,9 +42,6 @@ _REFUSALS = frozenset(
     for name in ("EXDEV", "EOPNOTSUPP", "ENOTSUP", "ENOTTY", "ENOSYS", "EINVAL", "EPERM", "EACCES", "EMLINK")
     if hasattr(errno, name)
 )
-
-# How many digits a hidden name ends in.
-_RANDOM = 12
 
 
 class Linker:
@@ -87,61 +86,20 @@ def separate(folder: str) -> None:
                     _copy(path, path, shutil.copyfile)
 
 
-def write_whole(target: str, content: bytes, executable: bool = False) -> None:
-    """Write a file that replaces another one of its name at one moment. The umask decides who may read it."""
-    with _beside(target) as hidden:
-        descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o777 if executable else 0o666)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(hidden, target)
-
-
-def remove_left_over(folder: str, names: Collection[str]) -> None:
-    """
-    Remove the hidden files that a killed process has left beside files of these names in a folder.
-
-    Only under a lock that excludes every other process that makes hidden files there.
-    """
-    beginnings = set(map(_beginning, names))
-    for name in os.listdir(folder):
-        beginning, end = name[:-_RANDOM], name[-_RANDOM:]
-        if beginning in beginnings and name not in names and not end.strip("0123456789abcdef"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(folder, name))
-
-
 def _hard_link(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except FileExistsError:
-        with _beside(target) as hidden:
+        with hidden_beside(target) as hidden:
             os.link(source, hidden)
             os.replace(hidden, target)
 
 
 def _copy(source: str, target: str, copy_contents: Callable[[str, str], object]) -> None:
-    with _beside(target) as hidden:
+    with hidden_beside(target) as hidden:
         copy_contents(source, hidden)
         shutil.copystat(source, hidden)
         os.replace(hidden, target)
-
-
-@contextlib.contextmanager
-def _beside(target: str) -> Iterator[str]:
-    """Yield a hidden name beside ``target``, which nothing has afterwards."""
-    folder, name = os.path.split(target)
-    hidden = os.path.join(folder, _beginning(name) + os.urandom(_RANDOM // 2).hex())
-    try:
-        yield hidden
-    finally:
-        # A rename leaves the first name when both are names of one file already (rename(2)).
-        with contextlib.suppress(OSError):
-            os.unlink(hidden)
-
-
-def _beginning(name: str) -> str:
-    """Return how the hidden names beside a name begin; each ends in `_RANDOM` hexadecimal digits."""
-    return f".{name[:40]}."
 
 
 def _reflink(source: str, target: str) -> None:

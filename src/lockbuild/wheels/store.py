@@ -14,7 +14,6 @@ wheel file, which is at hand for as long as an installation lasts, is unpacked a
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +21,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import WheelError
-from lockbuild.files import digest_of_file
+from lockbuild.files import digest_of_file, read_json, write_json
 from lockbuild.locks import DirectoryLock
 from lockbuild.wheels.destination import SCHEMES, is_plain
-from lockbuild.wheels.links import write_whole
 from lockbuild.wheels.unpack import EntryPoint, StoredFile, UnpackedWheel, unpack
 
 if TYPE_CHECKING:
@@ -129,8 +127,7 @@ def read(folder: str) -> UnpackedWheel | None:
     if not _is_folder(folder):
         return None
     try:
-        with open(_manifest_path(folder), encoding="utf-8") as file:
-            content = json.load(file)
+        content = read_json(_manifest_path(folder))
         if content.pop("format") != _FORMAT:
             return None
         content["folders"] = tuple(
@@ -141,7 +138,7 @@ def read(folder: str) -> UnpackedWheel | None:
         if not _is_sound(wheel):
             return None
         return replace(wheel, path=os.path.join(folder, wheel.path))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
@@ -222,7 +219,7 @@ def _unpack_anew(archive: str, folder: str) -> UnpackedWheel:
     manifest = _manifest_path(folder)
     if _is_folder(manifest):
         _remove(manifest)
-    write_whole(manifest, json.dumps({"format": _FORMAT, **vars(wheel), "path": name}).encode())
+    write_json(manifest, {"format": _FORMAT, **vars(wheel), "path": name})
     # What a process that was killed has left, and what was changed. Another process may be linking the latter.
     for other in os.listdir(folder):
         if other not in {name, os.path.basename(manifest)}:
