@@ -1,12 +1,12 @@
-"""How the bytes of a file in the store get into an environment: by a reflink, by a hard link, or by a copy.
+"""Links from files of the store into an environment: reflinks, hard links, or copies.
 
-A reflink shares the blocks until one of both files is written to; it is the best, where the file system has it (Btrfs,
+A reflink shares the blocks until either file is written to. It is the best method where the file system has it (Btrfs,
 XFS, bcachefs). A hard link is the same file under two names: an edit of one is an edit of both, and the store has to
 notice it (see `lockbuild.wheels.store`). A copy always works. A method that a file system has refused once is not tried
 again.
 
-A file is whole under its name at every moment: a new hard link is at once; everything else is made beside it under a
-hidden name and renamed.
+A file is whole under its name at every moment. A new hard link is whole at once; everything else is made under a hidden
+name and renamed (`lockbuild.files`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _METHODS: dict[LinkMode, tuple[_Method, ...]] = {
 # FICLONE of linux/fs.h: _IOW(0x94, 9, int).
 _FICLONE = 0x40049409
 
-# A file system that cannot do it: on this pair of file systems, at all, for this user, or not once more for this file.
+# The errors of a method that does not work: between these two file systems, on this one, for this user, or for a file
+# that has too many links.
 _REFUSALS = frozenset(
     getattr(errno, name)
     for name in ("EXDEV", "EOPNOTSUPP", "ENOTSUP", "ENOTTY", "ENOSYS", "EINVAL", "EPERM", "EACCES", "EMLINK")
@@ -45,16 +46,16 @@ _REFUSALS = frozenset(
 
 
 class Linker:
-    """Places files of the store in one environment, in the best way that a `LinkMode` and the file systems allow."""
+    """Puts files of the store into one environment, by the best method that a `LinkMode` and the file systems allow."""
 
     def __init__(self, mode: LinkMode) -> None:
         self._methods = _METHODS[mode]
 
     def place(self, source: str, target: str) -> None:
         """
-        Give ``source`` the name ``target`` as well, or give that to a copy that has its permissions and times.
+        Link or copy ``source`` to ``target``. A copy has the permissions and times of the source.
 
-        Another file of that name gives it up at one moment. Raises `FileNotFoundError` when there is no such source.
+        An older file named ``target`` is replaced atomically. Raises `FileNotFoundError` when there is no such source.
         """
         while True:
             method = self._methods[0]
@@ -67,19 +68,19 @@ class Linker:
             except OSError as error:
                 if method == "copy" or error.errno not in _REFUSALS:
                     raise
-                # Threads may come here side by side. Each takes away what it has tried itself, and no more.
+                # Several threads may be here at once. Each drops only the method that it has tried itself.
                 self._methods = _METHODS["auto"][_METHODS["auto"].index(method) + 1 :]
 
 
 def separate(folder: str) -> None:
     """
-    Give every file below a folder that has names elsewhere, too, an inode of its own, with its permissions and times.
+    Replace every file below a folder that has more than one hard link by a copy, with its permissions and times.
 
     Other processes may read, rename and remove the files meanwhile: each is whole under its name at every moment.
     """
     for parent, _, names in os.walk(folder):
         for path in (os.path.join(parent, name) for name in names):
-            # A Python that imports from here writes bytecode: each file first under another name, which it takes away.
+            # A Python that imports from here writes bytecode. Each of its files has another name first, which vanishes.
             with contextlib.suppress(FileNotFoundError):
                 status = os.lstat(path)
                 if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
