@@ -1,11 +1,9 @@
 """What lockbuild takes from the library ``build`` beyond its public API, in one place.
 
-One thing has no public way:
-
-- ``_ctx.LOGGER`` and ``_ctx.VERBOSITY``. `build` reports its steps to a function in the first context variable, and
-  reads from the second one how much an installer says. Its command line sets them. The public default hands each
-  message to `logging`, without its kind and with one logger for all threads. No upstream issue asks for more, as far
-  as we know; pyodide-build sets the same variables (pyodide/pyodide-build#363).
+- ``_ctx.LOGGER`` and ``_ctx.VERBOSITY``. `build` reports its steps to a function in the first context variable. The
+  second one says whether it also reports what installers print. Only its own command line is to set them. By default
+  `build` hands each message to `logging`, without its kind, and to one logger for all threads. No upstream issue asks
+  for more, as far as we know. pyodide-build sets the same variables (pyodide/pyodide-build#363).
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def forward_log(reporter: Reporter, verbosity: int) -> Iterator[None]:
-    """Give the reporter what `build` and `log` say in this thread or task; from verbosity 1 on also installers."""
+    """Hand a reporter what `build` and `log` say in this thread or task, and installers' output from verbosity 1 on."""
 
     def hear(message: str, *, kind: tuple[str, ...] | None = None) -> None:
         reporter.log(message, kind)

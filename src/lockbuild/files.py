@@ -127,6 +127,19 @@ def remove_left_over(folder: str, names: Collection[str]) -> None:
                 os.unlink(os.path.join(folder, name))
 
 
+def remove_anything(path: str) -> None:
+    """Remove a file or a folder, if it exists and can be removed."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError:
+        # A folder: the error differs by platform.
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _beginning(name: str) -> str:
     return f".{os.fsencode(name)[:_BEGINNING].decode(errors='ignore')}."
 

@@ -14,9 +14,9 @@ Three things here are not in tox's plugin API. CI runs the tests also with the o
 ``lockbuild[tox]`` allows. No upstream issue asks for a public way, as far as we know; tox 3 had one, the hook
 ``tox_package`` (tox-dev/tox#952).
 
-- `Pep517VenvPackager`, the class behind the packaging environments of tox and tox-uv. It has their settings, and tox
-  looks for it with `isinstance`.
-- Its ``_teardown``, overridden: it would make tox's own frontend only to end it, and fail for a broken tree.
+- `Pep517VenvPackager`, the class behind the packaging environments of tox and tox-uv. It has their settings. With
+  ``package = external`` tox also asks it for metadata.
+- Its ``_teardown``, overridden: it would make tox's own frontend only to end it, and fails for a broken tree.
 - The names in `_METHODS_OF_INTERRUPTION`, one of them private. tox lets one thread at a time into a packaging
   environment, so an interruption waits for the end of the very build that it is to end. tox-dev/tox#3056 shows such a
   wait; it is closed, but tox 4.67 still takes that lock.

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.files import above_standard_streams
 from lockbuild.files import read_json as read_json
+from lockbuild.files import remove_anything as remove_anything
 from lockbuild.files import write_json as write_json
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 
@@ -226,19 +227,6 @@ def new_generation(folder: str) -> Generation:
 def remove_unused(folder: str, keep: Callable[[Generation], bool]) -> list[Generation]:
     """Remove the generations in a key's folder that are neither used nor to be kept. Only under the key's lock."""
     return [found for found in generations(folder) if not keep(found) and found.remove()]
-
-
-def remove_anything(path: str) -> None:
-    """Remove a file or a folder, if it is there. What cannot be removed stays."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except OSError:
-        # A folder: the error is another one on each platform.
-        import shutil
-
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_sound(manifest: Manifest) -> bool:

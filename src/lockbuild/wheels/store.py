@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import WheelError
-from lockbuild.files import digest_of_file, read_json, write_json
+from lockbuild.files import digest_of_file, read_json, remove_anything, write_json
 from lockbuild.locks import DirectoryLock
 from lockbuild.wheels.destination import SCHEMES, is_plain
 from lockbuild.wheels.unpack import EntryPoint, StoredFile, UnpackedWheel, unpack
@@ -202,7 +202,7 @@ def remove_if_unused(folder: str, oldest: float) -> bool:
         return False
     was_complete = os.path.exists(_manifest_path(folder))
     # First: if this process is killed later, no other one finds the rest.
-    _remove(_manifest_path(folder))
+    remove_anything(_manifest_path(folder))
     shutil.rmtree(folder, ignore_errors=True)
     return was_complete
 
@@ -218,27 +218,18 @@ def _unpack_anew(archive: str, folder: str) -> UnpackedWheel:
         raise
     manifest = _manifest_path(folder)
     if _is_folder(manifest):
-        _remove(manifest)
+        remove_anything(manifest)
     write_json(manifest, {"format": _FORMAT, **vars(wheel), "path": name})
     # The changed wheel, and what killed processes have left. Another process may still be linking the changed wheel.
     for other in os.listdir(folder):
         if other not in {name, os.path.basename(manifest)}:
-            _remove(os.path.join(folder, other))
+            remove_anything(os.path.join(folder, other))
     return wheel
 
 
 def _is_folder(path: str) -> bool:
     """Tell whether a path is a folder, and not a link to one."""
     return os.path.isdir(path) and not os.path.islink(path)
-
-
-def _remove(path: str) -> None:
-    """Remove a file or a folder, if it exists."""
-    if _is_folder(path):
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def _is_unchanged(wheel: UnpackedWheel) -> bool:
