@@ -429,10 +429,10 @@ def test_a_value_of_the_variable_that_is_no_switch_is_an_error(project: SharingP
 
 @pytest.fixture
 def environment(project: SharingProject) -> Generation:
-    """A kept environment that a build would use."""
+    """The kept environment that a build of the project uses; other tests have left other ones."""
     project.build(source=project.tree)
     stores = Path(os.environ["LOCKBUILD_CACHE_DIR"], "environments").iterdir()
-    return next(found[0] for folder in stores if (found := generations(str(folder))))
+    return max((found[0] for folder in stores if (found := generations(str(folder)))), key=Generation.last_used)
 
 
 def ask(project: SharingProject, tmp_path: Path, *, of_tree: bool = False, reuse: bool = False) -> SharedBuild:
