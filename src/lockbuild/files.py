@@ -1,22 +1,28 @@
 """Files that get their names once they are complete, and descriptors that no child process inherits by accident.
 
-A file is made under a hidden name beside its own, which no other user can guess, and then renamed. When a process was
-killed in between, `remove_left_over` recognizes such a name.
+A file is made under a hidden name beside its own and then renamed. No other user can guess the hidden name. A process
+that is killed in between leaves it; `remove_left_over` removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from typing import BinaryIO, TextIO
 
-# For a new file. With O_EXCL, no link is followed (POSIX); O_NOFOLLOW does no harm.
-_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+# For a new file. O_EXCL refuses a link by itself (POSIX); O_NOFOLLOW does no harm.
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
+
+# For a file to read, in whose place there may be a FIFO: that must not make us wait.
+_OLD = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
 
 # A hidden name is a dot, this many bytes of the name, a dot, this many random digits, and the end. It is shorter than
 # the limit of any file system in use; the lowest is 143 bytes (eCryptfs).
@@ -61,9 +67,33 @@ def write_whole(path: str, content: bytes, mode: int = 0o666, dir_fd: int | None
         file.write(content)
 
 
+def read_json(path: str, most_bytes: int = -1) -> Any:
+    """
+    Return the content of a JSON file; ``None`` if it is missing, damaged, longer than allowed, a link, or no file.
+
+    Its content may have any form.
+    """
+    import json
+
+    try:
+        with open(os.open(path, _OLD), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            return json.loads(file.read(most_bytes))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def write_json(path: str, content: object, mode: int = 0o666, dir_fd: int | None = None) -> None:
+    """Write a JSON file whole; as `write_whole`."""
+    import json
+
+    write_whole(path, json.dumps(content).encode(), mode, dir_fd)
+
+
 def new_file(path: str, mode: int, dir_fd: int | None = None) -> int:
     """Return a descriptor of a new file. Raises `FileExistsError`, even for a dangling link."""
-    return os.open(path, _NEW | getattr(os, "O_BINARY", 0), mode, dir_fd=dir_fd)
+    return os.open(path, _NEW, mode, dir_fd=dir_fd)
 
 
 def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) -> None:
@@ -90,11 +120,24 @@ def remove_left_over(folder: str, names: Collection[str]) -> None:
     """Remove files that killed processes have left beside these names. No process may be writing to the folder."""
     beginnings = set(map(_beginning, names))
     length = _RANDOM + len(_END)
-    for name in os.listdir(folder):
+    for name in set(os.listdir(folder)).difference(names):
         digits = name[-length : -len(_END)]
         if name.endswith(_END) and name[:-length] in beginnings and not digits.strip("0123456789abcdef"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
+
+
+def remove_anything(path: str) -> None:
+    """Remove a file or a folder, if it exists and can be removed."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError:
+        # A folder: the error differs by platform.
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _beginning(name: str) -> str:

@@ -193,9 +193,27 @@ def _unpack(sdist: Sdist, root: str) -> None:
             if hasattr(tarfile, "data_filter"):
                 tar.extractall(root, filter="data")
             else:
-                # Python before 3.11.5.
-                from lockbuild.build_library import safe_extractall
-
-                safe_extractall(tar, root)
+                tar.extractall(root, members=_checked(tar, os.path.realpath(root)))
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise SdistError(f"failed to unpack source distribution {sdist.archive}: {error}") from error
+
+
+def _checked(tar: tarfile.TarFile, root: str) -> Iterator[tarfile.TarInfo]:
+    """
+    Yield the members of an archive; refuse those that would leave the folder ``root``, and devices.
+
+    Python before 3.11.4, which Debian 12 has, knows no filters. A member is checked when `extractall` asks for it:
+    by then the links before it have been made, and are followed.
+    """
+    for member in tar:
+        path = os.path.join(root, member.name)
+        paths = [path]
+        if member.issym():
+            paths.append(os.path.join(os.path.dirname(path), member.linkname))
+        elif member.islnk():
+            paths.append(os.path.join(root, member.linkname))
+        elif not (member.isreg() or member.isdir()):
+            raise tarfile.TarError(f"{member.name!r} is a special file")
+        if any(os.path.commonpath([root, os.path.realpath(each)]) != root for each in paths):
+            raise tarfile.TarError(f"{member.name!r} would be outside of the destination")
+        yield member

@@ -238,7 +238,7 @@ def test_a_pip_that_fails_so_again_and_again_is_believed(tree: ProbeTree) -> Non
 
 def test_looking_for_pip_leaves_the_modules_of_setuptools_alone() -> None:
     script = (
-        "import distutils.core, sys; from lockbuild.build_library import _pip_runner; before = {**sys.modules}; "
+        "import distutils.core, sys; from lockbuild.pip_library import _pip_runner; before = {**sys.modules}; "
         "print(bool(_pip_runner()), before.keys() - sys.modules.keys())"
     )
     # setuptools warns of its own replacement of distutils.

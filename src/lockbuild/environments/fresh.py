@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 from build.env import DefaultIsolatedEnv
 
 from lockbuild.build_library import forward_log
+from lockbuild.installers import install_with_pip, log_requirements
 from lockbuild.interruption import killing_descendants
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class FreshEnvironment:
             self._environment.__enter__()
             try:
                 with killing_descendants():
-                    self._environment.install(self._requirements, self._constraints, _fresh=True)
+                    self._install_first()
             except BaseException as error:
                 self._environment.__exit__(type(error), error, error.__traceback__)
                 raise
@@ -51,6 +52,13 @@ class FreshEnvironment:
         """Remove it. One at a path that the user named is kept for inspection after a failure."""
         with forward_log(*self._log):
             self._environment.__exit__(kind, error, traceback)
+
+    def _install_first(self) -> None:
+        if self._environment.installer == "uv":
+            self._environment.install(self._requirements, self._constraints)
+        elif self._requirements:
+            log_requirements(self._requirements)
+            install_with_pip(self._environment, self._requirements, "".join(self._constraints), {})
 
     @property
     def requirements(self) -> tuple[str, ...]:

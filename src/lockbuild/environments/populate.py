@@ -6,10 +6,8 @@ Only builds whose environment is not in the store import this.
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sysconfig
-import tempfile
 import time
 from importlib.metadata import distributions
 from typing import TYPE_CHECKING
@@ -18,11 +16,12 @@ from build.env import DefaultIsolatedEnv
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from lockbuild.build_library import forward_log, log_step, run_pip, run_uv, write_requirements
+from lockbuild.build_library import forward_log
 from lockbuild.environments.local import describe_source, digest_of_sources
 from lockbuild.environments.resolve import can_fill, fill
 from lockbuild.environments.store import Manifest
 from lockbuild.events import Reporter
+from lockbuild.installers import install_with_pip, log_requirements, run_uv, written
 from lockbuild.interruption import killing_descendants
 
 if TYPE_CHECKING:
@@ -102,20 +101,14 @@ def _install(
     key: EnvironmentKey,
     variables: Mapping[str, str],
 ) -> None:
-    listed = "\n".join(f"- {requirement}" for requirement in sorted(wanted.requirements))
-    log_step(f"Installing packages in isolated environment:\n{listed}")
+    log_requirements(wanted.requirements)
     if wanted.build.installer == "uv":
         _install_with_uv(environment, wanted, key, variables)
         return
     if can_fill(wanted):
         fill(environment, paths, wanted, variables)
         return
-    # The command of `DefaultIsolatedEnv.install`, which hands on no other variables than those of this process. They
-    # are the same for all its threads.
-    with tempfile.TemporaryDirectory(prefix="lockbuild-install-", ignore_cleanup_errors=True) as folder:
-        options = ["--ignore-installed", "--use-pep517", "--no-warn-script-location", "--no-compile", "--no-input"]
-        written = write_requirements(wanted.requirements, wanted.constraints, folder)
-        run_pip(environment, ["install", *options, *written], variables)
+    install_with_pip(environment, wanted.requirements, wanted.constraints, variables)
 
 
 def _install_with_uv(
@@ -123,15 +116,8 @@ def _install_with_uv(
 ) -> None:
     """Install as `DefaultIsolatedEnv.install` does, and look past uv's cache where local distributions may be newer."""
     reinstall = [_REINSTALL] if any(map(describe_source, key.sources)) else []
-    words = [*reinstall, *wanted.requirements, "--python", environment.python_executable]
-    with contextlib.ExitStack() as stack:
-        if wanted.constraints.strip():
-            # Under the name that `build` gives it, which uv's messages show.
-            descriptor, path = tempfile.mkstemp(".txt", "build-constraints-")
-            stack.callback(os.unlink, path)
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(wanted.constraints)
-            words += ["-c", path]
+    with written((), wanted.constraints) as files:
+        words = [*reinstall, *wanted.requirements, "--python", environment.python_executable, *files]
         run_uv(environment, ["install", *words], variables)
 
 

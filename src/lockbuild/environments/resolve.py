@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lockbuild.build_library import run_pip, write_requirements
 from lockbuild.environments.key import configuration_files
+from lockbuild.installers import run_pip, written
 from lockbuild.interruption import killing_descendants
 from lockbuild.paths import wheel_folder
 from lockbuild.wheels.destination import Destination, with_headers
@@ -63,9 +63,12 @@ def fill(
     )
     store = WheelStore(wheel_folder(request.cache_dir), request.cache_dir, request.lock_timeout, reporter)
     with tempfile.TemporaryDirectory(prefix="lockbuild-wheels-", ignore_cleanup_errors=True) as folder:
-        written = write_requirements(wanted.requirements, wanted.constraints, folder)
-        words = ["wheel", "--use-pep517", "--no-input", "--wheel-dir", folder, *written]
-        with _step(reporter, "resolving"), killing_descendants():
+        with (
+            _step(reporter, "resolving"),
+            killing_descendants(),
+            written(wanted.requirements, wanted.constraints) as files,
+        ):
+            words = ["wheel", "--use-pep517", "--no-input", "--wheel-dir", folder, *files]
             # What a pip that is killed has left in its temporary folder is removed with ours.
             temporary = {"TMPDIR": tempfile.mkdtemp(prefix="", dir=folder)}
             run_pip(environment, words, {**_settings_for_install(), **variables, **temporary})

@@ -21,12 +21,14 @@ ended, even if the frontend was killed.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.files import above_standard_streams, write_whole
+from lockbuild.files import above_standard_streams
+from lockbuild.files import read_json as read_json
+from lockbuild.files import remove_anything as remove_anything
+from lockbuild.files import write_json as write_json
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 
 if TYPE_CHECKING:
@@ -225,38 +227,6 @@ def new_generation(folder: str) -> Generation:
 def remove_unused(folder: str, keep: Callable[[Generation], bool]) -> list[Generation]:
     """Remove the generations in a key's folder that are neither used nor to be kept. Only under the key's lock."""
     return [found for found in generations(folder) if not keep(found) and found.remove()]
-
-
-def read_json(path: str) -> Any:
-    """Return what a file of the store holds, or ``None`` where it is missing, damaged, or no file."""
-    try:
-        with open(path, encoding="utf-8", opener=_open_at_once) as file:
-            return json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file, and do not wait for a writer if a FIFO is in its place."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def write_json(path: str, content: object) -> None:
-    """Write a file of the store whole, or raise `OSError` and leave nothing."""
-    write_whole(path, json.dumps(content, indent=1).encode())
-
-
-def remove_anything(path: str) -> None:
-    """Remove a file or a folder, if it is there. What cannot be removed stays."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except OSError:
-        # A folder: the error is another one on each platform.
-        import shutil
-
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_sound(manifest: Manifest) -> bool:

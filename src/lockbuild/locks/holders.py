@@ -8,16 +8,14 @@ writing would destroy.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import stat
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lockbuild.errors import CacheFolderError
 from lockbuild.events import Holder
-from lockbuild.files import write_whole
+from lockbuild.files import read_json, write_json
 from lockbuild.folders import open_folder
 from lockbuild.processes import (
     ProcessIdentity,
@@ -60,7 +58,7 @@ def write_record(path: str) -> None:
     folder, name = os.path.split(path)
     # For example, another user's record in a folder with the sticky bit cannot be replaced.
     with contextlib.suppress(OSError, CacheFolderError), open_folder(folder, shared=True) as opened:
-        write_whole(opened.at(name), json.dumps(content).encode(), 0o644, opened.descriptor)
+        write_json(opened.at(name), content, 0o644, opened.descriptor)
 
 
 def remove_record(path: str) -> None:
@@ -77,31 +75,21 @@ def record_beside(lock_file: str) -> str:
 def recorded_pid(path: str) -> int | None:
     """Return the process ID in a record, whether or not that process still runs."""
     try:
-        return int(_load(path)["pid"])
+        return int(read_json(path, _RECORD_SIZE)["pid"])
     except _NO_RECORD:
         return None
 
 
-# What reading raises when a file is not a record. In a shared folder, another user may have put anything there.
-_NO_RECORD = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+# What a file raises that is not a record. In a shared folder, another user may have put anything there.
+_NO_RECORD = (ValueError, KeyError, TypeError, OverflowError)
 
 # More bytes than any record has.
 _RECORD_SIZE = 1 << 20
 
 
-def _load(path: str) -> dict[str, Any]:
-    # Neither wait for a FIFO nor follow a link to a file that another user chose.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return {}
-        content = json.loads(file.read(_RECORD_SIZE).decode("utf-8", "surrogateescape"))
-    return content if isinstance(content, dict) else {}
-
-
 def _read_record(path: str) -> Holder | None:
     try:
-        content = _load(path)
+        content = read_json(path, _RECORD_SIZE)
         identity = ProcessIdentity(int(content["pid"]), content["started"])
         holder = Holder(identity.pid, shorten(printable(str(content["command"]))), float(content["since"]))
     except _NO_RECORD:
