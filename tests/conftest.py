@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,8 @@ def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
+    # This process has looked at the variable before, and remembers the folder.
+    monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("LOCKBUILD_CACHE_DIR", str(tmp_path / "cache"))
 
 
