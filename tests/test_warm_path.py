@@ -27,7 +27,7 @@ import pytest
 import lockbuild
 from lockbuild.paths import cache_folder, configuration_folders
 from machine import linux_only
-from wheelhouse import ProbeTree, make_probe_tree
+from wheelhouse import ProbeTree
 
 LISTS = Path(__file__).with_name("warm_modules")
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -71,9 +71,10 @@ class Report(NamedTuple):
 
 
 @pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProbeTree:
+def tree(tree: ProbeTree, monkeypatch: pytest.MonkeyPatch) -> ProbeTree:
+    """A tree whose builds start the hook host as early as they do by default."""
     monkeypatch.delenv("LOCKBUILD_PREIMPORT", raising=False)
-    return make_probe_tree(tmp_path / "probe")
+    return tree
 
 
 def run(tree: ProbeTree, *options: str) -> Report:

@@ -7,7 +7,7 @@ import json
 import marshal
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,15 +18,8 @@ from lockbuild.environments.store import Generation, look_at
 from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest
 from machine import after_setup, as_root
-from wheelhouse import ProbeTree, created, end_all, make_probe_tree, site_packages
+from wheelhouse import ProbeTree, created, site_packages
 from witness import LOCKBUILD, PATIENCE
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[ProbeTree]:
-    tree = make_probe_tree(tmp_path / "probe")
-    yield tree
-    end_all(tree)
 
 
 def _truncate(path: Path) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from installed import assert_equal
 from lockbuild.environments.fresh import FreshEnvironment
-from wheelhouse import ProbeTree, end_all, make_probe_tree
+from wheelhouse import ProbeTree
 from witness import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -42,13 +41,6 @@ ALL = (
     "versioneer",
     "wheel",
 )
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[ProbeTree]:
-    tree = make_probe_tree(tmp_path / "probe")
-    yield tree
-    end_all(tree)
 
 
 def test_an_environment_of_real_packages_equals_that_of_pip(tree: ProbeTree, monkeypatch: pytest.MonkeyPatch) -> None:
