@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
+import tempfile
 import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from wheelhouse import Wheelhouse
-from witness import WitnessTree, make_witness_tree
+from wheelhouse import ProbeTree, Wheelhouse, make_probe_tree
+from witness import WitnessTree, end_all, make_witness_tree
 
 
 def pytest_configure() -> None:
@@ -46,6 +46,8 @@ def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
+    # This process has looked at the variable before, and remembers the folder.
+    monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("LOCKBUILD_CACHE_DIR", str(tmp_path / "cache"))
 
 
@@ -54,12 +56,15 @@ def witness_tree(tmp_path: Path) -> Iterator[WitnessTree]:
     """A tree whose hooks notice each other. What is still running at the end of the test is killed."""
     tree = make_witness_tree(tmp_path / "witness")
     yield tree
-    for process in tree.started:
-        if process.poll() is None:
-            process.kill()
-        # Something that the test left behind may still have the pipes open.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=10)
+    end_all(tree.started)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[ProbeTree]:
+    """A project whose backend is in a wheel. Tests of other trees have a fixture of this name of their own."""
+    tree = make_probe_tree(tmp_path / "probe")
+    yield tree
+    end_all(tree.started)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from typing import Self
 import pytest
 
 import lockbuild
-from witness import LOCKBUILD, PATIENCE, WitnessTree, make_witness_tree
+from witness import LOCKBUILD, PATIENCE, WitnessTree, end_all, make_witness_tree
 
 
 def _may_make_namespaces() -> bool:
@@ -291,17 +291,8 @@ def public_place() -> Iterator[PublicPlace]:
     try:
         yield PublicPlace(path, tree)
     finally:
-        end_all(tree)
+        end_all(tree.started)
         shutil.rmtree(path)
-
-
-def end_all(tree: WitnessTree) -> None:
-    """Kill what still runs of the builds of a tree."""
-    for process in tree.started:
-        if process.poll() is None:
-            process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=10)
 
 
 def second_tree(tree: WitnessTree, path: Path) -> WitnessTree:

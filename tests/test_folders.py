@@ -25,7 +25,7 @@ from lockbuild.locks.kernel import LockFile, NotALockFileError
 from lockbuild.paths import builds_folder, environment_folder, lock_folder, wheel_folder
 from machine import Attack, PublicPlace, as_root, as_user, public_place, warnings_in
 from wheelhouse import ProbeTree, make_probe_tree
-from wheelhouse import end_all as end_all_of
+from witness import end_all
 
 pytestmark = as_root
 
@@ -292,7 +292,7 @@ def test_a_planted_interpreter_never_runs(
             for _ in range(2):
                 tree.build()
     finally:
-        end_all_of(tree)
+        end_all(tree.started)
     assert attack.successes > 100
     assert not trap.exists()
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from screen import on_screen, terminal
-from wheelhouse import Wheelhouse, end_all, make_probe_tree
-from witness import LOCKBUILD, PATIENCE, wait_until
+from wheelhouse import Wheelhouse, make_probe_tree
+from witness import LOCKBUILD, PATIENCE, end_all, wait_until
 
 # Has a console at standard error, and does what its first argument says; "pause" lasts until a line comes in.
 _SCRIPT = """
@@ -187,7 +187,7 @@ def test_a_build_tells_of_an_environment_that_takes_long(tmp_path: Path) -> None
             gate.open()
             build.communicate(timeout=PATIENCE)
         finally:
-            end_all(tree)
+            end_all(tree.started)
     assert build.returncode == 0
     shown = on_screen(b"".join(received))
     assert not any("Making" in line or "Finding" in line for line in shown)

@@ -1,33 +1,58 @@
-"""What a build with a kept environment imports and starts: every build of every user pays for it."""
+"""
+What a build with a kept environment imports and starts: every build of every user pays for it.
+
+``warm_modules/packages.txt`` lists lockbuild's modules and the other packages that such a build imports.
+``warm_modules/3.11.txt`` and its siblings list all further modules, each for one version of Python. A change that makes
+a build import more or less records the lists anew:
+
+    RECORD_WARM_MODULES=1 python -m pytest tests/test_warm_path.py
+
+Run it once with each Python for which there is a list.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import difflib
+import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import platformdirs
 import pytest
 
+import lockbuild
 from lockbuild.paths import cache_folder, configuration_folders
-from wheelhouse import ProbeTree, make_probe_tree
+from machine import linux_only
+from wheelhouse import ProbeTree
 
-# Runs lockbuild and writes into the file that its first argument names what was imported when the first process was
-# started, what at the end, and what was started.
+LISTS = Path(__file__).with_name("warm_modules")
+RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
+HOW_TO_RECORD = "to record the list anew: RECORD_WARM_MODULES=1 python -m pytest tests/test_warm_path.py"
+
+# Neither the `site` module nor PYTHON* variables: no editable install, .pth file or coverage adds a module.
+BARE_PYTHON = (sys.executable, "-I", "-S", "-c")
+
+# The folders that lockbuild and the packages that it needs are imported from.
+FOLDERS = sorted({str(Path(file).parents[1]) for file in (lockbuild.__file__, platformdirs.__file__)})
+
+# Runs lockbuild from the folders that its second argument names. Writes into the file that its first argument names:
+# the processes that were started, the modules when the first one was, and the modules at the end; a line for each.
 _RUNNER = """
-import atexit, json, sys
-report, *sys.argv[1:] = sys.argv[1:]
-started, before = [], set()
+import atexit, sys
+report, folders, *sys.argv[1:] = sys.argv[1:]
+sys.path += folders.split(":")
+started, before = [], []
 def listen(event, arguments):
     if event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system", "os.spawn"):
-        before.update(sys.modules if not started else ())
+        before.extend(sys.modules if not started else ())
         started.append(event)
 def write():
     with open(report, "w") as file:
-        json.dump({"before": sorted(before), "after": sorted(sys.modules), "started": started}, file)
+        print(" ".join(started), " ".join(before), " ".join(sys.modules), sep="\\n", file=file)
 sys.addaudithook(listen)
 atexit.register(write)
 from lockbuild.commands.program import entrypoint
@@ -35,66 +60,115 @@ entrypoint()
 """
 
 
+class Report(NamedTuple):
+    """What a build has started and imported. Modules that Python itself starts with do not count."""
+
+    started: list[str]
+    before: set[str]
+    """The modules before the first process was started, which is the hook host."""
+    after: set[str]
+    """The modules at the end."""
+
+
 @pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProbeTree:
+def tree(tree: ProbeTree, monkeypatch: pytest.MonkeyPatch) -> ProbeTree:
+    """A tree whose builds start the hook host as early as they do by default."""
     monkeypatch.delenv("LOCKBUILD_PREIMPORT", raising=False)
-    return make_probe_tree(tmp_path / "probe")
+    return tree
 
 
-def run(tree: ProbeTree, *options: str) -> dict[str, Any]:
-    report = tree.path.parent / "report.json"
-    tree.build(*options, command=(sys.executable, "-c", _RUNNER, str(report)))
-    found: dict[str, Any] = json.loads(report.read_text())
-    return found
-
-
-def packages(modules: list[str]) -> set[str]:
-    return {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+def run(tree: ProbeTree, *options: str) -> Report:
+    report = tree.path.parent / "report"
+    tree.build(*options, command=(*BARE_PYTHON, _RUNNER, str(report), ":".join(FOLDERS)))
+    started, before, after = (line.split() for line in report.read_text().splitlines())
+    idle = {*subprocess.check_output([*BARE_PYTHON, "import sys; print(*sys.modules)"], text=True).split()}
+    return Report(started, {*before} - idle, {*after} - idle)
 
 
 def test_a_warm_build_starts_the_hook_host_and_nothing_else(tree: ProbeTree) -> None:
     tree.build()
-    assert run(tree)["started"] == ["subprocess.Popen"]
+    assert run(tree).started == ["subprocess.Popen"]
     # The same is seen where it starts more.
-    assert len(run(tree, "--no-cache")["started"]) > 1
+    assert len(run(tree, "--no-cache").started) > 1
 
 
-def test_a_warm_build_imports_only_what_it_uses(tree: ProbeTree) -> None:
+def is_of_python(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names or module.startswith("_sysconfigdata_")
+
+
+def packages(modules: set[str]) -> set[str]:
+    """Return lockbuild's modules, and of others the packages."""
+    others = {name for name in modules if not is_of_python(name)}
+    return {name if name.startswith("lockbuild") else name.partition(".")[0] for name in others}
+
+
+def further_modules(modules: set[str]) -> set[str]:
+    """Return all modules that `packages` leaves out."""
+    # The module of the build configuration has the platform in its name.
+    return {name.partition("__")[0] if "_sysconfigdata_" in name else name for name in modules} - packages(modules)
+
+
+def as_list(before: set[str], after: set[str]) -> str:
+    """Return the text of a list, in two parts."""
+    assert before <= after
+    parts = {"before the hook host is started": before, "later": after - before}
+    return "".join(f"# {title}:\n" + "".join(f"{each}\n" for each in sorted(part)) for title, part in parts.items())
+
+
+def compare(path: Path, found: str) -> None:
+    """Compare a list with the recorded one, or record it."""
+    if os.environ.get("RECORD_WARM_MODULES"):
+        path.write_text(found)
+    recorded = path.read_text()
+    if found != recorded:
+        difference = difflib.unified_diff(
+            recorded.splitlines(), found.splitlines(), str(path), "this build", lineterm=""
+        )
+        pytest.fail("\n".join([*difference, HOW_TO_RECORD]), pytrace=False)
+
+
+@linux_only
+def test_a_warm_build_imports_only_the_packages_that_it_uses(tree: ProbeTree) -> None:
     tree.build()
-    modules = run(tree)["after"]
-    found = packages(modules) - packages(run_nothing())
-    assert found == {"filelock", "lockbuild", "pyproject_hooks"}
-    assert not {"asyncio", "email", "http", "importlib.metadata", "socket", "ssl", "tarfile"} & {*modules}
-    ours = {name for name in modules if name.startswith("lockbuild")}
-    assert (
-        not {"lockbuild.build_library", "lockbuild.commands.cache", "lockbuild.sdist", "lockbuild.environments.fresh"}
-        & ours
-    )
-    assert len(ours) <= 44
-    # 168 with Python 3.11, of which 36 are filelock's and what it imports.
-    assert len(modules) - len(run_nothing()) <= (175 if sys.version_info < (3, 12) else 190)
+    found = run(tree)
+    compare(LISTS / "packages.txt", as_list(packages(found.before), packages(found.after)))
+
+
+@linux_only
+def test_a_warm_build_imports_only_the_modules_that_it_uses(tree: ProbeTree) -> None:
+    used = " ".join(f"{name} {version(name)}" for name in ("filelock", "platformdirs", "pyproject-hooks"))
+    heading = f"# Python {RUNNING}, {used}\n"
+    path = LISTS / f"{RUNNING}.txt"
+    if not os.environ.get("RECORD_WARM_MODULES"):
+        if not path.exists():
+            pytest.skip(f"there is no list for Python {RUNNING}; {HOW_TO_RECORD}")
+        recorded = path.read_text().splitlines()[0]
+        if recorded != heading.strip():
+            pytest.skip(f"the list is for {recorded[2:]}, and {used} are installed; {HOW_TO_RECORD}")
+    tree.build()
+    found = run(tree)
+    compare(path, heading + as_list(further_modules(found.before), further_modules(found.after)))
 
 
 def test_the_hook_host_starts_before_the_rest_is_imported(tree: ProbeTree) -> None:
     tree.build()
-    modules = {*run(tree)["before"]}
     late = {"dataclasses", "filelock", "inspect", "pathlib", "platformdirs", "pyproject_hooks", "tempfile"}
+    modules = run(tree).before
     assert "lockbuild.frontend" in modules
-    assert not late & (modules - {*run_nothing()})
-    assert len(modules) - len(run_nothing()) <= 115
+    assert not late & modules
+
+
+def test_a_warm_build_never_imports_what_is_large(tree: ProbeTree) -> None:
+    tree.build()
+    large = {"asyncio", "email", "http", "importlib.metadata", "socket", "ssl", "tarfile"}
+    assert not large & run(tree).after
 
 
 def test_the_version_is_told_without_importing_the_frontend() -> None:
-    code = "import lockbuild.commands.build, sys; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    code = "import sys; sys.path += sys.argv[1:]; import lockbuild.commands.build; print(*sys.modules)"
+    modules = subprocess.check_output([*BARE_PYTHON, code, *FOLDERS], text=True).split()
     assert "lockbuild.commands.build" in modules
     assert not {"lockbuild.frontend", "lockbuild.locks", "lockbuild.console", "json", "subprocess"} & {*modules}
-
-
-def run_nothing() -> list[str]:
-    """Return what an interpreter has imported that was not asked for anything; editable installs add to that."""
-    code = "import sys; print(*sys.modules)"
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
 
 
 @pytest.mark.parametrize(

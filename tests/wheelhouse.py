@@ -311,15 +311,6 @@ def make_probe_tree(folder: Path) -> ProbeTree:
     return tree
 
 
-def end_all(tree: ProbeTree) -> None:
-    """Kill what a test has left running."""
-    for process in tree.started:
-        if process.poll() is None:
-            process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=10)
-
-
 def created(*errors: str) -> int:
     """Count the environments that builds say they have created."""
     return sum(error.count("Creating isolated environment") for error in errors)

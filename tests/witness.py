@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -215,6 +216,16 @@ class Gate:
         """Let one hook that waits, or the next one that comes, go on."""
         with self.path.open("w"):
             pass
+
+
+def end_all(processes: Iterable[subprocess.Popen[str]]) -> None:
+    """Kill the processes that still run."""
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        # Something that the test left behind may still have the pipes open.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=10)
 
 
 def make_witness_tree(folder: Path) -> WitnessTree:

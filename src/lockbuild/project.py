@@ -10,7 +10,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lockbuild.errors import SettingsError
+from lockbuild.errors import SettingsError, shown
 from lockbuild.request import LOCK_POLICIES, LockPolicy
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def read_project(tree: str) -> Project:
         pyproject = {}
     except RecursionError as error:
         # `build` would end with a traceback.
-        raise SettingsError(f"{path} is nested too deeply to be read") from error
+        raise SettingsError(f"{shown(path)} is nested too deeply to be read") from error
     except (OSError, ValueError):
         # `build` finds out what is wrong, and reports it.
         _validated_by_build(tree)
@@ -111,12 +111,15 @@ def read_project(tree: str) -> Project:
         build_system = {"requires": LEGACY_REQUIRES}
     elif not _is_plainly_valid(build_system, tree):
         build_system = _validated_by_build(tree) | build_system
+    backend = build_system.get("build-backend", f"{SETUPTOOLS_BACKEND}:__legacy__")
+    if "\0" in backend:
+        raise SettingsError(f"build-backend in {shown(path)} contains a NUL character")
     return Project(
         tree=os.path.abspath(tree),
-        backend=build_system.get("build-backend", f"{SETUPTOOLS_BACKEND}:__legacy__"),
+        backend=backend,
         backend_path=tuple(build_system.get("backend-path", ())),
         requires=tuple(build_system["requires"]),
-        lock=_read_lock_policy(pyproject.get("tool", {}), path),
+        lock=_read_lock_policy(pyproject.get("tool", {}), shown(path)),
     )
 
 
@@ -130,19 +133,30 @@ def _is_plainly_valid(build_system: Any, tree: str) -> bool:
     match build_system:
         case {"requires": [*requires], "build-backend": str(), **others} if all(isinstance(r, str) for r in requires):
             folders = others.pop("backend-path", [])
-            return (
-                not others
-                and isinstance(folders, list)
-                and all(isinstance(folder, str) and os.path.isdir(os.path.join(tree, folder)) for folder in folders)
-            )
+            return not others and isinstance(folders, list) and all(_is_inside(folder, tree) for folder in folders)
     return False
+
+
+def _is_inside(folder: Any, tree: str) -> bool:
+    """Tell whether a folder of ``backend-path`` plainly is one in the tree."""
+    return (
+        isinstance(folder, str)
+        and os.pardir not in folder
+        and not os.path.isabs(folder)
+        and os.path.isdir(os.path.join(tree, folder))
+    )
 
 
 def _validated_by_build(tree: str) -> dict[str, Any]:
     """Let ``build`` validate a tree; return the requirements that it finds."""
     from build import ProjectBuilder
 
-    return {"requires": sorted(ProjectBuilder(tree).build_system_requires)}
+    try:
+        return {"requires": sorted(ProjectBuilder(tree).build_system_requires)}
+    except ValueError as error:
+        # Text that is not UTF-8, a number of too many digits, or a ``backend-path`` that leaves the tree.
+        path = os.path.join(tree, "pyproject.toml")
+        raise SettingsError(f"Failed to read {shown(path)}: {error}") from error
 
 
 def _read_lock_policy(tool: Any, path: str) -> LockPolicy:
@@ -151,13 +165,18 @@ def _read_lock_policy(tool: Any, path: str) -> LockPolicy:
         raise SettingsError(f"tool.lockbuild in {path} must be a table")
     for key in settings:
         if key != "lock":
-            raise SettingsError(f"Unknown key tool.lockbuild.{key} in {path}; the only key is tool.lockbuild.lock")
+            raise SettingsError(
+                f"Unknown key tool.lockbuild.{shown(key)} in {path}; the only key is tool.lockbuild.lock"
+            )
     wanted = settings.get("lock", "auto")
     for policy in LOCK_POLICIES:
         if wanted == policy:
             return policy
     allowed = ", ".join(f'"{policy}"' for policy in LOCK_POLICIES)
-    raise SettingsError(f"tool.lockbuild.lock in {path} must be one of {allowed}, not {wanted!r}")
+    # A value may be nested too deeply for `repr`, and too long for a message.
+    from reprlib import repr as short
+
+    raise SettingsError(f"tool.lockbuild.lock in {path} must be one of {allowed}, not {short(wanted)}")
 
 
 def decide_lock(

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
-from lockbuild.errors import SdistError
+from lockbuild.errors import SdistError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +31,14 @@ _HEADER_SIZE = 1 << 24
 
 _CHUNK = 1 << 20
 
+# More folders than the path of any member has. `os.makedirs` and `shutil.rmtree` recurse once for each.
+_DEEPEST = 256
+
 # What reading raises for a file that is not an intact .tar.gz. gzip's own exception is an OSError.
 UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
+
+# `tarfile` raises these as well: for malformed numbers, links to missing members, and long chains of headers.
+_CONFUSED = (ArithmeticError, LookupError, RecursionError, ValueError)
 
 
 class Sdist(NamedTuple):
@@ -72,9 +78,9 @@ def read_sdist(archive: str, folder: str, limit: float = math.inf) -> Sdist:
         digest = _copy(archive, copy)
         members = read_through(copy, limit)
     except _TooLargeError as error:
-        raise SdistError(f"source distribution {archive} {error}") from error
+        raise SdistError(f"source distribution {shown(archive)} {error}") from error
     except UNREADABLE as error:
-        raise SdistError(f"failed to read source distribution {archive}: {error}") from error
+        raise SdistError(f"failed to read source distribution {shown(archive)}: {error}") from error
     return Sdist(archive, copy, _top_level_folder(archive, members), digest)
 
 
@@ -90,12 +96,15 @@ def read_through(path: str, limit: float = math.inf) -> list[tarfile.TarInfo]:
     size = 0
     with gzip.open(path) as stream:
         bounded = _Bounded(stream, limit)
-        with tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r:") as tar:
-            for member in tar:
-                # Checked before its content is read, so that a huge member costs only its header.
-                size += max(member.size, _LEAST_SIZE)
-                bounded.check(size)
-                members.append(member)
+        try:
+            with tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r:") as tar:
+                for member in tar:
+                    # Checked before its content is read, so that a huge member costs only its header.
+                    size += max(member.size, _LEAST_SIZE)
+                    bounded.check(size)
+                    members.append(member)
+        except _CONFUSED as error:
+            raise tarfile.ReadError(f"a malformed header: {error}") from error
         while bounded.read(_CHUNK):
             pass
     return members
@@ -150,6 +159,9 @@ class _Bounded:
         return data
 
     def seek(self, position: int) -> int:
+        # After a member of negative size, `tarfile` would read the same headers again, without end.
+        if position < self.tell():
+            raise tarfile.ReadError("a member of negative size")
         self.check(position)
         return self._stream.seek(position)
 
@@ -167,7 +179,7 @@ def _copy(archive: str, copy: str) -> str:
             target.write(chunk)
         after = os.fstat(source.fileno())
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or size != after.st_size:
-        raise SdistError(f"source distribution {archive} changed while it was read; wait until it is complete")
+        raise SdistError(f"source distribution {shown(archive)} changed while it was read; wait until it is complete")
     return digest.hexdigest()
 
 
@@ -176,26 +188,28 @@ def _top_level_folder(archive: str, members: list[tarfile.TarInfo]) -> str:
     # "." and ".." are refused: `unpacked` would remove them with all their contents.
     if len(folders) != 1 or folders & {".", ".."}:
         raise SdistError(
-            f"source distribution {archive} must contain a single top-level directory, got: {sorted(folders)}"
+            f"source distribution {shown(archive)} must contain a single top-level directory, got: {sorted(folders)}"
         )
     folder = folders.pop()
     if not any(member.name == f"{folder}/PKG-INFO" and member.isfile() for member in members):
         raise SdistError(
-            f"source distribution {archive} does not contain {folder}/PKG-INFO; "
+            f"source distribution {shown(archive)} does not contain {shown(folder)}/PKG-INFO; "
             "this does not appear to be a valid source distribution"
         )
+    if any(member.name.count("/") > _DEEPEST for member in members):
+        raise SdistError(f"source distribution {shown(archive)} has more than {_DEEPEST} folders in each other")
     return folder
 
 
 def _unpack(sdist: Sdist, root: str) -> None:
     try:
-        with tarfile.open(sdist.copy) as tar:
+        with tarfile.open(sdist.copy, "r:gz") as tar:
             if hasattr(tarfile, "data_filter"):
                 tar.extractall(root, filter="data")
             else:
                 tar.extractall(root, members=_checked(tar, os.path.realpath(root)))
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise SdistError(f"failed to unpack source distribution {sdist.archive}: {error}") from error
+    except (*UNREADABLE, *_CONFUSED) as error:
+        raise SdistError(f"failed to unpack source distribution {shown(sdist.archive)}: {error}") from error
 
 
 def _checked(tar: tarfile.TarFile, root: str) -> Iterator[tarfile.TarInfo]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from wheelhouse import ProbeTree, created, end_all, make_probe_tree
+from wheelhouse import ProbeTree, created
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,14 +39,13 @@ PyMODINIT_FUNC PyInit_demo(void) { return PyModule_Create(&definition); }
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Iterator[ProbeTree]:
-    tree = make_probe_tree(tmp_path / "probe")
+def tree(tree: ProbeTree) -> ProbeTree:
+    """A tree with a C extension."""
     tree.wheelhouse.add_wheel("headers", files={"headers/__init__.py": "", "headers/value.h": "#define VALUE 0\n"})
     tree.wheelhouse.add_installed("setuptools")
     for name, text in (("pyproject.toml", _PYPROJECT), ("setup.py", _SETUP), ("demo.c", _SOURCE)):
         (tree.path / name).write_text(text)
-    yield tree
-    end_all(tree)
+    return tree
 
 
 def hits_and_misses(env: dict[str, str | None], tree: ProbeTree) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import py_compile
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,7 @@ import pytest
 from lockbuild.environments.bytecode import keep_verified, verify
 from lockbuild.environments.contents import look_at
 from lockbuild.environments.store import Generation, Manifest, User, generations
-from wheelhouse import ProbeTree, created, end_all, make_probe_tree
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[ProbeTree]:
-    tree = make_probe_tree(tmp_path / "probe")
-    yield tree
-    end_all(tree)
+from wheelhouse import ProbeTree, created
 
 
 def _kept(folder: Path) -> Generation:

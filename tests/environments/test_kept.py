@@ -24,17 +24,10 @@ import pytest
 
 from lockbuild.environments.contents import look_at
 from machine import after_setup, as_root
-from wheelhouse import ProbeTree, copy_tree, created, end_all, make_probe_tree, processes_naming, served, site_packages
+from wheelhouse import ProbeTree, copy_tree, created, processes_naming, served, site_packages
 from witness import LOCKBUILD, PATIENCE, PYTHON_BUILD, wait_until
 
 NOBODY = 65534
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[ProbeTree]:
-    tree = make_probe_tree(tmp_path / "probe")
-    yield tree
-    end_all(tree)
 
 
 def the_environment(tree: ProbeTree) -> Path:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lockbuild.environments.local import describe_files, digest_of_sources
-from wheelhouse import ProbeTree, created, end_all, make_probe_tree, site_packages
+from wheelhouse import ProbeTree, created, site_packages
 from witness import wait_until
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[ProbeTree]:
-    tree = make_probe_tree(tmp_path / "probe")
-    yield tree
-    end_all(tree)
 
 
 def _settings(tree: ProbeTree, installer: str, where: str) -> dict[str, str | None]:

@@ -24,7 +24,7 @@ from lockbuild.sharing.build import SharedBuild, shared_build
 from machine import ADOPTER, linux_only, parent, read_message
 from sharing_project import WHEEL, SharingProject, wait_until_all_wait
 from wheelhouse import CACHE_COMMAND, Wheelhouse
-from witness import LOCKBUILD, PATIENCE
+from witness import LOCKBUILD, PATIENCE, end_all
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common_cache: str) 
     project = SharingProject(tmp_path / "project")
     project.write()
     yield project
-    for process in project.started:
-        if process.poll() is None:
-            process.kill()
-            process.communicate(timeout=PATIENCE)
+    end_all(project.started)
 
 
 def start_builder(project: SharingProject, *options: str, **more: object) -> subprocess.Popen[str]:

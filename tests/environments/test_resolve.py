@@ -6,7 +6,6 @@ import hashlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -17,15 +16,8 @@ from lockbuild.environments.fresh import FreshEnvironment
 from lockbuild.environments.request import EnvironmentRequest
 from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest
-from wheelhouse import ProbeTree, Wheelhouse, end_all, make_probe_tree, processes_naming, served, site_packages
+from wheelhouse import ProbeTree, Wheelhouse, processes_naming, served, site_packages
 from witness import PATIENCE
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[ProbeTree]:
-    tree = make_probe_tree(tmp_path / "probe")
-    yield tree
-    end_all(tree)
 
 
 def add_features(house: Wheelhouse) -> None:

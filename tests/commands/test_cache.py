@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,8 @@ import pytest
 from lockbuild.environments.contents import look_at
 from lockbuild.environments.local import digest_of_sources
 from machine import as_root
-from wheelhouse import CACHE_COMMAND, ProbeTree, created, end_all, make_probe_tree
+from wheelhouse import CACHE_COMMAND, ProbeTree, created
 from witness import LOCKBUILD, PATIENCE, wait_until
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[ProbeTree]:
-    tree = make_probe_tree(tmp_path / "probe")
-    yield tree
-    end_all(tree)
 
 
 def cache(*words: str, status: int = 0, command: tuple[str, ...] = CACHE_COMMAND) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
+import marshal
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,15 +21,8 @@ from lockbuild.environments.store import Generation
 from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest
 from machine import after_setup, as_root
-from wheelhouse import ProbeTree, created, end_all, make_probe_tree, site_packages
+from wheelhouse import ProbeTree, created, site_packages
 from witness import LOCKBUILD, PATIENCE
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[ProbeTree]:
-    tree = make_probe_tree(tmp_path / "probe")
-    yield tree
-    end_all(tree)
 
 
 def _truncate(path: Path) -> None:
@@ -90,18 +86,78 @@ def test_what_a_disk_that_was_full_has_cut_short_is_removed_and_the_rest_stays(t
     being_written.write_bytes(content[:20])
     verify(generation)
     assert sorted(cache.iterdir()) == sorted([whole, being_written])
-    keep_verified(generation, look_at(generation.path).bytecode)
+    assert not keep_verified(generation, look_at(generation.path).bytecode)
     assert whole.exists()
+
+
+def _compiled(generation: Generation, name: str = "m") -> Path:
+    import py_compile
+
+    source = Path(generation.path) / f"{name}.py"
+    source.write_text("VALUE = [1, 2, 3]\n")
+    return Path(py_compile.compile(str(source), doraise=True) or "")
+
+
+_HEADER = importlib.util.MAGIC_NUMBER + bytes(12)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\0\0\r\n" + bytes(12) + marshal.dumps(compile("", "m.py", "exec")),
+        importlib.util.MAGIC_NUMBER + b"\1" + bytes(11) + marshal.dumps(compile("", "m.py", "exec")),
+        _HEADER + marshal.dumps([1]),
+        _HEADER + b"\x00",
+        _HEADER + b"<\1\0\0\0000",
+        None,
+    ],
+    ids=["another Python", "a hash of the source", "no code", "ValueError", "TypeError", "a link to nothing"],
+)
+def test_what_is_no_bytecode_of_this_python_is_removed_and_the_rest_noted(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    generation, cache = _generation(tmp_path)
+    whole = _compiled(generation)
+    # One before and one after it, in the order in which a folder is read.
+    wrong = [cache / name for name in ("a.pyc", "z.pyc")]
+    for path in wrong:
+        if content is None:
+            path.symlink_to("nothing")
+        else:
+            path.write_bytes(content)
+    verify(generation)
+    assert os.listdir(cache) == [whole.name]
+    assert not keep_verified(generation, look_at(generation.path).bytecode)
+
+
+def test_the_notes_are_those_of_the_files_that_are_there(tmp_path: Path) -> None:
+    generation, _ = _generation(tmp_path)
+    changed, vanishing, whole = (_compiled(generation, name) for name in ("changed", "vanishing", "whole"))
+    notes = tmp_path / "1.bytecode"
+    verify(generation)
+    before = notes.stat()
+    verify(generation)
+    assert notes.stat().st_ino == before.st_ino, "written again with the same content"
+    _truncate(changed)
+    vanishing.unlink()
+    verify(generation)
+    assert not changed.exists()
+    assert [*json.loads(notes.read_text())] == [f"/__pycache__/{whole.name}"]
+
+
+def test_what_another_build_removes_meanwhile_is_no_error(tmp_path: Path) -> None:
+    generation, _ = _generation(tmp_path)
+    assert keep_verified(generation, {"/__pycache__/gone.pyc": [1, 1]})
 
 
 def test_what_no_build_has_verified_is_removed(tmp_path: Path) -> None:
     generation, cache = _generation(tmp_path)
     unknown = cache / "m.pyc"
-    for notes in (None, "[]", '{"/__pycache__/m.pyc": 1}', "[" * 100_000, '{"/__pycache__/m.pyc": [0, NaN]}'):
+    for notes in (None, "[]", '["x"]', '{"/__pycache__/m.pyc": 1}', "[" * 100_000, '{"/__pycache__/m.pyc": [0, NaN]}'):
         unknown.write_bytes(b"")
         if notes is not None:
             (tmp_path / "1.bytecode").write_text(notes)
-        keep_verified(generation, look_at(generation.path).bytecode)
+        assert keep_verified(generation, look_at(generation.path).bytecode)
         assert not unknown.exists(), notes
 
 

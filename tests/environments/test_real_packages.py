@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from lockbuild.environments.fresh import FreshEnvironment
 from lockbuild.environments.request import EnvironmentRequest
 from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest
-from wheelhouse import ProbeTree, end_all, make_probe_tree
+from wheelhouse import ProbeTree
 from witness import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -45,13 +44,6 @@ ALL = (
     "versioneer",
     "wheel",
 )
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[ProbeTree]:
-    tree = make_probe_tree(tmp_path / "probe")
-    yield tree
-    end_all(tree)
 
 
 def test_an_environment_of_real_packages_equals_that_of_pip(tree: ProbeTree, monkeypatch: pytest.MonkeyPatch) -> None:
