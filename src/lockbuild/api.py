@@ -11,14 +11,14 @@ import os
 from importlib.metadata import Distribution as InstalledDistribution
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
+from lockbuild import frontend
+from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest, BuildResult, Distribution, Installer, LinkMode, LockPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from importlib.metadata import PackageMetadata
     from typing import TypeAlias, Unpack
-
-    from lockbuild.events import Reporter
 
     StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -68,8 +68,6 @@ def build(
     Raises `LockbuildError`, `OSError`, and the exceptions of the library ``build`` for a tree, environment or backend
     that fails: ``build.BuildException``, ``build.BuildBackendException``, ``build.FailedProcessError``.
     """
-    from lockbuild import frontend
-
     return frontend.build(_request(srcdir, distributions, outdir, options), reporter)
 
 
@@ -90,8 +88,8 @@ async def async_build(
 
     Raises what `build` raises, and `WorkerError` when the process of the build was killed.
     """
+    # It imports asyncio.
     from lockbuild.build_process import build_in_process
-    from lockbuild.events import Reporter
 
     return await build_in_process(_request(srcdir, distributions, outdir, options), reporter or Reporter())
 
@@ -110,10 +108,8 @@ def project_wheel_metadata(
     environment. Without, it runs in the environment of this interpreter, and build requirements are not checked.
     ``options`` are those of `BuildOptions`. Raises what `build` raises.
     """
-    from lockbuild import frontend
-
-    request = BuildRequest(os.fspath(source_dir), isolation=isolated, skip_dependency_check=not isolated)
-    return _Metadata(frontend.metadata(_with_options(request, options), reporter).decode()).metadata
+    fields = {"isolation": isolated, "skip_dependency_check": not isolated, **_fields(options)}
+    return _Metadata(frontend.metadata(BuildRequest(os.fspath(source_dir), **fields), reporter).decode()).metadata
 
 
 def _request(
@@ -122,25 +118,25 @@ def _request(
     out_dir: StrPath | None,
     options: BuildOptions,
 ) -> BuildRequest:
-    request = source if isinstance(source, BuildRequest) else BuildRequest(os.fspath(source))
     if isinstance(distributions, str):
         raise TypeError(f"distributions must be a sequence of names such as [{distributions!r}], not a string")
+    fields = _fields(options)
     if chosen := tuple(distributions):
-        request = request._replace(distributions=chosen)
+        fields["distributions"] = chosen
+    if out_dir is not None:
+        fields["out_dir"] = os.fspath(out_dir)
+    request = (
+        source._replace(**fields) if isinstance(source, BuildRequest) else BuildRequest(os.fspath(source), **fields)
+    )
     if unknown := set(request.distributions).difference(get_args(Distribution)):
         raise ValueError(f"distributions may be {', '.join(get_args(Distribution))}, not {', '.join(sorted(unknown))}")
-    if out_dir is not None:
-        request = request._replace(out_dir=os.fspath(out_dir))
-    return _with_options(request, options)
+    return request
 
 
-def _with_options(request: BuildRequest, options: BuildOptions) -> BuildRequest:
+def _fields(options: BuildOptions) -> dict[str, Any]:
     if unknown := options.keys() - BuildOptions.__annotations__.keys():
         raise TypeError(f"a build has no option {', '.join(sorted(unknown))}")
-    fields: dict[str, Any] = {
-        name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()
-    }
-    return request._replace(**fields)
+    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
 
 
 class _Metadata(InstalledDistribution):

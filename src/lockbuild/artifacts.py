@@ -8,9 +8,11 @@ failed build leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import stat
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 from lockbuild.errors import ArtifactError, OutDirError
@@ -53,7 +55,6 @@ def check_artifact(staging: str, returned: str, distribution: Distribution) -> s
 
 
 def _problem_with_wheel(path: str) -> Exception | None:
-    import zipfile
 
     try:
         with zipfile.ZipFile(path) as archive:
@@ -181,8 +182,6 @@ def _project_name(artifact: str) -> str | None:
 
 def metadata_of_wheel(wheel: str) -> bytes:
     """Return the METADATA of a wheel. Raises `ArtifactError` when it has none."""
-    import zipfile
-
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith(".dist-info/METADATA")]
@@ -222,8 +221,6 @@ def report(artifacts: Sequence[Artifact], timings: Sequence[Timing] = ()) -> dic
 
 def encoded(content: Mapping[str, Any]) -> bytes:
     """Return a report as JSON."""
-    import json
-
     return f"{json.dumps(content, indent=2)}\n".encode()
 
 

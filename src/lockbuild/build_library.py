@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from build import _ctx
+from build import _ctx, check_dependency
+from packaging.requirements import InvalidRequirement, Requirement
 
 from lockbuild.errors import UnmetDependenciesError
 
@@ -57,9 +59,6 @@ def check_dependencies(requirements: Collection[str]) -> None:
 
 def _missing(requirement: str) -> Iterator[tuple[str, ...]]:
     """Yield the chains of requirements from this one to those that are not met."""
-    from build import check_dependency
-    from packaging.requirements import InvalidRequirement
-
     try:
         yield from check_dependency(requirement)
     except InvalidRequirement as error:
@@ -68,9 +67,6 @@ def _missing(requirement: str) -> Iterator[tuple[str, ...]]:
 
 
 def _describe(chain: tuple[str, ...]) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    from packaging.requirements import Requirement
 
     missing = Requirement(chain[-1])
     try:

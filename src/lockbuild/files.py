@@ -7,9 +7,11 @@ that is killed in between leaves it; `remove_left_over` removes it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 import sys
+from hashlib import file_digest
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -73,8 +75,6 @@ def read_json(path: str, most_bytes: int = -1) -> Any:
 
     Its content may have any form.
     """
-    import json
-
     try:
         with open(os.open(path, _OLD), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -86,8 +86,6 @@ def read_json(path: str, most_bytes: int = -1) -> Any:
 
 def write_json(path: str, content: object, mode: int = 0o666, dir_fd: int | None = None) -> None:
     """Write a JSON file whole; as `write_whole`."""
-    import json
-
     write_whole(path, json.dumps(content).encode(), mode, dir_fd)
 
 
@@ -110,8 +108,6 @@ def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) 
 
 def digest_of_file(path: str) -> str:
     """Return the SHA-256 of a file's contents, in hexadecimal. Raises `OSError`."""
-    from hashlib import file_digest
-
     with open(path, "rb") as file:
         return file_digest(file, "sha256").hexdigest()
 

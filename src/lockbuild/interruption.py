@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -53,8 +54,6 @@ def end_with_stdin() -> None:
 
     A pipe also ends when the process at its other end is killed.
     """
-    import threading
-
     lifeline = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 
 _HALF_WRITTEN = "DirectUrl.from_json(origin_path"
 
@@ -30,7 +31,6 @@ def was_disturbed(output: str) -> bool:
 
 
 def _pip_runner() -> str | None:
-    from importlib.metadata import PackageNotFoundError, distribution
 
     try:
         # Not by an import: the finder of setuptools looks for imports of pip, and then withdraws its distutils.

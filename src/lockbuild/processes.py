@@ -7,6 +7,7 @@ contended or a build is nested in another. An unknown fact is ``None``: no calle
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -59,8 +60,6 @@ def command_line(pid: int) -> str | None:
 
 def words_of_command(words: Iterator[str]) -> str:
     """Quote the words of a command for a shell and join them on one line."""
-    import shlex
-
     return printable(shlex.join(words))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tomllib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lockbuild.errors import SettingsError, shown
@@ -94,8 +95,6 @@ def read_project(tree: str) -> Project:
     pyproject: dict[str, Any]
     try:
         with open(path, "rb") as file:
-            import tomllib
-
             pyproject = tomllib.load(file)
     except FileNotFoundError:
         pyproject = {}

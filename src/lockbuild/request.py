@@ -24,6 +24,7 @@ LINK_MODES: tuple[LinkMode, ...] = ("auto", "hardlink", "copy")
 class BuildRequest(NamedTuple):
     """Everything that a build is asked for. Paths may be relative to the working directory."""
 
+    # What to build, and where to put it.
     source: str
     """A source tree, or a ``.tar.gz`` source distribution."""
     distributions: tuple[Distribution, ...] = ()
@@ -32,10 +33,18 @@ class BuildRequest(NamedTuple):
 
     ``editable`` is a wheel that refers to the tree (PEP 660), for an installer and not for publishing.
     """
-    out_dir: str | None = None
-    """The folder for artifacts; by default ``dist`` in the tree, or the folder of the sdist."""
     config_settings: Mapping[str, Any] = {}
     """Passed to every hook."""
+    out_dir: str | None = None
+    """The folder for artifacts; by default ``dist`` in the tree, or the folder of the sdist."""
+    clear: bool = False
+    """Remove the project's older artifacts from the out-dir once the new ones are complete."""
+    sdist_extract_dir: str | None = None
+    """The folder to unpack an sdist into; by default a temporary folder."""
+    max_sdist_size: float = 4 * 1024.0**3
+    """The number of bytes to which a source sdist may unpack; infinity for no limit."""
+
+    # The environment that hooks run in.
     isolation: bool = True
     """Build in a build environment, or, if false, in the environment that runs lockbuild."""
     skip_dependency_check: bool = False
@@ -47,14 +56,6 @@ class BuildRequest(NamedTuple):
     """How to put unpacked wheels from the cache into a kept build environment."""
     env_dir: str | None = None
     """The folder for the build environment, instead of the store or a temporary folder."""
-    sdist_extract_dir: str | None = None
-    """The folder to unpack an sdist into; by default a temporary folder."""
-    lock: LockPolicy | None = None
-    """Overrides ``[tool.lockbuild]`` in pyproject.toml, unless ``None``."""
-    lock_timeout: float | None = None
-    """Seconds to wait for a lock; ``None`` waits forever."""
-    cache_dir: str | None = None
-    """The cache folder; ``None`` is ``LOCKBUILD_CACHE_DIR`` or the platform's cache folder."""
     use_cache: bool = True
     """Take the build environment from the cache, and keep a new one there."""
     env_max_age: float = 86400.0
@@ -63,14 +64,18 @@ class BuildRequest(NamedTuple):
     """Resolve them again at once."""
     preimport: bool = True
     """Import the backend once and fork a process for each hook; otherwise, each hook imports it."""
+
+    # How the build runs beside others, and what it tells.
+    lock: LockPolicy | None = None
+    """Overrides ``[tool.lockbuild]`` in pyproject.toml, unless ``None``."""
+    lock_timeout: float | None = None
+    """Seconds to wait for a lock; ``None`` waits forever."""
+    cache_dir: str | None = None
+    """The cache folder; ``None`` is ``LOCKBUILD_CACHE_DIR`` or the platform's cache folder."""
     reuse: bool = False
     """Take a wheel that was built from the same sdist before."""
     coalesce: bool = False
     """Take the artifact of a build of the same tree that began after this request was made."""
-    max_sdist_size: float = 4 * 1024.0**3
-    """The number of bytes to which a source sdist may unpack; infinity for no limit."""
-    clear: bool = False
-    """Remove the project's older artifacts from the out-dir once the new ones are complete."""
     verbosity: int = 0
     """The number of ``-v`` options, or minus the number of ``-q`` options."""
 

@@ -7,6 +7,7 @@ before that, so an sdist that would fill the disk is refused in time.
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 import shutil
@@ -16,6 +17,9 @@ import zlib
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
+
+from packaging.utils import InvalidSdistFilename, parse_sdist_filename
+from packaging.version import InvalidVersion
 
 from lockbuild.errors import SdistError, shown
 
@@ -65,9 +69,6 @@ def read_sdist(archive: str, folder: str, limit: float = math.inf) -> Sdist:
     Raises `SdistError`, also when it would unpack to more than ``limit`` bytes. The messages are those of ``build``
     where it has some.
     """
-    from packaging.utils import InvalidSdistFilename, parse_sdist_filename
-    from packaging.version import InvalidVersion
-
     name = os.path.basename(archive)
     try:
         parse_sdist_filename(name)
@@ -90,8 +91,6 @@ def read_through(path: str, limit: float = math.inf) -> list[tarfile.TarInfo]:
 
     Raises one of `UNREADABLE` when it is damaged.
     """
-    import gzip
-
     members = []
     size = 0
     with gzip.open(path) as stream:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from packaging.utils import canonicalize_name
+
 from lockbuild.events import Reporter
+from lockbuild.locks import DirectoryLock
 from lockbuild.paths import wheel_folder
+from lockbuild.wheels.destination import virtual_environment
+from lockbuild.wheels.install import install_archives
+from lockbuild.wheels.plan import Installation
+from lockbuild.wheels.store import WheelStore
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -51,14 +58,6 @@ def install_wheels(
     where there is no place for the cache; `LockUnavailableError` where nothing can be locked. After a failure, call
     the function again.
     """
-    from packaging.utils import canonicalize_name
-
-    from lockbuild.locks import DirectoryLock
-    from lockbuild.wheels.destination import virtual_environment
-    from lockbuild.wheels.install import install_archives
-    from lockbuild.wheels.plan import Installation
-    from lockbuild.wheels.store import WheelStore
-
     reporter = reporter or Reporter()
     cache = None if cache_dir is None else os.fspath(cache_dir)
     path = os.fspath(environment)

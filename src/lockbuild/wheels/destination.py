@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,9 +86,6 @@ def virtual_environment(path: str, python_executable: str | None = None) -> Dest
 
     Raises `EnvironmentFolderError` where there is no interpreter.
     """
-    import json
-    import subprocess
-
     path = os.path.abspath(path)
     python = python_executable or os.path.join(
         path, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python"))

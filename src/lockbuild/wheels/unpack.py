@@ -12,6 +12,7 @@ import os
 import stat
 import time
 import zipfile
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from hashlib import new as new_hash
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -192,8 +193,6 @@ class _Hashed:
 
     def digest(self) -> Hash:
         """Return the digest of the bytes that were read, as in RECORD."""
-        from base64 import urlsafe_b64encode
-
         return Hash(self._algorithm, urlsafe_b64encode(self._hash.digest()).decode().rstrip("="))
 
     def entry(self, name: str, like: RecordEntry) -> RecordEntry:
