@@ -17,7 +17,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.environments.store import Generation, generations
+from lockbuild.environments.store import Generation, generations, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,13 +143,12 @@ def remove_unused(folder: str, oldest: float) -> int:
 def _read_outcome(build: str) -> Outcome | None:
     """Return the outcome of a build; ``None`` if it is not complete, is damaged, or is another version's."""
     try:
-        with open(os.path.join(build, _OUTCOME), encoding="utf-8", errors="surrogateescape") as file:
-            content = json.load(file)
+        content = read_json(os.path.join(build, _OUTCOME))
         environments = tuple(Generation(*map(_text, each)) for each in content.pop("environments"))
         outcome = Outcome(**content, environments=environments)
         outcome = outcome._replace(made=float(outcome.made), sha256=_text(outcome.sha256))
         is_name = os.path.basename(_text(outcome.artifact)) == outcome.artifact not in ("", os.curdir, os.pardir)
-    except (OSError, ValueError, OverflowError, TypeError, AttributeError, KeyError, RecursionError):
+    except (ValueError, OverflowError, TypeError, AttributeError, KeyError):
         return None
     return outcome if is_name and environments else None
 
