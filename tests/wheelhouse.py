@@ -20,12 +20,14 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lockbuild.environments.store import Generation, Manifest, digest_of_contents
 from witness import LOCKBUILD, PATIENCE, Gate, changed, complete_lines, wait_until
 
 BACKEND = Path(__file__).with_name("probe_backend.py")
@@ -391,6 +393,23 @@ def site_packages(environment: Path) -> Path:
     """Return the folder of an environment's packages."""
     [found] = environment.glob("lib/python*/site-packages")
     return found
+
+
+def a_made_up_environment(tree: ProbeTree, number: int = 1) -> Path:
+    """Make what looks like an environment, without an installer."""
+    generation = Generation(str(tree.store / f"{number:024}"), "1")
+    tree.store.mkdir(parents=True, mode=0o700, exist_ok=True)
+    Path(generation.path, "bin").mkdir(parents=True)
+    Path(generation.users_path).mkdir()
+    scripts, contents = f"{generation.path}/bin", digest_of_contents(generation.path)
+    generation.write_manifest(Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents))
+    return Path(generation.path)
+
+
+def make_unused(environment: Path, days: float) -> None:
+    """Have an environment look as if no build had used it for so many days."""
+    moment = time.time() - days * 86400
+    os.utime(f"{environment}.users", (moment, moment))
 
 
 CACHE_COMMAND = (sys.executable, "-m", "lockbuild.commands.cache")
