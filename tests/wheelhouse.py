@@ -20,12 +20,16 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lockbuild.environments.contents import look_at
+from lockbuild.environments.local import digest_of_sources
+from lockbuild.environments.store import Generation, Manifest
 from witness import LOCKBUILD, PATIENCE, Gate, changed, complete_lines, wait_until
 
 BACKEND = Path(__file__).with_name("probe_backend.py")
@@ -391,6 +395,25 @@ def site_packages(environment: Path) -> Path:
     """Return the folder of an environment's packages."""
     [found] = environment.glob("lib/python*/site-packages")
     return found
+
+
+def a_made_up_environment(tree: ProbeTree, number: int = 1) -> Path:
+    """Make what looks like an environment, without an installer."""
+    generation = Generation(str(tree.store / f"{number:024}"), "1")
+    tree.store.mkdir(parents=True, mode=0o700, exist_ok=True)
+    Path(generation.path, "bin").mkdir(parents=True)
+    Path(generation.users_path).mkdir()
+    scripts, contents = f"{generation.path}/bin", look_at(generation.path).digest
+    generation.write_manifest(
+        Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents, digest_of_sources((), ()))
+    )
+    return Path(generation.path)
+
+
+def make_unused(environment: Path, days: float) -> None:
+    """Have an environment look as if no build had used it for so many days."""
+    moment = time.time() - days * 86400
+    os.utime(f"{environment}.users", (moment, moment))
 
 
 CACHE_COMMAND = (sys.executable, "-m", "lockbuild.commands.cache")

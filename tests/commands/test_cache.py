@@ -1,4 +1,4 @@
-"""The console script lockbuild-cache, and the removal of unused environments that builds start themselves."""
+"""The console script lockbuild-cache: what it lists, and what it removes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -16,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from lockbuild.environments.contents import look_at
-from lockbuild.environments.local import digest_of_sources
 from machine import as_root
-from wheelhouse import CACHE_COMMAND, ProbeTree, created
+from wheelhouse import CACHE_COMMAND, ProbeTree, a_made_up_environment, created, make_unused
 from witness import LOCKBUILD, PATIENCE, wait_until
 
 
@@ -28,11 +26,6 @@ def cache(*words: str, status: int = 0, command: tuple[str, ...] = CACHE_COMMAND
     assert answer.returncode == status, answer.stdout + answer.stderr
     assert "Traceback" not in answer.stderr
     return answer.stderr if status else answer.stdout
-
-
-def make_unused(environment: Path, days: float) -> None:
-    moment = time.time() - days * 86400
-    os.utime(f"{environment}.users", (moment, moment))
 
 
 # The command
@@ -138,21 +131,6 @@ def test_prune_understands_units_of_time(tree: ProbeTree, time: str, removed: in
     make_unused(environment, 2.5 / 24)
     assert cache("prune", "--older-than", time).startswith(f"Removed {removed} environment")
     assert environment.exists() != bool(removed)
-
-
-def a_made_up_environment(tree: ProbeTree, number: int = 1) -> Path:
-    """Make what looks like an environment, without an installer."""
-    from lockbuild.environments.store import Generation, Manifest
-
-    generation = Generation(str(tree.store / f"{number:024}"), "1")
-    tree.store.mkdir(parents=True, mode=0o700, exist_ok=True)
-    Path(generation.path, "bin").mkdir(parents=True)
-    Path(generation.users_path).mkdir()
-    scripts, contents = f"{generation.path}/bin", look_at(generation.path).digest
-    generation.write_manifest(
-        Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents, digest_of_sources((), ()))
-    )
-    return Path(generation.path)
 
 
 @pytest.mark.slow
@@ -317,139 +295,3 @@ def test_a_cache_that_is_a_file_is_one_line(tree: ProbeTree) -> None:
     tree.cache.write_text("")
     for command in ("list", "prune", "clear"):
         assert cache(command).startswith(("The cache is empty.\n", "Removed 0 environments; 0 left\n"))
-
-
-# Once a day
-
-
-def _stamp(tree: ProbeTree) -> Path:
-    return tree.store / "pruned"
-
-
-def _let_a_day_pass(tree: ProbeTree) -> None:
-    moment = time.time() - 86401
-    os.utime(_stamp(tree), (moment, moment))
-
-
-@pytest.mark.slow
-def test_a_build_starts_the_removal_of_what_is_unused_once_a_day(tree: ProbeTree) -> None:
-    tree.build()
-    unused = a_made_up_environment(tree)
-    make_unused(unused, 31)
-    # A new cache: nothing was started then, and a day has not passed since.
-    tree.build()
-    assert unused.exists()
-    _let_a_day_pass(tree)
-    tree.build()
-    wait_until(lambda: not unused.parent.exists(), "the removal")
-    assert len(tree.environments()) == 1
-    unused = a_made_up_environment(tree)
-    make_unused(unused, 31)
-    tree.build()
-    assert unused.exists()
-
-
-def test_a_removal_that_was_started_while_the_clock_was_ahead_is_started_again(tree: ProbeTree) -> None:
-    tree.build()
-    ahead = time.time() + 10 * 86400
-    os.utime(_stamp(tree), (ahead, ahead))
-    tree.build()
-    assert _stamp(tree).stat().st_mtime <= time.time()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="makes symbolic links")
-@pytest.mark.parametrize("exists", [True, False])
-def test_the_stamp_of_the_removal_is_not_followed_where_it_is_a_link(tree: ProbeTree, exists: bool) -> None:
-    tree.build()
-    precious = tree.control / "precious"
-    if exists:
-        precious.touch()
-        os.utime(precious, (1_000_000_000, 1_000_000_000))
-    _stamp(tree).unlink()
-    _stamp(tree).symlink_to(precious)
-    os.utime(_stamp(tree), (1_000_000_000, 1_000_000_000), follow_symlinks=False)
-    tree.build()
-    assert precious.exists() == exists
-    assert not exists or precious.stat().st_mtime == 1_000_000_000
-
-
-@pytest.mark.slow
-def test_a_failed_build_and_one_without_the_cache_start_no_removal(tree: ProbeTree) -> None:
-    tree.build()
-    _let_a_day_pass(tree)
-    before = _stamp(tree).stat().st_mtime
-    tree.build("--no-cache")
-    tree.require("missing")
-    tree.build(status=1)
-    assert _stamp(tree).stat().st_mtime == before
-
-
-def at_the_start_of_every_python(tree: ProbeTree, program: str) -> dict[str, str | None]:
-    """Return the variables with which whatever Python a build starts, and its own, runs a program first."""
-    folder = tree.control / "customized"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(program)
-    return {"PYTHONPATH": str(folder)}
-
-
-@pytest.mark.slow
-def test_a_build_does_not_wait_for_the_removal(tree: ProbeTree) -> None:
-    """The removal waits for ever; the build has ended, and its output with it."""
-    tree.build()
-    _let_a_day_pass(tree)
-    pid = tree.control / "pid"
-    environ = at_the_start_of_every_python(
-        tree,
-        "import os, sys, time\n"
-        "if 'lockbuild.commands.cache' in sys.orig_argv:\n"
-        f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
-        "    time.sleep(600)\n",
-    )
-    tree.build(env=environ)
-    wait_until(lambda: pid.exists() and pid.read_text(), "the removal")
-    os.kill(int(pid.read_text()), signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_of_builds_that_end_together_one_starts_the_removal(tree: ProbeTree) -> None:
-    """All of them have looked at the stamp before any of them touches it: their own process waits there."""
-    tree.build()
-    _let_a_day_pass(tree)
-    count = tree.control / "count"
-    environ = at_the_start_of_every_python(
-        tree,
-        "import os, sys, time\n"
-        "if 'lockbuild.commands.cache' in sys.orig_argv:\n"
-        f"    open({str(count)!r}, 'a').write('x')\n"
-        "elif '--wheel' in sys.orig_argv:\n"
-        "    stat = os.stat\n"
-        "    def late(path, *arguments, **options):\n"
-        "        found = stat(path, *arguments, **options)\n"
-        "        if str(path).endswith('/pruned'):\n"
-        f"            open({str(tree.control)!r} + f'/looked-{{os.getpid()}}', 'w').close()\n"
-        f"            while sum(n.startswith('looked-') for n in os.listdir({str(tree.control)!r})) < 4:\n"
-        "                time.sleep(0.01)\n"
-        "        return found\n"
-        "    os.stat = late\n",
-    )
-    builds = [tree.start(env=environ) for _ in range(4)]
-    tree.finish(*builds)
-    wait_until(count.exists, "the removal")
-    # Whatever else they had started would have been started before they ended; give it time to say so.
-    tree.build(env=environ)
-    assert count.read_text() == "x"
-
-
-def test_the_removal_imports_nothing_from_the_working_directory(tree: ProbeTree) -> None:
-    """The working directory is a project, often with modules of names that ours import."""
-    tree.build()
-    _let_a_day_pass(tree)
-    unused = a_made_up_environment(tree)
-    make_unused(unused, 31)
-    trap = tree.control / "trap"
-    for name in ("argparse", "lockbuild", "filelock"):
-        (tree.path / f"{name}.py").write_text(f"open({str(trap)!r}, 'a').write(__name__)\n")
-    script = (str(Path(sys.executable).with_name("lockbuild")),)
-    tree.build(command=script, cwd=tree.path)
-    wait_until(lambda: trap.exists() or not unused.exists(), "the removal")
-    assert not trap.exists()

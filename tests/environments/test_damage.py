@@ -40,7 +40,23 @@ def _kept(folder: Path) -> Generation:
     return generation
 
 
-_WRONG: list[Any] = [None, True, 0, -1, 10**400, 1.5, float("nan"), float("inf"), "", "x", [], ["x"], {}, {"x": []}]
+_WRONG: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    10**400,
+    1.5,
+    -1.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    [],
+    ["x"],
+    {},
+    {"x": []},
+]
 
 _TEXTS = ["", "null", "[]", "1", '"x"', "{", "[" * 100_000, '{"a":' * 100_000, "1" * 10_000, "\ud800", "\0"]
 
@@ -54,12 +70,26 @@ def test_a_field_of_the_wrong_type_makes_a_manifest_one_that_is_not_there(tmp_pa
         Path(generation.manifest_path).write_text(json.dumps({**manifest._asdict(), field: wrong}))
         read = generation.read_manifest()
         # What is read all the same has the right type.
-        assert read is None or (type(read._asdict()[field]) is type(manifest._asdict()[field]) and read.made < 1e11)
         if read is not None:
+            assert type(read._asdict()[field]) is type(manifest._asdict()[field]), wrong
             assert field not in ("python_executable", "scripts"), wrong
+            assert 0 < read.made < 1e11
+            assert all(isinstance(version, str) for version in (*read.packages.values(), *read.required.values()))
 
 
-@pytest.mark.parametrize("elsewhere", ["/bin/python", "bin/python", "{0}/../2/bin/python", "{0}2/bin/python", "{0}"])
+@pytest.mark.parametrize("field", Manifest._fields)
+def test_a_manifest_without_a_field_is_not_there_unless_there_is_a_default(tmp_path: Path, field: str) -> None:
+    generation = _kept(tmp_path)
+    manifest = json.loads(Path(generation.manifest_path).read_text())
+    del manifest[field]
+    Path(generation.manifest_path).write_text(json.dumps(manifest))
+    assert (generation.read_manifest() is not None) == (field in Manifest._field_defaults)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    ["/bin/python", "bin/python", "{0}/../2/bin/python", "{0}2/bin/python", "{0}", "{0}/bin/sh", "{0}/bin/python\0"],
+)
 def test_a_manifest_that_names_an_interpreter_elsewhere_is_refused(tmp_path: Path, elsewhere: str) -> None:
     generation = _kept(tmp_path)
     manifest = generation.read_manifest()
@@ -74,6 +104,33 @@ def test_another_path_to_the_same_store_is_no_damage(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("store")
     generation = _kept(tmp_path / "store")
     assert Generation(str(tmp_path / "link"), "1").read_manifest() == generation.read_manifest() is not None
+
+
+def test_an_environment_in_use_is_not_removed_and_stays_complete(tmp_path: Path) -> None:
+    generation = _kept(tmp_path)
+    manifest = generation.read_manifest()
+    user = User(generation)
+    assert user.begin()
+    assert generation.is_used()
+    assert not generation.remove()
+    assert generation.read_manifest() == manifest is not None
+    assert Path(generation.path).is_dir()
+    user.end()
+    assert not generation.is_used()
+    assert generation.remove()
+    assert not user.begin()
+    assert [*tmp_path.glob("1*")] == []
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_without_a_folder_of_users_an_environment_has_none(tmp_path: Path, is_there: bool) -> None:
+    generation = _kept(tmp_path)
+    users = Path(generation.users_path)
+    users.rmdir()
+    if is_there:
+        users.touch()
+    assert not generation.is_used()
+    assert (generation.last_used() > 0) == is_there
 
 
 def _be_a_file(path: Path, chance: random.Random) -> None:

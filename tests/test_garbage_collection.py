@@ -1,0 +1,147 @@
+"""The removal of what is unused, which builds start themselves, once a day."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from wheelhouse import ProbeTree, a_made_up_environment, make_unused
+from witness import wait_until
+
+
+def _stamp(tree: ProbeTree) -> Path:
+    return tree.store / "pruned"
+
+
+def _let_a_day_pass(tree: ProbeTree) -> None:
+    moment = time.time() - 86401
+    os.utime(_stamp(tree), (moment, moment))
+
+
+@pytest.mark.slow
+def test_a_build_starts_the_removal_of_what_is_unused_once_a_day(tree: ProbeTree) -> None:
+    tree.build()
+    unused = a_made_up_environment(tree)
+    make_unused(unused, 31)
+    # A new cache: nothing was started then, and a day has not passed since.
+    tree.build()
+    assert unused.exists()
+    _let_a_day_pass(tree)
+    tree.build()
+    wait_until(lambda: not unused.parent.exists(), "the removal")
+    assert len(tree.environments()) == 1
+    unused = a_made_up_environment(tree)
+    make_unused(unused, 31)
+    tree.build()
+    assert unused.exists()
+
+
+def test_a_removal_that_was_started_while_the_clock_was_ahead_is_started_again(tree: ProbeTree) -> None:
+    tree.build()
+    ahead = time.time() + 10 * 86400
+    os.utime(_stamp(tree), (ahead, ahead))
+    tree.build()
+    assert _stamp(tree).stat().st_mtime <= time.time()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes symbolic links")
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_stamp_of_the_removal_is_not_followed_where_it_is_a_link(tree: ProbeTree, exists: bool) -> None:
+    tree.build()
+    precious = tree.control / "precious"
+    if exists:
+        precious.touch()
+        os.utime(precious, (1_000_000_000, 1_000_000_000))
+    _stamp(tree).unlink()
+    _stamp(tree).symlink_to(precious)
+    os.utime(_stamp(tree), (1_000_000_000, 1_000_000_000), follow_symlinks=False)
+    tree.build()
+    assert precious.exists() == exists
+    assert not exists or precious.stat().st_mtime == 1_000_000_000
+
+
+@pytest.mark.slow
+def test_a_failed_build_and_one_without_the_cache_start_no_removal(tree: ProbeTree) -> None:
+    tree.build()
+    _let_a_day_pass(tree)
+    before = _stamp(tree).stat().st_mtime
+    tree.build("--no-cache")
+    tree.require("missing")
+    tree.build(status=1)
+    assert _stamp(tree).stat().st_mtime == before
+
+
+def at_the_start_of_every_python(tree: ProbeTree, program: str) -> dict[str, str | None]:
+    """Return the variables with which whatever Python a build starts, and its own, runs a program first."""
+    folder = tree.control / "customized"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(program)
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.mark.slow
+def test_a_build_does_not_wait_for_the_removal(tree: ProbeTree) -> None:
+    """The removal waits for ever; the build has ended, and its output with it."""
+    tree.build()
+    _let_a_day_pass(tree)
+    pid = tree.control / "pid"
+    environ = at_the_start_of_every_python(
+        tree,
+        "import os, sys, time\n"
+        "if 'lockbuild.commands.cache' in sys.orig_argv:\n"
+        f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n",
+    )
+    tree.build(env=environ)
+    wait_until(lambda: pid.exists() and pid.read_text(), "the removal")
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_of_builds_that_end_together_one_starts_the_removal(tree: ProbeTree) -> None:
+    """All of them have looked at the stamp before any of them touches it: their own process waits there."""
+    tree.build()
+    _let_a_day_pass(tree)
+    count = tree.control / "count"
+    environ = at_the_start_of_every_python(
+        tree,
+        "import os, sys, time\n"
+        "if 'lockbuild.commands.cache' in sys.orig_argv:\n"
+        f"    open({str(count)!r}, 'a').write('x')\n"
+        "elif '--wheel' in sys.orig_argv:\n"
+        "    stat = os.stat\n"
+        "    def late(path, *arguments, **options):\n"
+        "        found = stat(path, *arguments, **options)\n"
+        "        if str(path).endswith('/pruned'):\n"
+        f"            open({str(tree.control)!r} + f'/looked-{{os.getpid()}}', 'w').close()\n"
+        f"            while sum(n.startswith('looked-') for n in os.listdir({str(tree.control)!r})) < 4:\n"
+        "                time.sleep(0.01)\n"
+        "        return found\n"
+        "    os.stat = late\n",
+    )
+    builds = [tree.start(env=environ) for _ in range(4)]
+    tree.finish(*builds)
+    wait_until(count.exists, "the removal")
+    # Whatever else they had started would have been started before they ended; give it time to say so.
+    tree.build(env=environ)
+    assert count.read_text() == "x"
+
+
+def test_the_removal_imports_nothing_from_the_working_directory(tree: ProbeTree) -> None:
+    """The working directory is a project, often with modules of names that ours import."""
+    tree.build()
+    _let_a_day_pass(tree)
+    unused = a_made_up_environment(tree)
+    make_unused(unused, 31)
+    trap = tree.control / "trap"
+    for name in ("argparse", "lockbuild", "filelock"):
+        (tree.path / f"{name}.py").write_text(f"open({str(trap)!r}, 'a').write(__name__)\n")
+    script = (str(Path(sys.executable).with_name("lockbuild")),)
+    tree.build(command=script, cwd=tree.path)
+    wait_until(lambda: trap.exists() or not unused.exists(), "the removal")
+    assert not trap.exists()
