@@ -19,7 +19,7 @@ from types import CodeType
 from typing import TYPE_CHECKING
 
 from lockbuild.environments.contents import look_at
-from lockbuild.environments.store import read_json, write_json
+from lockbuild.files import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,10 +22,10 @@ from lockbuild.environments.store import (
     age_in_words,
     generations,
     new_generation,
-    remove_anything,
     remove_unused,
 )
 from lockbuild.errors import CacheFolderError, LockbuildError, shown
+from lockbuild.files import remove_anything
 from lockbuild.locks import DirectoryLock
 from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
 

@@ -25,10 +25,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.files import above_standard_streams
-from lockbuild.files import read_json as read_json
-from lockbuild.files import remove_anything as remove_anything
-from lockbuild.files import write_json as write_json
+from lockbuild.files import above_standard_streams, read_json, remove_anything, write_json
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 
 if TYPE_CHECKING:
