@@ -1,4 +1,4 @@
-"""README.md and docs/: links lead somewhere, code blocks are what they claim to be, and names in them exist.
+"""README.md, its neighbors, and docs/: links lead somewhere, code blocks are valid, and the names in them exist.
 
 What needs no other program is checked for every page. The tutorial's commands are run, and Sphinx builds the pages.
 """
@@ -34,7 +34,8 @@ from lockbuild import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md"))]
+FRONT_PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
+PAGES = [*FRONT_PAGES, *sorted(DOCS.glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md"))]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -156,18 +157,25 @@ VARIABLES = variables_in("".join(path.read_text(encoding="utf-8") for path in (R
 
 def test_the_pages_have_what_these_tests_look_for() -> None:
     # If the pages were parsed in a wrong way, the tests below would check nothing.
-    readme = ROOT / "README.md"
-    assert "docs/locking.md" in set(links(readme))
-    assert "which-builds-lock" in anchors(readme)
-    assert "--lock-timeout SECONDS" in set(code_spans(readme))
-    assert {"sh", "toml", "console"} <= {block.language for block in blocks(readme)}
-    assert ("lockbuild", ["foo-1.0.tar.gz"]) in list(commands(readme))
+    assert {"docs/locking.md", "docs/speed.svg"} <= set(links(ROOT / "README.md"))
+    options = DOCS / "options.md"
+    assert "while-a-build-waits" in anchors(options)
+    assert "--lock-timeout SECONDS" in set(code_spans(options))
+    assert {"toml", "console"} <= {block.language for block in blocks(options)}
+    assert ("lockbuild", ["foo-1.0.tar.gz"]) in list(commands(options))
     assert list(our_commands("flock . sh -c 'x=1 bin/lockbuild -w 2>&1 | cat && lockbuild-cache list' &")) == [
         ("lockbuild", ["-w"]),
         ("lockbuild-cache", ["list"]),
     ]
     assert {"--lock", "--older-than"} < OPTIONS
     assert {"LOCKBUILD_CACHE_DIR", "LOCKBUILD_PREIMPORT"} < VARIABLES
+
+
+def test_the_readme_is_short_and_shows_the_test_command_that_ci_runs() -> None:
+    readme = ROOT / "README.md"
+    assert len(readme.read_text(encoding="utf-8").splitlines()) < 80
+    [command] = [block.text.strip() for block in blocks(readme) if "pytest" in block.text]
+    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 @each_page

@@ -8,11 +8,12 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lockbuild.files import hidden_beside, new_file, remove_left_over, replacing, write_whole
+from lockbuild.files import hidden_beside, new_file, read_json, remove_left_over, replacing, write_json, write_whole
 from lockbuild.locks import SourceTreeLock
 from machine import is_free, is_running, linux_only
 from witness import LOCKBUILD, PATIENCE, WitnessTree
@@ -85,6 +86,35 @@ def test_what_a_killed_process_has_left_is_removed_and_nothing_else(folder: Path
     left = {name for name in os.listdir(folder) if not name.startswith(".other.")}
     assert left == {*kept}
     assert len(os.listdir(folder)) == 5
+
+
+def test_what_is_written_as_json_is_read_again(folder: Path) -> None:
+    content = {"path": "\udce4 ü", "number": 1.5, "list": [None, True]}
+    write_json(str(folder / "file"), content)
+    assert read_json(str(folder / "file")) == content
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes FIFOs and symbolic links")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda _: None,
+        Path.mkdir,
+        os.mkfifo,
+        lambda path: path.symlink_to(__file__),
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b'{"half": '),
+        lambda path: path.write_bytes(b"\xff\xfe\xff"),
+        lambda path: path.write_bytes(b"[" * 100_000),
+        lambda path: path.write_bytes(b"9" * 10_000),
+        lambda path: path.write_bytes(b" " * 11_000 + b"1"),
+    ],
+    ids=["missing", "folder", "FIFO", "link", "device", "empty", "half", "no text", "nested", "number", "too long"],
+)
+def test_a_file_that_cannot_be_read_as_json_is_like_a_missing_one(folder: Path, make: Callable[[Path], object]) -> None:
+    make(folder / "file")
+    assert read_json(str(folder / "file"), 10_000) is None
 
 
 def test_a_hidden_name_has_nothing_afterwards(folder: Path) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.environments.store import digest_of_contents
+from lockbuild.environments.contents import look_at
 from lockbuild.errors import CacheFolderError
 from lockbuild.events import Reporter
-from lockbuild.folders import is_private_folder, make_private_folder, open_folder
+from lockbuild.folders import make_private_folder, open_folder
 from lockbuild.locks.holders import record_beside, write_record
 from lockbuild.locks.kernel import LockFile, NotALockFileError
 from lockbuild.paths import builds_folder, environment_folder, lock_folder, wheel_folder
@@ -49,12 +49,12 @@ def folder(path: Path, mode: int, owner: int = 0, group: int | None = None) -> P
 
 
 REFUSED: list[tuple[str, int, int, int, str]] = [
-    ("writable by all", 0o777, 0, 0, "can be written by every user (mode 0777)"),
+    ("writable by all", 0o777, 0, 0, "is writable by every user (mode 0777)"),
     ("another user's", 0o755, MALLORY, MALLORY, f"belongs to user {MALLORY}"),
     ("another user's and sticky", 0o1777, MALLORY, MALLORY, f"belongs to user {MALLORY}"),
-    ("writable by a group", 0o775, 0, MALLORY, f"can be written by group {MALLORY} (mode 0775)"),
-    ("writable by a named group", 0o770, 0, DAEMON, f"can be written by group {DAEMON} (mode 0770)"),
-    ("set-gid and writable by a group", 0o2775, 0, MALLORY, f"can be written by group {MALLORY} (mode 2775)"),
+    ("writable by a group", 0o775, 0, MALLORY, f"is writable by group {MALLORY} (mode 0775)"),
+    ("writable by a named group", 0o770, 0, DAEMON, f"is writable by group {DAEMON} (mode 0770)"),
+    ("set-gid and writable by a group", 0o2775, 0, MALLORY, f"is writable by group {MALLORY} (mode 2775)"),
 ]
 
 
@@ -106,7 +106,6 @@ def test_users_of_one_sticky_folder_have_folders_of_their_own(place: PublicPlace
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o1777], ids=oct)
 def test_a_folder_of_ours_that_others_can_enter_is_not_private(place: PublicPlace, mode: int) -> None:
     ours = folder(place.path / "ours", mode)
-    assert not is_private_folder(str(ours))
     with pytest.raises(CacheFolderError, match="is not a folder that only you can write"):
         make_private_folder(str(ours))
 
@@ -123,7 +122,7 @@ def test_links_of_ours_and_of_root_are_followed(place: PublicPlace) -> None:
 def test_a_ring_of_links_is_an_error(place: PublicPlace) -> None:
     (place.path / "one").symlink_to("two")
     (place.path / "two").symlink_to("one")
-    with pytest.raises(CacheFolderError, match="cannot be made: "):
+    with pytest.raises(CacheFolderError, match="cannot be used: "):
         environment_folder(place.path / "one")
 
 
@@ -180,7 +179,7 @@ def test_a_refused_folder_is_one_line_and_the_build_goes_on(place: PublicPlace, 
     tree = make_probe_tree(tmp_path / "probe")
     error = tree.build("--cache-dir", str(cache))
     [warning] = warnings_in(error)
-    assert f"{cache} can be written by every user" in warning
+    assert f"{cache} is writable by every user" in warning
     assert not tree.prefixes()[0].startswith(str(cache))
     assert not {*os.listdir(cache)} - {"locks"}
 
@@ -265,7 +264,7 @@ def plant(tree: ProbeTree, honest: Path, evil: Path, trap: Path) -> None:
             content = json.loads(manifest.read_text())
             # It is found by the path that root's has while it is exchanged.
             content["python_executable"] = str(tree.cache / python.relative_to(evil))
-            content["contents"] = digest_of_contents(str(environment))
+            content["contents"] = look_at(str(environment)).digest
             manifest.write_text(json.dumps(content))
     for path in (evil, *evil.rglob("*")):
         os.chown(path, MALLORY, MALLORY, follow_symlinks=False)

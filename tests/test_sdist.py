@@ -114,9 +114,13 @@ BAD_ARCHIVES: list[tuple[str, Callable[[Path], Path], str]] = [
     ),
 ]
 
+# Only when the first ones are there, the last one leads outside.
+STEPS = [("a", "."), ("b", "a/.."), ("c", "b/..")]
+
 LEAVING: list[tuple[str, dict[str, str], list[tarfile.TarInfo]]] = [
     ("dots", {"witness-1.0/../../outside": "x"}, []),
     ("a symbolic link and what lies below it", {}, [a_link("witness-1.0/link", "../../..")]),
+    ("links, each of which stays inside", {}, [a_link(f"witness-1.0/{name}", to) for name, to in STEPS]),
     ("an absolute symbolic link", {}, [a_link("witness-1.0/link", "/etc")]),
     ("a hard link to a file outside", {}, [a_link("witness-1.0/link", "../outside", tarfile.LNKTYPE)]),
     ("a device", {}, [a_link("witness-1.0/null", "", tarfile.CHRTYPE)]),
@@ -131,6 +135,20 @@ def test_a_good_one_is_unpacked_and_removed_afterwards(tmp_path: Path) -> None:
         assert sorted(os.listdir(tree)) == ["PKG-INFO", "pyproject.toml", "witness_backend.py"]
     assert not os.path.exists(tree)
     assert os.listdir(tmp_path / "tmp") == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="unpacks symbolic links")
+@pytest.mark.parametrize("has_filters", [False, True], ids=["before 3.11.4", "with filters"])
+def test_links_inside_are_unpacked(tmp_path: Path, has_filters: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_filters:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    links = [
+        a_link("witness-1.0/docs/readme", "../PKG-INFO"),
+        a_link("witness-1.0/info", "witness-1.0/PKG-INFO", tarfile.LNKTYPE),
+    ]
+    sdist = read(write_sdist(tmp_path / NAME, good_members(), *links))
+    with unpacked(sdist, None) as tree:
+        assert Path(tree, "docs", "readme").read_text() == Path(tree, "info").read_text() == PKG_INFO
 
 
 def test_it_is_removed_also_when_the_build_fails(tmp_path: Path) -> None:
@@ -169,9 +187,17 @@ def test_a_name_that_no_sdist_has_is_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("members", "more"), [case[1:] for case in LEAVING], ids=[case[0] for case in LEAVING])
 @pytest.mark.parametrize("is_named", [False, True], ids=["temporary", "named"])
+@pytest.mark.parametrize("has_filters", [False, True], ids=["before 3.11.4", "with filters"])
 def test_a_member_that_would_leave_its_folder_is_refused(
-    tmp_path: Path, members: dict[str, str], more: list[tarfile.TarInfo], is_named: bool
+    tmp_path: Path,
+    members: dict[str, str],
+    more: list[tarfile.TarInfo],
+    is_named: bool,
+    has_filters: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not has_filters:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
     sdist = read(write_sdist(tmp_path / NAME, good_members() | members, *more))
     (tmp_path / "outside").write_text("as it was")
     extract_dir = str(tmp_path / "there") if is_named else None
@@ -217,7 +243,7 @@ def test_one_that_unpacks_to_more_than_the_limit_is_refused_by_what_its_header_s
     huge.size = 1 << 36
     # The content itself is not there: whoever looked for it would say so.
     archive = written_as_gzip(tmp_path / NAME, huge.tobuf())
-    with pytest.raises(SdistError, match=r"unpacks to more than 10 MiB; if it may, allow it with --max-sdist-size"):
+    with pytest.raises(SdistError, match=r"unpacks to more than 10 MiB; raise the limit with --max-sdist-size"):
         read_sdist(str(archive), str(tmp_path / "tmp"), 10 << 20)
 
 
@@ -269,7 +295,7 @@ def test_one_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatc
         return status
 
     monkeypatch.setattr(os, "fstat", write_on)
-    with pytest.raises(SdistError, match="was changed while it was read; wait until it is complete"):
+    with pytest.raises(SdistError, match="changed while it was read; wait until it is complete"):
         read(archive)
 
 

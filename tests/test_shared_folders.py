@@ -223,7 +223,7 @@ def test_one_folder_for_both_options_is_wrong_usage(tree: WitnessTree, tmp_path:
     build = start(tree, EXTRACT, str(folder), ENV, spelling.format(folder, folder.name, link))
     [(status, _, error)] = tree.finish(build)
     assert status == 2
-    assert "each needs a folder of its own" in error
+    assert "not allowed to be the same folder" in error
     assert tree.log() == []
 
 

@@ -240,6 +240,14 @@ def test_a_backend_without_the_hook_for_editable_wheels_is_named(project: Witnes
     assert "ERROR Backend 'witness_backend' has no hook build_editable" in out
 
 
+def test_deps_of_the_packaging_environment_are_the_error_that_they_are_in_tox(project: WitnessTree) -> None:
+    with (project.path / "tox.ini").open("a") as file:
+        file.write("deps = needed\n")
+    out = run_tox(project, "run", "-e", "a", status=1)
+    assert "does not support the deps configuration" in out
+    assert project.log() == []
+
+
 @pytest.mark.skipif(Version(version("tox")) < Version("4.67"), reason="an older tox itself fails for such a tree")
 def test_a_tree_that_cannot_be_built_is_one_line_also_for_an_editable_wheel(project: WitnessTree) -> None:
     (project.path / "pyproject.toml").write_text("[build-system]\nrequires = 3\n")

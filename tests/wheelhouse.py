@@ -27,7 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lockbuild.environments.store import Generation, Manifest, digest_of_contents
+from lockbuild.environments.contents import look_at
+from lockbuild.environments.local import digest_of_sources
+from lockbuild.environments.store import Generation, Manifest
 from witness import LOCKBUILD, PATIENCE, Gate, changed, complete_lines, wait_until
 
 BACKEND = Path(__file__).with_name("probe_backend.py")
@@ -401,8 +403,10 @@ def a_made_up_environment(tree: ProbeTree, number: int = 1) -> Path:
     tree.store.mkdir(parents=True, mode=0o700, exist_ok=True)
     Path(generation.path, "bin").mkdir(parents=True)
     Path(generation.users_path).mkdir()
-    scripts, contents = f"{generation.path}/bin", digest_of_contents(generation.path)
-    generation.write_manifest(Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents))
+    scripts, contents = f"{generation.path}/bin", look_at(generation.path).digest
+    generation.write_manifest(
+        Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents, digest_of_sources((), ()))
+    )
     return Path(generation.path)
 
 

@@ -1,6 +1,6 @@
 """A PEP 517 build frontend that is safe to run any number of times at once.
 
-The names of the Python API are imported from their modules when they are first used: `import lockbuild` costs nothing.
+The names of the Python API are imported from their modules when they are first used, so `import lockbuild` is cheap.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
     "project_wheel_metadata",
 ]
 
-# Where the names are that are not errors.
+# The modules of the names that are not errors.
 _MODULES = {
     "Artifact": "request",
     "BuildOptions": "api",

@@ -1,8 +1,8 @@
-"""The Python API: a build, waited for in a thread or awaited in an event loop, and the metadata of a project.
+"""The Python API: builds, in the calling thread or in an event loop, and the metadata of a project.
 
-`build` runs in the process and thread that calls it and changes neither: no signal handlers, no working directory; only
-what the main thread does about Ctrl-Z at a terminal is as in ``lockbuild``. `async_build` runs the same build in a
-process of its own, which can be ended at any moment.
+`build` runs in the process and thread that call it, and changes neither signal handlers nor the working directory. The
+one exception is Ctrl-Z at a terminal, which the main thread handles during a hook, as ``lockbuild`` does. `async_build`
+runs the same build in a process of its own, which can be ended at any moment.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 from importlib.metadata import Distribution as InstalledDistribution
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
+from lockbuild import frontend
+from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest, BuildResult, Distribution, Installer, LinkMode, LockPolicy
 
 if TYPE_CHECKING:
@@ -18,13 +20,11 @@ if TYPE_CHECKING:
     from importlib.metadata import PackageMetadata
     from typing import TypeAlias, Unpack
 
-    from lockbuild.events import Reporter
-
     StrPath: TypeAlias = str | os.PathLike[str]
 
 
 class BuildOptions(TypedDict, total=False):
-    """What a build may be told beside what it builds: fields of `BuildRequest`, which says what they mean."""
+    """The options of a build. They are fields of `BuildRequest`, which describes them."""
 
     config_settings: Mapping[str, Any]
     isolation: bool
@@ -57,19 +57,17 @@ def build(
     **options: Unpack[BuildOptions],
 ) -> BuildResult:
     """
-    Build what is asked for; return the artifacts, which are then in the out-dir.
+    Build distributions into the out-dir; return the artifacts.
 
-    ``srcdir`` is a source tree or a ``.tar.gz`` sdist, or a `BuildRequest`, of which the other arguments replace
-    fields. ``distributions`` are ``"sdist"``, ``"wheel"`` and ``"editable"``, a wheel that leads to the tree; each is
-    built directly from the tree. Without any, an sdist is built, and a wheel from it. ``outdir`` is by default ``dist``
-    in the tree. ``options`` are those of `BuildOptions`. ``reporter`` hears of events in this thread. What hooks print
-    goes where this process's output goes, or nowhere with ``verbosity=-1``.
+    ``srcdir`` is a source tree, a ``.tar.gz`` sdist, or a `BuildRequest` whose fields the other arguments replace.
+    ``distributions`` may contain ``"sdist"``, ``"wheel"`` and ``"editable"``, a wheel that refers to the tree. Each is
+    built directly from the tree. By default, an sdist is built, and a wheel from it. ``outdir`` is ``dist`` in the tree
+    by default. ``options`` are those of `BuildOptions`. ``reporter`` hears of events in this thread. Hooks write to the
+    standard output and error of this process, or nowhere with ``verbosity=-1``.
 
-    Raises `LockbuildError`; what the library ``build`` raises for a tree, environment or backend that fails
-    (``build.BuildException``, ``build.BuildBackendException``, ``build.FailedProcessError``); and `OSError`.
+    Raises `LockbuildError`, `OSError`, and the exceptions of the library ``build`` for a tree, environment or backend
+    that fails: ``build.BuildException``, ``build.BuildBackendException``, ``build.FailedProcessError``.
     """
-    from lockbuild import frontend
-
     return frontend.build(_request(srcdir, distributions, outdir, options), reporter)
 
 
@@ -84,14 +82,14 @@ async def async_build(
     """
     Build as `build` does while the event loop runs on.
 
-    The build runs in a process of its own. When this is cancelled, its backend is ended and its lock is free before
-    `asyncio.CancelledError` is raised, and when this process is killed, the build ends, too. ``reporter`` hears of
-    events in the event loop. What hooks print goes to standard error.
+    The build runs in a process of its own. On cancellation, its backend has ended and its lock is free before
+    `asyncio.CancelledError` is raised. When this process is killed, the build ends as well. ``reporter`` hears of
+    events in the event loop. Hooks write to standard error.
 
-    Raises what `build` raises.
+    Raises what `build` raises, and `WorkerError` when the process of the build was killed.
     """
+    # It imports asyncio.
     from lockbuild.build_process import build_in_process
-    from lockbuild.events import Reporter
 
     return await build_in_process(_request(srcdir, distributions, outdir, options), reporter or Reporter())
 
@@ -104,16 +102,14 @@ def project_wheel_metadata(
     **options: Unpack[BuildOptions],
 ) -> PackageMetadata:
     """
-    Return the metadata of the wheel that a project would give, as ``build.util.project_wheel_metadata`` does.
+    Return the metadata of a project's wheel, as ``build.util.project_wheel_metadata`` does.
 
-    ``source_dir`` is a source tree, a ``.tar.gz`` sdist or a wheel. With ``isolated`` the backend runs in a build
-    environment that is kept; without, in the one that runs this, whose packages are not checked. ``options`` are
-    those of `BuildOptions`. Raises what `build` raises.
+    ``source_dir`` is a source tree, a ``.tar.gz`` sdist or a wheel. With ``isolated``, the backend runs in a kept build
+    environment. Without, it runs in the environment of this interpreter, and build requirements are not checked.
+    ``options`` are those of `BuildOptions`. Raises what `build` raises.
     """
-    from lockbuild import frontend
-
-    request = BuildRequest(os.fspath(source_dir), isolation=isolated, skip_dependency_check=not isolated)
-    return _Metadata(frontend.metadata(_with_options(request, options), reporter).decode()).metadata
+    fields = {"isolation": isolated, "skip_dependency_check": not isolated, **_fields(options)}
+    return _Metadata(frontend.metadata(BuildRequest(os.fspath(source_dir), **fields), reporter).decode()).metadata
 
 
 def _request(
@@ -122,29 +118,29 @@ def _request(
     out_dir: StrPath | None,
     options: BuildOptions,
 ) -> BuildRequest:
-    request = source if isinstance(source, BuildRequest) else BuildRequest(os.fspath(source))
     if isinstance(distributions, str):
-        raise TypeError(f"distributions is a sequence of names, such as [{distributions!r}]")
+        raise TypeError(f"distributions must be a sequence of names such as [{distributions!r}], not a string")
+    fields = _fields(options)
     if chosen := tuple(distributions):
-        request = request._replace(distributions=chosen)
-    if unknown := set(request.distributions).difference(get_args(Distribution)):
-        raise ValueError(f"distributions are {', '.join(get_args(Distribution))}, not {', '.join(sorted(unknown))}")
+        fields["distributions"] = chosen
     if out_dir is not None:
-        request = request._replace(out_dir=os.fspath(out_dir))
-    return _with_options(request, options)
+        fields["out_dir"] = os.fspath(out_dir)
+    request = (
+        source._replace(**fields) if isinstance(source, BuildRequest) else BuildRequest(os.fspath(source), **fields)
+    )
+    if unknown := set(request.distributions).difference(get_args(Distribution)):
+        raise ValueError(f"distributions may be {', '.join(get_args(Distribution))}, not {', '.join(sorted(unknown))}")
+    return request
 
 
-def _with_options(request: BuildRequest, options: BuildOptions) -> BuildRequest:
+def _fields(options: BuildOptions) -> dict[str, Any]:
     if unknown := options.keys() - BuildOptions.__annotations__.keys():
         raise TypeError(f"a build has no option {', '.join(sorted(unknown))}")
-    fields: dict[str, Any] = {
-        name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()
-    }
-    return request._replace(**fields)
+    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
 
 
 class _Metadata(InstalledDistribution):
-    """A distribution of which there is nothing but a METADATA file."""
+    """A distribution that consists of its METADATA file alone."""
 
     def __init__(self, metadata: str) -> None:
         self._metadata = metadata

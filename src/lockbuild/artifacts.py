@@ -1,21 +1,22 @@
 """Artifacts on their way from a backend to the out-dir.
 
-A backend writes into a staging folder of its own, outside the source tree and the out-dir. What it has completed is
-linked or copied to a hidden name in the out-dir and renamed to its own: whoever opens a file of the out-dir by its
-final name finds it whole, and a build that fails, at any moment and for any reason, leaves nothing there.
+A backend writes into a staging folder, outside the source tree and the out-dir. lockbuild links or copies each complete
+artifact to a hidden name in the out-dir, and then renames it. So a file with a final name is always complete, and a
+failed build leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import stat
+import zipfile
 from typing import TYPE_CHECKING, Any
 
-from lockbuild.digest import digest_of_file
 from lockbuild.errors import ArtifactError, OutDirError
-from lockbuild.files import hidden_beside, link, new_file, write_whole
+from lockbuild.files import digest_of_file, hidden_beside, link, new_file, write_whole
 from lockbuild.folders import Folder, named_folder
 from lockbuild.request import Artifact, Distribution, Timing
 
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".whl", ".tar.gz")
 
-# To write into what is there already.
+# Opens an existing file, device or pipe for writing.
 _INTO = os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
 
-# How much of a file is read at a time, in bytes.
+# How many bytes of a file to read at a time.
 _COPY_SIZE = 1 << 20
 
 
 def check_artifact(staging: str, returned: str, distribution: Distribution) -> str:
     """
-    Check that what the backend says it has built is there and is whole; return its name in the staging folder.
+    Check that the artifact that the backend names exists and is complete; return its name in the staging folder.
 
-    Raises `ArtifactError` with what is wrong.
+    Raises `ArtifactError`.
     """
     path = os.path.realpath(os.path.join(staging, returned))
     name = os.path.basename(path)
@@ -49,12 +50,11 @@ def check_artifact(staging: str, returned: str, distribution: Distribution) -> s
     elif name.endswith(".tar.gz"):
         problem = _problem_with_sdist(path)
     if problem is not None:
-        raise ArtifactError(f"The backend built {name}, but it cannot be read: {problem}") from problem
+        raise ArtifactError(f"The backend built {name}, which cannot be read: {problem}") from problem
     return name
 
 
 def _problem_with_wheel(path: str) -> Exception | None:
-    import zipfile
 
     try:
         with zipfile.ZipFile(path) as archive:
@@ -68,7 +68,7 @@ def _problem_with_sdist(path: str) -> Exception | None:
     from lockbuild.sdist import UNREADABLE, read_through
 
     try:
-        # A backend that was cut short, by a full disk say, may have left the beginning of one.
+        # A backend that was cut short, for example by a full disk, may have left an incomplete file.
         read_through(path)
     except UNREADABLE as error:
         return error
@@ -76,7 +76,7 @@ def _problem_with_sdist(path: str) -> Exception | None:
 
 
 def make_out_dir(out_dir: str) -> None:
-    """Make the out-dir before the backend works in vain; the errors are worded as ``build`` words them."""
+    """Make the out-dir before the backend runs. Errors have the words of ``build``."""
     path = os.path.abspath(out_dir)
     try:
         os.makedirs(path, exist_ok=True)
@@ -88,9 +88,9 @@ def make_out_dir(out_dir: str) -> None:
 
 def publish(staging: str, name: str, out_dir: str) -> str:
     """
-    Give the artifact ``name``, and what else the backend left beside it, its place in the out-dir; return its path.
+    Publish all files in the staging folder, the artifact ``name`` last; return the path of the artifact.
 
-    Two builds that publish the same name replace each other's file whole. The staging folder keeps its files.
+    Each file replaces one of the same name in the out-dir atomically. The staging folder keeps its files.
     """
     with named_folder(out_dir) as folder:
         for other in sorted(os.listdir(staging)):
@@ -103,7 +103,7 @@ def publish(staging: str, name: str, out_dir: str) -> str:
 def _publish_entry(source: str, folder: Folder) -> None:
     name = os.path.basename(source)
     if os.path.isdir(source):
-        # No standard hook writes folders. Where one does, its files are published one by one.
+        # No standard hook writes folders. The files of one are published one by one.
         with folder.enter(name) as inner:
             for each in sorted(os.listdir(source)):
                 _publish_entry(os.path.join(source, each), inner)
@@ -114,28 +114,28 @@ def _publish_entry(source: str, folder: Folder) -> None:
             try:
                 link(source, hidden, None, dir_fd)
             except OSError:
-                # Another file system, or one without hard links.
+                # The out-dir is on another file system, or has no hard links.
                 _copy(source, hidden, dir_fd)
             os.replace(hidden, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError as error:
         if error.errno and (error.filename, error.filename2) != (source, None):
-            # It names the hidden file, or both, the one that is read first, or none.
+            # It names the hidden file, or two files, or none; the user knows the target.
             raise OSError(error.errno, error.strerror, os.path.join(folder.path, name)) from error
         raise
 
 
 def _copy(source: str, target: str, dir_fd: int | None) -> None:
     """
-    Copy a file with its permissions and times to a name that nothing has.
+    Copy a file with its permissions and times to an unused name.
 
-    Both are set by the descriptor: the folder may be another user's, who can put a link to any file under the name.
+    These are set by way of the descriptor: if the folder belongs to another user, a link may take the name meanwhile.
     """
     with open(source, "rb") as read, open(new_file(target, 0o600, dir_fd), "wb") as written:
         shutil.copyfileobj(read, written, _COPY_SIZE)
         written.flush()
         if dir_fd is not None:
             status = os.fstat(read.fileno())
-            # Some file systems have no permissions, and say so.
+            # Some file systems have no permissions.
             with contextlib.suppress(PermissionError):
                 os.fchmod(written.fileno(), stat.S_IMODE(status.st_mode))
             os.utime(written.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -144,7 +144,7 @@ def _copy(source: str, target: str, dir_fd: int | None) -> None:
 
 
 def list_artifacts(out_dir: str) -> dict[str, tuple[int, int]]:
-    """Return the artifacts that are in an out-dir, each with what tells it from a later one of the same name."""
+    """Return the artifacts in an out-dir, each with an identity that a later file of the same name does not have."""
     found = {}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(out_dir) as entries:
         for entry in entries:
@@ -156,22 +156,22 @@ def list_artifacts(out_dir: str) -> dict[str, tuple[int, int]]:
 
 def clear_older(out_dir: str, before: dict[str, tuple[int, int]], built: Iterable[str]) -> None:
     """
-    Remove the artifacts that stood in the out-dir ``before`` this build and are of the same project as those built.
+    Remove artifacts that were in the out-dir ``before`` this build and belong to the same project as those built.
 
-    What another build has put there since is left alone, under whatever name.
+    Artifacts that other builds have published since stay.
     """
     kept = set(built)
     projects = {_project_name(name) for name in kept} - {None}
     now = list_artifacts(out_dir)
     for name, identity in before.items():
         if name not in kept and now.get(name) == identity and _project_name(name) in projects:
-            # Another build with --clear may be quicker.
+            # Another build with --clear may have removed it.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(out_dir, name))
 
 
 def _project_name(artifact: str) -> str | None:
-    """Return the project that an artifact is of; ``None`` for a file whose name no artifact has, which is not ours."""
+    """Return the project of an artifact; ``None`` for a file whose name is not that of an artifact."""
     from packaging.utils import InvalidSdistFilename, InvalidWheelFilename, parse_sdist_filename, parse_wheel_filename
 
     try:
@@ -181,9 +181,7 @@ def _project_name(artifact: str) -> str | None:
 
 
 def metadata_of_wheel(wheel: str) -> bytes:
-    """Return the METADATA of a wheel. Raises `ArtifactError` when there is none."""
-    import zipfile
-
+    """Return the METADATA of a wheel. Raises `ArtifactError` when it has none."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith(".dist-info/METADATA")]
@@ -202,7 +200,7 @@ def describe(path: str, kind: Distribution) -> Artifact:
 
 
 def report(artifacts: Sequence[Artifact], timings: Sequence[Timing] = ()) -> dict[str, Any]:
-    """Return the report that ``python -m build --report`` writes, and timings in seconds."""
+    """Return the report that ``python -m build --report`` writes, with the timings in seconds if there are any."""
     content: dict[str, Any] = {
         "version": "1.0",
         "artifacts": [
@@ -223,26 +221,24 @@ def report(artifacts: Sequence[Artifact], timings: Sequence[Timing] = ()) -> dic
 
 def encoded(content: Mapping[str, Any]) -> bytes:
     """Return a report as JSON."""
-    import json
-
     return f"{json.dumps(content, indent=2)}\n".encode()
 
 
 def write_report(path: str, content: bytes) -> None:
     """
-    Write a report, whole or not at all, in place of a file; into what is no file: a device, a pipe, a stream of ours.
+    Write a report: replace a regular file atomically, or write into a device, a pipe or a standard stream.
 
     Raises `OSError`.
     """
     try:
-        # A file is not changed by that. A pipe has us wait for its reader, as it has every program.
+        # This does not change a file. For a pipe, it waits until there is a reader.
         opened = os.open(path, _INTO)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         write_whole(path, content)
         return
     with open(opened, "wb") as existing:
         found = os.fstat(opened)
-        # /dev/stdout may be redirected to a file: other output has its place there, before and behind the report.
+        # /dev/stdout may be a file, which has other output before and after the report.
         ours = [number for number in (1, 2) if os.path.samestat(os.fstat(number), found)]
         if not ours and stat.S_ISREG(found.st_mode):
             write_whole(path, content)

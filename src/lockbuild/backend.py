@@ -1,19 +1,19 @@
-"""A build backend: setuptools' hooks, each under the lock on the source tree, for frontends that take no lock.
+"""A build backend: runs setuptools' hooks under the lock on the source tree, for frontends that take no lock.
 
-A project names it in its pyproject.toml, and is then safe from every frontend::
+A project that names it in its pyproject.toml can be built by any frontend, any number of times at once::
 
     [build-system]
     requires = ["setuptools", "lockbuild"]
     build-backend = "lockbuild.backend"
 
-The hooks are those of PEP 517 and PEP 660, with the arguments and results of `setuptools.build_meta`; one that the
-installed setuptools does not have is not here either. A frontend runs each of them in a process of its own, so that
-another build's hooks may come between two hooks of this one. They pass nothing to each other through the tree: what
-a hook leaves there the next one writes anew. But frontends do read and replace each other's files in an out-dir that
-they share, and there setuptools removes the old file before it has the new one; so what is built is published whole.
+The hooks are those of PEP 517 and PEP 660 that the installed setuptools has, with the arguments and results of
+`setuptools.build_meta`. A frontend runs each hook in a process of its own, so hooks of another build may run between
+two hooks of one build. That is harmless: each hook rewrites what an earlier one left in the tree. But builds may share
+an out-dir, where setuptools removes the old file before the new one is complete. So this backend has setuptools build
+elsewhere, and then publishes each artifact whole.
 
-Only the standard library, filelock and platformdirs are imported here, and setuptools. That one is imported at once:
-a frontend looks for the hooks to learn which there are, and a hook host shares the import between hooks.
+This module imports only the standard library, filelock, platformdirs and setuptools. It imports setuptools at once: a
+frontend looks here for the hooks that exist, and a hook host shares the import between hooks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ except ModuleNotFoundError as error:
     if error.name != "setuptools":
         raise
     raise ImportError(
-        "lockbuild.backend runs the hooks of setuptools, which is not installed: write "
+        "lockbuild.backend needs setuptools, which is not installed: write "
         'requires = ["setuptools", "lockbuild"] under [build-system] in pyproject.toml'
     ) from None
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     _ConfigSettings: TypeAlias = Mapping[str, Any] | None
 
-# For in-tree backends that take all hooks from here and replace some.
+# For in-tree backends that import all hooks from here and replace some.
 __all__ = [
     "build_sdist",
     "build_wheel",
@@ -57,13 +57,13 @@ __all__ = [
 
 
 def get_requires_for_build_sdist(config_settings: _ConfigSettings = None) -> list[str]:
-    """Return what else is required to build an sdist. It writes ``*.egg-info`` into the tree, and so needs the lock."""
+    """Return the extra requirements for an sdist. setuptools writes ``*.egg-info`` into the tree for that."""
     with _locked_tree():
         return _setuptools.get_requires_for_build_sdist(config_settings)
 
 
 def get_requires_for_build_wheel(config_settings: _ConfigSettings = None) -> list[str]:
-    """Return what else is required to build a wheel."""
+    """Return the extra requirements for a wheel."""
     with _locked_tree():
         return _setuptools.get_requires_for_build_wheel(config_settings)
 
@@ -95,7 +95,7 @@ if hasattr(_setuptools, "build_editable"):
     __all__ += ["build_editable", "get_requires_for_build_editable", "prepare_metadata_for_build_editable"]
 
     def get_requires_for_build_editable(config_settings: _ConfigSettings = None) -> list[str]:
-        """Return what else is required to build an editable wheel."""
+        """Return the extra requirements for an editable wheel."""
         with _locked_tree():
             return _setuptools.get_requires_for_build_editable(config_settings)
 
@@ -107,7 +107,7 @@ if hasattr(_setuptools, "build_editable"):
     def build_editable(
         wheel_directory: str, config_settings: _ConfigSettings = None, metadata_directory: str | None = None
     ) -> str:
-        """Build an editable wheel, which leads to the tree, into a directory; return its name there."""
+        """Build an editable wheel, which refers to the tree, into a directory; return its name there."""
         with _locked_tree():
             return _published(
                 lambda folder: _setuptools.build_editable(folder, config_settings, metadata_directory), wheel_directory
@@ -117,13 +117,13 @@ if hasattr(_setuptools, "build_editable"):
 @contextlib.contextmanager
 def _locked_tree() -> Iterator[None]:
     """
-    Lock the tree that a hook is called for: the working directory, says PEP 517.
+    Lock the tree of a hook, which is its working directory (PEP 517).
 
-    Where a lockbuild frontend holds the lock already, that is known from the environment, and nobody waits. Builds
-    that the hook runs on its own tree go on under the lock in the same way.
+    Under a lockbuild frontend that holds the lock, the hook finds the lock in its environment and does not wait.
+    Builds that the hook runs on its own tree go on under the lock in the same way.
 
-    A lock that cannot be had ends the process, as PEP 517 allows it, with one line on standard error: a frontend
-    would show the exception with its traceback.
+    When the lock cannot be taken, the process ends with one line on standard error, as PEP 517 allows. For an
+    exception, a frontend would show a traceback.
     """
     console = Console(0)
     with contextlib.ExitStack() as stack:
@@ -133,13 +133,13 @@ def _locked_tree() -> Iterator[None]:
         except LockbuildError as error:
             console.error(str(error))
             sys.exit(error.exit_status)
-        # It stays in the environment. Without the file that goes with it, it means nothing to anybody.
+        # The variable stays in the environment. Without the file that goes with it, it has no effect.
         os.environ.update(stack.enter_context(lock.lent()))
         yield
 
 
 def _published(build: Callable[[str], str], directory: str) -> str:
-    """Have an artifact built elsewhere, and give it its place in a directory at once; return its name there."""
+    """Build an artifact elsewhere and publish it whole in a directory; return its name there."""
     os.makedirs(directory, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="lockbuild-", ignore_cleanup_errors=True) as staging:
         name = build(staging)

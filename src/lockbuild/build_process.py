@@ -1,7 +1,7 @@
-"""A build in a process of its own, which an event loop starts, listens to, and can end at any moment.
+"""A build in a process of its own: an event loop starts it, reads its events, and can end it at any moment.
 
-The process is ``lockbuild --json --end-with-stdin`` in a session of its own. It ends with the pipe that is its standard
-input, and so also when the process that awaits it is killed.
+The process is ``lockbuild --json --end-with-stdin`` in a session of its own. It ends when its standard input, a pipe,
+is closed, and so also when the process that awaits it is killed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lockbuild.events import Reporter
     from lockbuild.request import BuildRequest, BuildResult
 
-# How long a process that was asked to end may take, in seconds. Its hook is killed after a fraction of a second; an
-# installer takes a little longer. Then it is killed, and the host of its hooks ends these, as after any kill.
+# How many seconds a process that was asked to end may take before it is killed. It kills its hook after a fraction of a
+# second; an installer takes a little longer. After a kill, the hook host ends the hook.
 _END_SECONDS = 10.0
 
 
@@ -31,15 +31,15 @@ async def build_in_process(request: BuildRequest, reporter: Reporter) -> BuildRe
     """Run a build in a process of its own. Raises what the build raises, and `WorkerError`."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        # Without the working directory on the path: it may well hold a build.py.
+        # -P: the working directory, which may contain a build.py, is not on the path.
         *("-P", "-m", "lockbuild", "--json", "--timings", "--end-with-stdin"),
         *words_of(request),
         env=os.environ | variables_of(request),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        # A message may be of any length.
+        # A line may have any length.
         limit=sys.maxsize,
-        # Ctrl-C is for this process, which decides what becomes of the build.
+        # Ctrl-C reaches this process alone, which decides whether to end the build.
         start_new_session=True,
     )
     try:
@@ -49,20 +49,20 @@ async def build_in_process(request: BuildRequest, reporter: Reporter) -> BuildRe
 
 
 async def read_events(process: Process, reporter: Reporter) -> BuildResult:
-    """Tell a reporter what a process writes; return the result. Raises the error, and `WorkerError` without either."""
+    """Pass the events of a build's process to a reporter; return the result. Raises its error, or `WorkerError`."""
     assert process.stdout is not None
     async for line in process.stdout:
-        # A process that is killed leaves half a line.
+        # A killed process may leave half a line.
         if line.endswith(b"\n") and (result := read_event(line, reporter)) is not None:
             return result
     raise WorkerError(await process.wait())
 
 
 async def _end(process: Process) -> None:
-    """Have a process end, and wait for it, however often this is cancelled meanwhile."""
+    """End a process and wait for it, however often this is cancelled meanwhile."""
     assert process.stdin is not None
     process.stdin.close()
-    # To wait for the end alone would not do: it may want to write more than a pipe holds.
+    # Reads its output as well: it may write more than a pipe holds before it ends.
     ending = asyncio.ensure_future(process.communicate())
     cancelled = None
     while not ending.done():
@@ -78,7 +78,7 @@ async def _end(process: Process) -> None:
 
 
 def words_of(request: BuildRequest) -> list[str]:
-    """Return the command line that `make_request` makes this request of, in an environment with `variables_of` it."""
+    """Return the arguments from which `make_request` makes this request, together with its `variables_of`."""
     words = [f"--{kind}" for kind in request.distributions]
     words.append(f"--link-mode={request.link_mode}")
     words.append(f"--lock-timeout={float('inf') if request.lock_timeout is None else request.lock_timeout}")
@@ -109,5 +109,5 @@ def words_of(request: BuildRequest) -> list[str]:
 
 
 def variables_of(request: BuildRequest) -> dict[str, str]:
-    """Return the variables for what no option says, or none together with the others of a request."""
+    """Return variables for fields that have no option, or whose option excludes another of the request."""
     return {INSTALLER_VARIABLE: request.installer, PREIMPORT_VARIABLE: "1" if request.preimport else "0"}

@@ -1,8 +1,8 @@
-"""Everything that a person sees: steps and errors on standard error, results on standard output.
+"""All output for people: steps and errors on standard error, results on standard output.
 
-The words and colours of steps are those of ``python -m build``. What is ours is the wait for a lock: one line that
-counts up on a terminal; elsewhere a line when it begins, when the holder changes, and every quarter of a minute. And
-on a terminal other steps that take their time have such a line as well (`live`).
+The words and colors of steps are those of ``python -m build``. lockbuild adds the wait for a lock. On a terminal, one
+line counts its seconds; elsewhere there is a line when it begins, when the holder changes, and every 15 seconds. On a
+terminal, other long steps have such a line as well (`live`).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _COLORS = {
 }
 _NO_COLORS = dict.fromkeys(_COLORS, "")
 
-# How often a wait is told of again where lines stay, in seconds.
+# How often to report the same wait again where lines stay, in seconds.
 _REPEAT_SECONDS = 15.0
 
-# The steps in which no hook runs, in words; not the wait for a lock, of which `Console.waiting` hears.
+# Words for the steps in which no hook runs. `Console.waiting` reports the wait for a lock.
 _STEPS = {
     "environment": "Making the build environment",
     "resolving": "Finding and fetching the build requirements",
@@ -52,7 +52,7 @@ class Console(Reporter):
     """
     A reporter that prints. ``verbosity`` counts -v and -q as ``build`` does: below -1 only errors are printed.
 
-    ``hooks_write`` says whether hooks write where we write; then nothing comes and goes there while one runs.
+    ``hooks_write`` says whether hooks write to the same terminal. If so, there is no live line while one runs.
     """
 
     def __init__(self, verbosity: int, *, hooks_write: bool = True) -> None:
@@ -66,7 +66,7 @@ class Console(Reporter):
             self.warn("Both NO_COLOR and FORCE_COLOR environment variables are set, disabling color")
 
     def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
-        """Print a message of ``build`` in the form that its own command line gives it."""
+        """Print a message of ``build`` as its own command line does."""
         if self._verbosity < -1:
             return
         match kind:
@@ -82,7 +82,7 @@ class Console(Reporter):
                 self._print_lines(message, "  ")
 
     def detail(self, message: str) -> None:
-        """Print something for those who asked for it with -v."""
+        """Print a message only with -v."""
         if self._verbosity > 0:
             self.log(message)
 
@@ -93,7 +93,7 @@ class Console(Reporter):
             self._print_error(f"{self._err['yellow']}WARNING{self._err['reset']} {message}")
 
     def waiting(self, wait: LockWait) -> None:
-        """Print who is waited for."""
+        """Print which process the build waits for."""
         if self._verbosity < -1:
             return
         held_by = str(wait.holder) if wait.holder else "a process that cannot be seen from here"
@@ -103,7 +103,7 @@ class Console(Reporter):
             builder = wait.holder.pid if wait.holder else held_by
             text = f"Waiting for {builder}, which is {shown(wait.activity)}"
         if self._live_line is not None:
-            # The end of the line is what counts up; a long command line before it is cut.
+            # The seconds at the end have to be seen, so a long command line before them is cut.
             end = f", {wait.waited:.0f} s so far"
             line = f"* {text}"[: max(0, self._width - len(end))] + end
             self._live_line.show(line[: self._width])
@@ -129,7 +129,7 @@ class Console(Reporter):
             self._print_error(f"* Got the lock on {shown(subject)} after {waited:.0f} s", "bold")
 
     def began(self, step: str) -> None:
-        """Tell of a step that lasts, on a terminal."""
+        """Show on a terminal that a step has begun, if it lasts."""
         words = _STEPS.get(step)
         if words is None and step != "lock" and not self._hooks_write:
             words = f"Running {step}"
@@ -137,27 +137,27 @@ class Console(Reporter):
             self._live_line.began(words)
 
     def progress(self, done: int, total: int) -> None:
-        """Show how much of the step is done, on a terminal."""
+        """Show on a terminal how much of the step is done."""
         if self._live_line is not None:
             self._live_line.progress(done, total)
 
     def ended(self, step: str, seconds: float) -> None:  # noqa: ARG002
-        """Tell of it no more."""
+        """Remove the line of the step."""
         if self._live_line is not None:
             self._live_line.ended()
 
     def error(self, message: str, tips: Sequence[str] = ()) -> None:
-        """Print what went wrong, in one line, after what might help."""
+        """Print an error in one line, after tips that may help."""
         for tip in tips:
             self._print_error(f"{self._err['yellow']}TIP{self._err['reset']} {tip}")
         self._print_error(f"{self._err['red']}ERROR{self._err['reset']} {message}")
 
     def traceback(self, text: str) -> None:
-        """Print the traceback of a backend, on standard output as ``build`` does it."""
+        """Print the traceback of a backend on standard output, as ``build`` does."""
         self._print(f"\n{self._out['dim']}{text}{self._out['reset']}\n", sys.stdout)
 
     def succeeded(self, result: BuildResult) -> None:
-        """Print the last line of a build that has succeeded, after where its time went, if that is in the result."""
+        """Print the last line of a build that has succeeded, after the timings in the result, if any."""
         if self._verbosity < -1:
             return
         if result.timings:
@@ -175,7 +175,7 @@ class Console(Reporter):
         self._print(json.dumps(fields, ensure_ascii=False, indent=2), sys.stdout)
 
     def _print_timings(self, timings: Sequence[Timing]) -> None:
-        """Print them in milliseconds."""
+        """Print timings in milliseconds."""
         total = Timing("total", sum(seconds for _, seconds in timings))
         width = max(len(step) for step, _ in timings)
         lines = [f"{step:{width}} {seconds * 1000:8.1f} ms" for step, seconds in (*timings, total)]

@@ -1,13 +1,13 @@
-"""A build's events as JSON lines, the transport for everything that leaves its process.
+"""A build's events as JSON lines, which carry everything that leaves its process.
 
 `EventWriter` is the reporter of ``lockbuild --json``; `read_event` is the other side. Each line is one object:
 
-- ``{"event": METHOD, ...}`` for a method of `Reporter` that is called, with its arguments by name. ``waiting`` has the
+- ``{"event": METHOD, ...}`` for each call of a method of `Reporter`, with its arguments by name. ``waiting`` has the
   fields of `LockWait`, and ``holder`` those of `Holder`.
-- The last line of a build that succeeds is ``{"event": "result", ...}`` with what ``--report`` writes; with
+- The last line of a build that succeeds is ``{"event": "result", ...}`` with the content of ``--report``; with
   ``--metadata``, it is ``{"event": "result", "metadata": {...}}``.
-- The last line of one that fails is ``{"event": "error", "type": ..., "message": ..., "exit_status": ..., "notes":
-  [...], "data": {...}}``. ``data`` are the attributes of the error.
+- The last line of a build that fails is ``{"event": "error", "type": ..., "message": ..., "exit_status": ..., "notes":
+  [...], "data": {...}}``. ``data`` has the attributes of the error.
 
 A build that is interrupted or killed has no last line, and its final line may be cut off.
 """
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
     from packaging.metadata import RawMetadata
 
-# The methods of a reporter whose arguments are JSON as they are.
+# The methods of a reporter whose arguments need no conversion to JSON.
 _PLAIN_EVENTS = frozenset({"detail", "warn", "got_lock", "began", "progress", "ended"})
 
 
 class EventWriter(Reporter):
-    """A reporter that writes lines to a descriptor. Raises `OSError` when it cannot."""
+    """A reporter that writes lines to a descriptor. Its methods raise `OSError` when that fails."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._writing = threading.Lock()
-        """Held for a whole line: while pip runs, another thread reports waits."""
+        """Held while a line is written: while pip runs, another thread reports waits."""
 
     def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
         """Write a message of the library ``build``."""
@@ -57,7 +57,7 @@ class EventWriter(Reporter):
         self._write("warn", message=message)
 
     def waiting(self, wait: LockWait) -> None:
-        """Write that a lock is still waited for."""
+        """Write that the build still waits for a lock."""
         self._write("waiting", **wait._asdict() | {"holder": wait.holder._asdict() if wait.holder else None})
 
     def got_lock(self, subject: str, waited: float) -> None:
@@ -96,7 +96,7 @@ class EventWriter(Reporter):
         )
 
     def _write(self, event: str, **fields: object) -> None:
-        # In ASCII: a path may hold bytes that are no text, which JSON can carry only as escapes.
+        # In ASCII: a path may contain bytes that are not text, which JSON can carry only as escapes.
         line = memoryview(json.dumps({"event": event, **fields}, default=str).encode("ascii") + b"\n")
         with self._writing:
             while line:
@@ -105,11 +105,11 @@ class EventWriter(Reporter):
 
 def read_event(line: bytes, reporter: Reporter) -> BuildResult | None:
     """
-    Tell a reporter what a line says; return the result, if it is that.
+    Pass the event of a line to a reporter, or return the result of the build.
 
-    For an error this raises what the build has raised: a `LockbuildError`, an exception of the library ``build``, or
-    `OSError`, with their messages, notes and data. Of an exception in a backend the traceback comes as a note. Any
-    other exception, a bug in lockbuild, is a `LockbuildError` that names it.
+    For an error, raise the build's exception with its message, notes and data: a `LockbuildError`, an exception of the
+    library ``build``, or `OSError`. An exception in a backend has its traceback as a note. Any other exception, which
+    is a bug in lockbuild, becomes a `LockbuildError` that names it.
     """
     fields: dict[str, Any] = json.loads(line)
     event = fields.pop("event")
@@ -133,7 +133,7 @@ def read_event(line: bytes, reporter: Reporter) -> BuildResult | None:
 
 
 def _data_of(error: Exception) -> dict[str, Any]:
-    """Return what `_restored` needs beside the message."""
+    """Return what `_restored` needs in addition to the message."""
     if isinstance(error, LockbuildError):
         attributes = {name: value for name, value in vars(error).items() if not name.startswith("_")}
         return {name: each._asdict() if isinstance(each, Holder) else each for name, each in attributes.items()}
@@ -151,7 +151,7 @@ def _restored(kind: str, message: str, data: Mapping[str, Any]) -> Exception:
         attributes = {name: _holder(value) if name == "holder" else value for name, value in data.items()}
         return restored_exception(ours, (message,), attributes)
     if kind == "OSError":
-        # With an errno it becomes the subclass for that.
+        # With an errno, the constructor returns the subclass for it.
         return OSError(message) if data["errno"] is None else OSError(data["errno"], data["strerror"], data["filename"])
     import build
 

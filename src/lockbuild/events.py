@@ -1,7 +1,7 @@
-"""What happens during a build, told to whoever wants to know.
+"""The events of a build, and the interface of a reporter that receives them.
 
-The code that builds and locks knows no terminal: it calls the methods of a `Reporter`. The console is one reporter;
-a test's list is another. The methods of this class do nothing, so that a reporter writes only those it needs.
+The code that builds and locks knows no terminal: it calls the methods of a `Reporter`. The console is one reporter; a
+list in a test is another.
 """
 
 from __future__ import annotations
@@ -16,70 +16,71 @@ class Holder(NamedTuple):
     pid: int
     command: str | None
     since: float | None
-    """When it took the lock, in seconds since the epoch, where it left a record of that."""
+    """When it took the lock, in seconds since the epoch; ``None`` if it left no record."""
 
     def __str__(self) -> str:
-        """Return it in the words of a message: ``1234 (lockbuild --wheel) for 12 s``."""
+        """Return words for a message, such as ``1234 (lockbuild --wheel) for 12 s``."""
         command = f" ({self.command})" if self.command else ""
         held = "" if self.since is None else f" for {max(0.0, time.time() - self.since):.0f} s"
         return f"{self.pid}{command}{held}"
 
 
 class LockWait(NamedTuple):
-    """A wait for a lock that still goes on."""
+    """A wait for a lock that is not over."""
 
     subject: str
-    """What the lock protects, as the user named it: the path of a source tree, mostly."""
+    """What the lock protects, as the user named it; usually the path of a source tree."""
     lock_file: str
     holder: Holder | None
-    """Who holds it, or ``None`` where that cannot be seen from here."""
+    """The process that holds the lock, or ``None`` if it cannot be seen."""
     waited: float
     """Seconds since the wait began."""
     timeout: float | None
-    """Seconds after which it ends in an error; ``None`` waits for ever."""
+    """Seconds after which the wait ends with an error; ``None`` waits forever."""
     activity: str | None = None
-    """What the holder does, where that is what is waited for."""
+    """What the holder is doing, if the wait is for its result."""
 
 
 class Reporter:
     """
-    Hears of events. Every method may be called from the thread that builds, and must return soon.
+    Receives the events of a build. The methods of this class do nothing; a subclass overrides those that it needs.
 
-    While pip runs for a build environment, another thread tells of waits and warnings of what is built for that.
+    The thread that builds calls these methods, so they must return soon. While pip runs for a build environment,
+    another thread reports waits and warnings of builds that pip has started.
     """
 
     def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
-        """Hear a message of the library ``build``, with its kinds: ``step``, ``subprocess`` and what follows it."""
+        """Called with a message that ``build`` logs. ``kind`` is ``("step",)``, ``("subprocess", ...)`` or ``None``."""
 
     def detail(self, message: str) -> None:
-        """Hear something that only a person who asked for more wants to know."""
+        """Called with a message for verbose output."""
 
     def warn(self, message: str) -> None:
-        """Hear of something that may surprise later."""
+        """Called with a warning."""
 
     def waiting(self, wait: LockWait) -> None:
-        """Hear twice a second of a wait for a lock that has lasted for half a second or longer."""
+        """Called twice a second during a wait for a lock, once it has lasted half a second."""
 
     def got_lock(self, subject: str, waited: float) -> None:
-        """Hear that a lock was taken after a wait of so many seconds of which `waiting` was told."""
+        """Called when a lock was taken after a wait of ``waited`` seconds that `waiting` has reported."""
 
     def began(self, step: str) -> None:
         """
-        Hear that a step of a build has begun; its names are those of `Timing`.
+        Called when a step of a build begins. Its names are those of `Timing`.
 
-        Two more are parts of ``environment``: ``resolving``, in which pip runs, and ``filling``, in which the wheels
-        that it has found are unpacked and linked.
+        Two more are parts of ``environment``: in ``resolving``, pip runs; in ``filling``, lockbuild unpacks the wheels
+        that pip has found and links them into the environment.
         """
 
     def progress(self, done: int, total: int) -> None:
-        """Hear how much of the step that has begun is done: so many wheels of so many are in an environment."""
+        """Called when ``done`` of ``total`` wheels are in the environment that is being filled."""
 
     def ended(self, step: str, seconds: float) -> None:
-        """Hear that it is over, whether or not it has succeeded, after so many seconds."""
+        """Called when a step is over after ``seconds``, whether or not it has succeeded."""
 
 
 class ReporterFailedError(Exception):
-    """A reporter has raised an `OSError`; kept apart from those of what it was told of."""
+    """A reporter has raised an `OSError`, which must not be taken for an error of the lock."""
 
     def __init__(self, error: OSError) -> None:
         self.error = error

@@ -1,25 +1,33 @@
-"""Files that get their names when they are whole, and descriptors that no child process inherits by accident.
+"""Files that get their names once they are complete, and descriptors that no child process inherits by accident.
 
-A file is made under a hidden name beside its own, which no other user can guess, and renamed. `remove_left_over` knows
-such a name when a process was killed in between.
+A file is made under a hidden name beside its own and then renamed. No other user can guess the hidden name. A process
+that is killed in between leaves it; `remove_left_over` removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import stat
 import sys
-from typing import TYPE_CHECKING, cast
+from hashlib import file_digest
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from typing import BinaryIO, TextIO
 
-# For a file that was not there before. No flag is needed against links with O_EXCL (POSIX); it does no harm.
-_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-# A hidden name is a dot, the beginning of the name, a dot, so many random digits, and the end. It is shorter than the
-# shortest limit of a file system in use (143 bytes, of eCryptfs).
+# For a new file. O_EXCL refuses a link by itself (POSIX); O_NOFOLLOW does no harm.
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
+
+# For a file to read, in whose place there may be a FIFO: that must not make us wait.
+_OLD = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
+
+# A hidden name is a dot, this many bytes of the name, a dot, this many random digits, and the end. It is shorter than
+# the limit of any file system in use; the lowest is 143 bytes (eCryptfs).
 _BEGINNING = 60
 _RANDOM = 16
 _END = ".tmp"
@@ -28,16 +36,16 @@ _END = ".tmp"
 @contextlib.contextmanager
 def hidden_beside(path: str, dir_fd: int | None = None) -> Iterator[str]:
     """
-    Yield an unused name beside ``path``, for what is then renamed to it. Afterwards nothing has that name.
+    Yield an unused name beside ``path``, for a file that is then renamed to ``path``. Afterwards, remove that name.
 
-    With ``dir_fd`` both are names in that folder.
+    With ``dir_fd``, both are names in that folder.
     """
     folder, name = os.path.split(path)
     hidden = os.path.join(folder, f"{_beginning(name)}{os.urandom(_RANDOM // 2).hex()}{_END}")
     try:
         yield hidden
     finally:
-        # Also after a rename: it leaves the first name when both are names of one file already (rename(2)).
+        # Needed after a rename, too: it leaves both names if they belong to one file already (rename(2)).
         with contextlib.suppress(OSError):
             os.unlink(hidden, dir_fd=dir_fd)
 
@@ -45,9 +53,9 @@ def hidden_beside(path: str, dir_fd: int | None = None) -> Iterator[str]:
 @contextlib.contextmanager
 def replacing(path: str, mode: int = 0o666, dir_fd: int | None = None) -> Iterator[BinaryIO]:
     """
-    Yield a file to write to, which gets the name ``path`` at the end, whatever had it before.
+    Yield a file to write to, which replaces ``path`` at the end.
 
-    After an exception all is as it was. ``mode`` is as for `os.open`: the umask counts. Raises `OSError`.
+    An exception leaves ``path`` as it was. ``mode`` is subject to the umask, as in `os.open`. Raises `OSError`.
     """
     with hidden_beside(path, dir_fd) as hidden:
         with open(new_file(hidden, mode, dir_fd), "wb") as file:
@@ -56,21 +64,41 @@ def replacing(path: str, mode: int = 0o666, dir_fd: int | None = None) -> Iterat
 
 
 def write_whole(path: str, content: bytes, mode: int = 0o666, dir_fd: int | None = None) -> None:
-    """Write a file that is whole whenever another process opens it; as `replacing`."""
+    """Write a file that is complete whenever another process opens it, by `replacing` it."""
     with replacing(path, mode, dir_fd) as file:
         file.write(content)
 
 
+def read_json(path: str, most_bytes: int = -1) -> Any:
+    """
+    Return the content of a JSON file; ``None`` if it is missing, damaged, longer than allowed, a link, or no file.
+
+    Its content may have any form.
+    """
+    try:
+        with open(os.open(path, _OLD), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            return json.loads(file.read(most_bytes))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def write_json(path: str, content: object, mode: int = 0o666, dir_fd: int | None = None) -> None:
+    """Write a JSON file whole; as `write_whole`."""
+    write_whole(path, json.dumps(content).encode(), mode, dir_fd)
+
+
 def new_file(path: str, mode: int, dir_fd: int | None = None) -> int:
-    """Return a descriptor of a file that nothing was before. Raises `FileExistsError`, also for a link to nowhere."""
-    return os.open(path, _NEW | getattr(os, "O_BINARY", 0), mode, dir_fd=dir_fd)
+    """Return a descriptor of a new file. Raises `FileExistsError`, even for a dangling link."""
+    return os.open(path, _NEW, mode, dir_fd=dir_fd)
 
 
 def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) -> None:
     """
-    Give a file one more name.
+    Give a file a second name, a hard link.
 
-    A link that another user has put in place of the source is not followed. Raises `OSError`.
+    A link that another user has put in place of ``source`` is not followed. Raises `OSError`.
     """
     if os.name == "nt":
         os.link(source, path)
@@ -78,15 +106,34 @@ def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) 
         os.link(source, path, src_dir_fd=source_dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
 
 
+def digest_of_file(path: str) -> str:
+    """Return the SHA-256 of a file's contents, in hexadecimal. Raises `OSError`."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
 def remove_left_over(folder: str, names: Collection[str]) -> None:
-    """Remove what killed processes have left beside these names in a folder. Only while no process writes there."""
+    """Remove files that killed processes have left beside these names. No process may be writing to the folder."""
     beginnings = set(map(_beginning, names))
     length = _RANDOM + len(_END)
-    for name in os.listdir(folder):
+    for name in set(os.listdir(folder)).difference(names):
         digits = name[-length : -len(_END)]
         if name.endswith(_END) and name[:-length] in beginnings and not digits.strip("0123456789abcdef"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
+
+
+def remove_anything(path: str) -> None:
+    """Remove a file or a folder, if it exists and can be removed."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError:
+        # A folder: the error differs by platform.
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _beginning(name: str) -> str:
@@ -94,8 +141,8 @@ def _beginning(name: str) -> str:
 
 
 def open_standard_streams() -> None:
-    """Open those of the standard streams that are closed on the null device: no other file gets their number then."""
-    # The lowest number that is free is taken. So each gets its own, if those below it are open.
+    """Open closed standard streams on the null device, so that no other file gets their descriptors."""
+    # The system assigns the lowest free descriptor, so each stream gets its own in this order.
     if not _is_open(0):
         sys.stdin = _open_null_device("r")
     if not _is_open(1):
@@ -119,7 +166,7 @@ def _open_null_device(mode: str) -> TextIO:
 
 
 def above_standard_streams(descriptor: int) -> int:
-    """Return a descriptor of the same open file that no child inherits as a standard stream; the first is closed."""
+    """Return a descriptor above 2, so that no child inherits it as a standard stream; close the old one if needed."""
     if descriptor > 2 or os.name == "nt":
         return descriptor
     import fcntl

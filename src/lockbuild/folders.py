@@ -1,8 +1,7 @@
-"""Folders that other users may be able to reach, opened so that none of them has put another one in their place.
+"""Opens folders that other users may reach, so that no other user has replaced them.
 
-A path says little: between our look at it and our use of it another user, who may write to one of the folders on the
-way, can put a link or a folder of his own there. So a folder is opened once, its descriptor is looked at, and so are
-those of the folders that it is in.
+A check of a path proves little: between the check and the use, a user who may write to a folder on the way can put a
+link or another folder there. So a folder is opened once, and its descriptor and those of all its parents are checked.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from lockbuild.errors import CacheFolderError, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# A folder as a place to look names up in, where the system has that: it takes the right to search, not that to read.
+# Opens a folder to look up names, where the system can: that takes permission to search, not to read.
 _SEARCH = (
     getattr(os, "O_PATH", getattr(os, "O_SEARCH", os.O_RDONLY))
     | getattr(os, "O_DIRECTORY", 0)
@@ -26,30 +25,30 @@ _SEARCH = (
 )
 _SEARCH_NO_LINK = _SEARCH | getattr(os, "O_NOFOLLOW", 0)
 
-# What a symbolic link, or a file, says to who opens it as a folder and follows no link.
+# Errors for opening a symbolic link, or a file, as a folder without following links.
 _NO_FOLDER = (errno.ENOTDIR, errno.ELOOP, errno.EMLINK)
 
-# As many links as Linux follows in one path.
+# The number of links that Linux follows in one path.
 _MOST_LINKS = 40
 
-# How often a folder is made when another process removes it again at once.
+# How often to make a folder when another process removes it at once.
 _ATTEMPTS = 20
 
 
 class Folder(NamedTuple):
-    """A folder that is open. Files in it are named by `at` together with ``dir_fd=folder.descriptor``."""
+    """An open folder. `at` names a file in it, together with ``dir_fd=folder.descriptor``."""
 
     path: str
     descriptor: int | None
-    """``None`` on Windows, where files are found by their path."""
+    """``None`` on Windows, where paths name files."""
 
     def at(self, name: str) -> str:
-        """Return what to call a file in the folder."""
+        """Return the path of a file in the folder for a call with ``dir_fd``."""
         return os.path.join(self.path, name) if self.descriptor is None else name
 
     @contextlib.contextmanager
     def enter(self, name: str) -> Iterator[Folder]:
-        """Yield a folder in this one, made if it was missing; a link is not followed. Raises `OSError`."""
+        """Yield a folder in this one, made if it was missing. Links are not followed. Raises `OSError`."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.at(name), dir_fd=self.descriptor)
         path = os.path.join(self.path, name)
@@ -62,7 +61,7 @@ class Folder(NamedTuple):
 
 @contextlib.contextmanager
 def named_folder(path: str) -> Iterator[Folder]:
-    """Yield the folder that a user has named, wherever links lead to. It stays the same one. Raises `OSError`."""
+    """Yield a folder that the user named. Links are followed once, when it is opened. Raises `OSError`."""
     if os.name == "nt":
         yield Folder(path, None)
         return
@@ -73,18 +72,17 @@ def named_folder(path: str) -> Iterator[Folder]:
 @contextlib.contextmanager
 def open_folder(path: str, *, make: bool = False, shared: bool = False) -> Iterator[Folder]:
     """
-    Yield a folder, after a check that no other user can change what its path leads to; with ``make`` it is made.
+    Yield a folder after checking that no other user can change where its path leads. With ``make``, make it first.
 
-    The path is walked from the root of the file system on. Each folder on the way is opened in the one before, without
-    following a link, and its descriptor is looked at: it has to belong to root or to this user, and only they may
-    write to it, unless it is sticky. In such a folder no other user can rename or remove what belongs to root or to
-    this user. So the name of each next folder leads to the same one for ever, as far as other users are concerned, and
-    from now on the path may be used as well as the descriptor.
+    The path is walked from the root of the file system. Each folder is opened relative to its parent, without following
+    links, and its descriptor is checked: it must belong to root or this user, and only they may write to it, unless it
+    is sticky. In such a folder, no other user can rename or remove what belongs to root or this user. So other users
+    cannot change where the path leads, and it may be used as well as the descriptor.
 
-    With ``shared`` other users may write there, and to folders on the way; only their links are not followed. What is
-    found by the path later may be another folder then, so what is made there is made by the descriptor.
+    With ``shared``, other users may write to the folder and its parents; only their links are not followed. The path
+    may then lead to another folder later, so files have to be made by way of the descriptor.
 
-    Windows has no such check. Raises `CacheFolderError` with the folder that is not as it has to be, and `OSError`.
+    On Windows, nothing is checked. Raises `OSError`, and `CacheFolderError` for a folder that fails the check.
     """
     if os.name == "nt":
         if make:
@@ -96,7 +94,7 @@ def open_folder(path: str, *, make: bool = False, shared: bool = False) -> Itera
             opened = _walk(path, make, shared)
             break
         except FileNotFoundError:
-            # Another process, which cleans up, has removed what we have made before we could open it.
+            # Another process has removed a folder between our making and opening it.
             if not make or not attempts_left:
                 raise
     with _closing(opened) as descriptor:
@@ -105,27 +103,17 @@ def open_folder(path: str, *, make: bool = False, shared: bool = False) -> Itera
 
 def make_private_folder(path: str, *, shared: bool = False) -> None:
     """
-    Make a folder that only this user can read and write, unless there is one.
+    Make a folder that only this user can read and write, unless it exists.
 
-    ``shared`` is said of the folder that it is in; see `open_folder`. Raises `CacheFolderError` when something else has
-    the name, and `OSError`.
+    ``shared`` applies to its parent; see `open_folder`. Raises `OSError`, and `CacheFolderError` when the name belongs
+    to something else.
     """
     parent, name = os.path.split(path)
     with open_folder(parent, make=True, shared=shared) as folder:
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder.at(name), 0o700, dir_fd=folder.descriptor)
         if folder.descriptor is not None and not _is_private(name, folder.descriptor):
-            raise CacheFolderError(f"{shown(path)} is not a folder that only you can write; remove it")
-
-
-def is_private_folder(path: str) -> bool:
-    """Tell whether there is a folder that only this user can read and write, or put another one in the place of."""
-    parent, name = os.path.split(path)
-    try:
-        with open_folder(parent) as folder:
-            return folder.descriptor is None or _is_private(name, folder.descriptor)
-    except (OSError, CacheFolderError):
-        return False
+            raise CacheFolderError(f"{shown(path)} is not a folder that only you can write to; remove it")
 
 
 def _is_private(name: str, parent: int) -> bool:
@@ -180,39 +168,39 @@ def _enter(name: str, folder: int, make: bool) -> int:
         return os.open(name, _SEARCH_NO_LINK, dir_fd=folder)
     if make:
         with contextlib.suppress(FileExistsError):
-            # Whatever the umask: where others could write in it, we would refuse it.
+            # Whatever the umask: a folder that others can write to would fail the check.
             os.mkdir(name, 0o755, dir_fd=folder)
     return os.open(name, _SEARCH_NO_LINK, dir_fd=folder)
 
 
 def _read_link(name: str, folder: int, way: str, is_fixed: bool) -> str | None:
-    """Return where a link leads that no other user has put there; ``None`` for what is no link."""
+    """Return where a link leads; ``None`` for anything else. Refuses a link that another user could have made."""
     found = os.lstat(name, dir_fd=folder)
     if not stat.S_ISLNK(found.st_mode):
         return None
-    # Between these two calls the link stays what it is: it belongs to root or to us, and in a folder that was checked
-    # only its owner and the folder's can rename or remove it. Elsewhere another user could even have moved a link of
-    # root's there.
+    # Between these two calls no other user can change the link: it belongs to root or to us, and in a checked folder
+    # only its owner and the folder's owner can rename or remove it. Elsewhere, another user could even have moved a
+    # link of root's there.
     if not is_fixed or not _is_trusted(found.st_uid):
         raise CacheFolderError(
             f"{shown(os.path.join(way, name))} is a symbolic link that another user could have put there "
-            f"(it belongs to user {found.st_uid})"
+            f"(it belongs to user {found.st_uid}); remove it, or choose another cache folder"
         )
     return os.readlink(name, dir_fd=folder)
 
 
 def _check(descriptor: int, way: str, shared: bool) -> bool:
-    """Tell whether only root and this user can change what names lead to in a folder; without ``shared`` it has to."""
+    """Return whether only root and this user can rename files in a folder. Without ``shared``, raise if others can."""
     found = os.fstat(descriptor)
     mode = stat.S_IMODE(found.st_mode)
     if not _is_trusted(found.st_uid):
-        problem = f"belongs to user {found.st_uid}, who could replace what is in it; choose another cache folder"
+        problem = f"belongs to user {found.st_uid}, who could replace files in it; choose another cache folder"
     elif mode & stat.S_ISVTX:
         return True
     elif mode & 0o002:
-        problem = f"can be written by every user (mode {mode:04o}); run chmod o-w, or chmod +t, on it"
+        problem = f"is writable by every user (mode {mode:04o}); run chmod o-w, or chmod +t, on it"
     elif mode & 0o020 and not _is_private_group(found.st_gid):
-        problem = f"can be written by group {found.st_gid} (mode {mode:04o}); run chmod g-w, or chmod +t, on it"
+        problem = f"is writable by group {found.st_gid} (mode {mode:04o}); run chmod g-w, or chmod +t, on it"
     else:
         return True
     if shared:
@@ -221,12 +209,12 @@ def _check(descriptor: int, way: str, shared: bool) -> bool:
 
 
 def _is_trusted(user: int) -> bool:
-    # In the namespace of a container without root, the owner of everything that is root's has another number.
+    # In the user namespace of a rootless container, files of root have another owner.
     return user in (0, os.geteuid()) or user == os.stat("/").st_uid
 
 
 def _is_private_group(number: int) -> bool:
-    """Tell whether a group is root's, or the one of this user's name, and has no members beside the two."""
+    """Return whether a group is root's, or has this user's name, and has no other members than the two."""
     import grp
     import pwd
 

@@ -1,8 +1,8 @@
-"""Garbage collection: what is in the cache, and the removal of what no build has used for long.
+"""Garbage collection: lists the cache, and removes entries that no build has used for a long time.
 
-Nothing that a build uses is removed. An environment goes under its key's lock, and only while no process has a file of
-its users locked. An unpacked wheel may go while it is installed; its installer unpacks it again, and environments keep
-their files. Lock files are never removed: a process that waits could have one open.
+An entry that a build uses stays. An environment is removed under the lock of its key, and only while no process has a
+file of its users locked. An unpacked wheel may be removed while it is installed; its installer unpacks it again, and
+environments keep their files. Lock files are never removed: a waiting process could have one open.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from lockbuild.paths import builds_folder, environment_folder, key_folders, whee
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# What was not used for so long is removed, in seconds.
+# How many seconds an entry stays unused before it is removed.
 UNUSED_SECONDS = 30 * 86400.0
 
-# How often a build starts a collection, in seconds.
+# How many seconds to wait between collections.
 _COLLECTION_SECONDS = 86400.0
 
 
 class Entry(NamedTuple):
-    """One thing in the cache, as a person sees it."""
+    """An entry of the cache, for a listing."""
 
     path: str
     name: str
     size: int
-    """In bytes, as far as it is not shared with others by hard links."""
+    """In bytes; a file with several hard links counts in part."""
     last_used: float
     """Seconds since the epoch."""
     made: float = 0.0
-    """Seconds since the epoch; 0 where that is not known."""
+    """Seconds since the epoch; 0 if unknown."""
     packages: tuple[str, ...] = ()
-    """What an environment has."""
+    """The names and versions of the packages in an environment."""
 
 
 def list_environments(cache_dir: str | None = None) -> list[Entry]:
-    """Return the complete environments in the store, the one last used first."""
+    """Return the complete environments in the store, the last used first."""
     from lockbuild.environments.store import generations
 
     found = []
@@ -60,7 +60,7 @@ def list_environments(cache_dir: str | None = None) -> list[Entry]:
 
 
 def list_unpacked_wheels(cache_dir: str | None = None) -> list[Entry]:
-    """Return the unpacked wheels in the store, the one last installed first."""
+    """Return the unpacked wheels in the store, the last installed first."""
     from lockbuild.wheels.store import last_used, read
 
     return _last_used_first(
@@ -71,13 +71,13 @@ def list_unpacked_wheels(cache_dir: str | None = None) -> list[Entry]:
 
 
 def list_built_artifacts(cache_dir: str | None = None) -> list[Entry]:
-    """Return the artifacts that shared builds keep, the one last used first."""
+    """Return the artifacts that shared builds keep, the last used first."""
     from lockbuild.sharing.outcomes import artifacts_folder, complete_builds, last_used
 
     found = []
     for folder in key_folders(cache_dir, builds_folder):
         for build, outcome in complete_builds(folder):
-            # Without the key's lock, another process may replace it at this moment. Then it is not listed.
+            # The key is not locked, so another process may remove the artifact now. Then it is not listed.
             with contextlib.suppress(FileNotFoundError):
                 path = os.path.join(artifacts_folder(build), outcome.artifact)
                 found.append(Entry(path, outcome.artifact, os.path.getsize(path), last_used(build), outcome.made))
@@ -86,9 +86,9 @@ def list_built_artifacts(cache_dir: str | None = None) -> list[Entry]:
 
 def prune_environments(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
     """
-    Remove the environments that were last used more than ``older_than`` seconds ago and are not in use.
+    Remove environments that are not in use and were last used more than ``older_than`` seconds ago; return how many.
 
-    Returns how many. An environment that another process is making is left alone.
+    An environment that another process is making stays.
     """
     from lockbuild.environments.store import generations, remove_unused
 
@@ -102,7 +102,7 @@ def prune_environments(older_than: float = UNUSED_SECONDS, cache_dir: str | None
 
 
 def prune_unpacked_wheels(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
-    """Remove the unpacked wheels that were last installed more than ``older_than`` seconds ago; return how many."""
+    """Remove unpacked wheels that were last installed more than ``older_than`` seconds ago; return how many."""
     from lockbuild.wheels.store import remove_if_unused
 
     oldest = time.time() - older_than
@@ -111,9 +111,9 @@ def prune_unpacked_wheels(older_than: float = UNUSED_SECONDS, cache_dir: str | N
 
 def prune_built_artifacts(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
     """
-    Remove the artifacts that were last used more than ``older_than`` seconds ago, or that no later build may take.
+    Remove artifacts that no later build may take or that were last used more than ``older_than`` seconds ago.
 
-    Returns how many. A key under which another process builds is left alone.
+    Returns how many. The artifacts of a key that another process has locked stay.
     """
     from lockbuild.sharing.outcomes import remove_unused
 
@@ -125,10 +125,10 @@ def collect_once_a_day(cache_dir: str | None) -> None:
     """
     Start ``lockbuild-cache prune`` in a process of its own, unless one was started within the last day.
 
-    It costs a build the start of a process once a day, and the build does not wait for it.
+    The build does not wait for it.
     """
     try:
-        # Each user has a cache and a stamp of their own, where no other user can put anything.
+        # Each user has a private store with a stamp.
         store = environment_folder(cache_dir)
     except CacheFolderError:
         return
@@ -137,7 +137,7 @@ def collect_once_a_day(cache_dir: str | None) -> None:
         if _is_recent(os.stat(stamp, follow_symlinks=False)) or not _touch_first(stamp):
             return
     except FileNotFoundError:
-        # A new cache, in which there is nothing to remove yet.
+        # In a new cache there is nothing to remove.
         with contextlib.suppress(OSError):
             os.close(new_file(stamp, 0o600))
         return
@@ -147,7 +147,7 @@ def collect_once_a_day(cache_dir: str | None) -> None:
 
     with contextlib.suppress(OSError):
         subprocess.Popen(
-            # With -P: the working directory is a project, and its modules are not ours.
+            # -P: nothing is imported from the working directory.
             [sys.executable, "-P", "-m", "lockbuild.commands.cache", "--cache-dir", os.path.dirname(store), "prune"],
             cwd=store,
             stdin=subprocess.DEVNULL,
@@ -158,7 +158,7 @@ def collect_once_a_day(cache_dir: str | None) -> None:
 
 
 def _idle_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) -> Iterator[str]:
-    """Yield the folders of the keys that no other process has locked, each while it is locked here."""
+    """Yield the folder of each key that no other process has locked. It is locked until the next one."""
     from lockbuild.locks import DirectoryLock
 
     for folder in key_folders(cache_dir, find_store):
@@ -171,7 +171,7 @@ def _last_used_first(found: Iterator[Entry] | list[Entry]) -> list[Entry]:
 
 
 def _disk_use(path: str) -> int:
-    """Return how many bytes a folder takes, where a file with several hard links counts for its part."""
+    """Return the bytes that a folder takes. A file counts with its size divided by its number of hard links."""
     total = 0
     for folder, _, files in os.walk(path):
         for name in files:
@@ -182,12 +182,12 @@ def _disk_use(path: str) -> int:
 
 
 def _is_recent(stamp: os.stat_result) -> bool:
-    """Tell whether a stamp is of the last day. One of a clock that was ahead is not."""
+    """Return whether a stamp is less than a day old. A stamp from the future is not recent."""
     return 0 <= time.time() - stamp.st_mtime < _COLLECTION_SECONDS
 
 
 def _touch_first(stamp: str) -> bool:
-    """Touch the stamp, unless another build, which has found it too old at the same time, was first."""
+    """Touch the stamp and return true, unless another build that found it too old at the same time was first."""
     descriptor = os.open(stamp, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
         if not try_to_lock(descriptor) or _is_recent(os.fstat(descriptor)):

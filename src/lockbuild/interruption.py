@@ -1,4 +1,4 @@
-"""Signals that ask for an end, turned into an exception, so that every ``with`` on the way out does its part."""
+"""Turns signals that ask for an end into an exception, so that every ``with`` statement cleans up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-# How long to wait for processes that were killed, in seconds: not at all, unless the kernel cannot get rid of one.
+# How many seconds to wait for killed processes. They end at once, unless the kernel cannot end one.
 _DEATH_SECONDS = 0.1
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -27,8 +28,8 @@ def interruptible() -> Iterator[None]:
     """
     Raise `Interrupted` in the main thread on the first of these signals and ignore the later ones.
 
-    A second Ctrl-C, or the SIGTERM that tox sends 0.3 s after its SIGINT, may not cut off the cleaning up. A signal
-    that was ignored before (``nohup``, a shell's background job) stays ignored.
+    Neither a second Ctrl-C nor the SIGTERM that tox sends 0.3 s after its SIGINT may cut the cleanup short. A signal
+    that was ignored before (by ``nohup``, in a shell's background job) stays ignored.
     """
     numbers = [number for name in _SIGNALS if (number := getattr(signal, name, None)) is not None]
     handled = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
@@ -49,12 +50,10 @@ def interruptible() -> Iterator[None]:
 
 def end_with_stdin() -> None:
     """
-    From now on have the end of standard input interrupt this process, like SIGTERM. Others find their input empty.
+    From now on, interrupt this process, as SIGTERM does, when standard input ends. Other readers find it empty.
 
-    A pipe ends also when the process at its other end was killed.
+    A pipe also ends when the process at its other end is killed.
     """
-    import threading
-
     lifeline = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -69,13 +68,13 @@ def _interrupt_at_end_of(lifeline: int, thread: int) -> None:
             pass
     if sys.platform == "win32":
         os._exit(1)
-    # To the main thread: its handler raises the interruption, and a system call that it waits in returns.
+    # To the main thread, whose handler raises `Interrupted`. A system call that blocks it returns.
     signal.pthread_kill(thread, signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def killing_descendants() -> Iterator[None]:
-    """Have an interruption end not only the program that we run in here, but also what that has started."""
+    """On an interruption, kill all processes below this one, not only the program that runs in this context."""
     try:
         yield
     except Interrupted as interruption:
@@ -83,7 +82,7 @@ def killing_descendants() -> Iterator[None]:
             if is_running(process):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(process.pid, signal.SIGKILL)
-        # Whoever removes their temporary files now would else meet them in the middle of a system call.
+        # Wait until they have ended: our caller removes their temporary files now.
         deadline = time.monotonic() + _DEATH_SECONDS
         while any(map(is_running, interruption.descendants)) and time.monotonic() < deadline:
             time.sleep(0.001)

@@ -1,11 +1,11 @@
-"""The line at the bottom of a terminal that tells what goes on and for how long, and is gone when that is over.
+"""The live line at the bottom of a terminal: shows the current step and its seconds, and vanishes with the step.
 
-A step that is over soon is never told of. A thread draws the line, because the one that builds is waiting for somebody:
-a lock, an installer, a hook. Whatever else is written to the terminal goes through `hidden`, which removes the line
-first. That leaves out what hooks write themselves; so while a hook has the terminal, there is no line.
+Short steps have no line. A thread draws the line, because the thread that builds waits for a lock, an installer or a
+hook. All other output of lockbuild goes through `hidden`, which removes the line first. Hooks write to the terminal
+directly, so there is no line while a hook may write.
 
-One line is a carriage return and "erase to the end of the line". A library for it would be installed into the build
-environment of every project that has `lockbuild.backend`.
+A live line takes a carriage return and "erase to the end of the line". A library for that would be installed into the
+build environment of every project that uses `lockbuild.backend`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# How long a step has to last before it is told of, and how often the line is drawn again, in seconds.
+# How long a step lasts before it gets a line, and how often the line is drawn again, in seconds.
 _DELAY_SECONDS = 0.4
 _REDRAW_SECONDS = 0.1
 
@@ -29,33 +29,33 @@ _ERASE = "\r\33[K"
 
 
 def can_be_live(stream: TextIO) -> bool:
-    """Tell whether lines may come and go on a stream: at a terminal that can erase, with a person before it."""
+    """Return whether a stream is a terminal that can erase a line and that a person watches."""
     in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
     return stream.isatty() and not in_ci and os.environ.get("TERM") != "dumb"
 
 
 class LiveLine:
-    """One such line on a stream that `can_be_live`. ``colors`` are escape sequences by name, or empty strings."""
+    """The live line of a stream that `can_be_live`. ``colors`` are escape sequences by name, or empty strings."""
 
     def __init__(self, stream: TextIO, colors: Mapping[str, str]) -> None:
         self._stream = stream
         self._colors = colors
         self._lock = threading.RLock()
-        """Held by whoever writes to the terminal."""
+        """Held by the thread that writes to the terminal."""
         self._has_step = threading.Event()
         self._step: tuple[str, float] | None = None
         self._progress: tuple[int, int] | None = None
         self._is_shown = False
         self._is_given = False
-        """Whether the line is what `show` was given, which stays until something else is written."""
+        """Whether the line is a text given to `show`, which stays until other output is written."""
         self._thread: threading.Thread | None = None
 
     def began(self, words: str) -> None:
-        """Tell of a step, in these words, if it is not over soon."""
+        """Show a step in these words, unless it ends soon."""
         self._step, self._progress = (words, time.monotonic()), None
         self._has_step.set()
         if self._thread is None:
-            # A daemon: it writes only while there is a step, and no process ends within one.
+            # A daemon: it writes only during a step, and the process does not end within one.
             self._thread = threading.Thread(target=self._draw, name="live line", daemon=True)
             self._thread.start()
 
@@ -64,21 +64,21 @@ class LiveLine:
         self._progress = (done, total)
 
     def ended(self) -> None:
-        """Tell of it no more."""
+        """Remove the line of the step."""
         self._step = None
         self._has_step.clear()
         with self.hidden():
             pass
 
     def show(self, text: str) -> None:
-        """Show this text now, and until something is written."""
+        """Show a text now, until other output is written."""
         with self._lock:
             self._is_given = True
             self._write(text)
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        """Remove the line, and keep it away while something is written."""
+        """Remove the line, and keep it away while other output is written."""
         with self._lock:
             if self._is_shown:
                 self._is_shown = self._is_given = False
@@ -91,7 +91,7 @@ class LiveLine:
             self._has_step.wait()
             time.sleep(_REDRAW_SECONDS)
             with self._lock:
-                # It may have ended since we looked, and its line may be gone already.
+                # The step may have ended during the sleep, and its line may be gone already.
                 step, progress = self._step, self._progress
                 if step is None or self._is_given or not self._is_in_foreground():
                     continue
@@ -101,7 +101,7 @@ class LiveLine:
                     self._write(*self._describe(words, progress, seconds))
 
     def _describe(self, words: str, progress: tuple[int, int] | None, seconds: float) -> tuple[str, str, str]:
-        """Return the line, before, in and after the part that is colored."""
+        """Return the line in three parts, the second of which is colored."""
         if progress is None or not progress[1]:
             return f"* {words}, {seconds:.0f} s", "", ""
         done, total = progress
@@ -113,7 +113,7 @@ class LiveLine:
             columns = os.get_terminal_size(self._stream.fileno()).columns or 80
         except OSError:
             columns = 80
-        # The last column is left free: some terminals go to the next line when something is written there.
+        # The last column stays free: some terminals wrap when something is written there.
         room = columns - 1
         before = before[:room]
         colored = colored[: room - len(before)]
@@ -125,9 +125,9 @@ class LiveLine:
         self._stream.flush()
 
     def _is_in_foreground(self) -> bool:
-        """Tell whether the terminal is ours to write to unasked; a shell's background job leaves it alone."""
+        """Return whether this process is in the foreground. A shell's background job shows no line."""
         try:
             return os.tcgetpgrp(self._stream.fileno()) == os.getpgrp()
         except (OSError, AttributeError):
-            # It is not the terminal that we were started from; or Windows.
+            # The stream is not the controlling terminal of this process, or this is Windows.
             return True

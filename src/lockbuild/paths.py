@@ -1,4 +1,4 @@
-"""The user's folders: where the cache and configurations are, and what lies where in the cache."""
+"""The user's folders: the cache, the folders in it, and configurations."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ CACHE_DIR_VARIABLE = "LOCKBUILD_CACHE_DIR"
 
 def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
     """
-    Return where the cache folder should be, as an absolute path: what is requested, else ``LOCKBUILD_CACHE_DIR``,
-    else the platform's place for the user's caches. ``None`` where the user has no home to have such a place in.
+    Return the absolute path of the cache folder: the requested one, ``LOCKBUILD_CACHE_DIR``, or the platform's folder
+    for the user's caches. ``None`` when there is no home folder for the latter.
     """
     chosen = requested or os.environ.get(CACHE_DIR_VARIABLE)
     if chosen:
-        # A "~" comes here from files that no shell has read, such as tox.ini.
+        # No shell has expanded a "~" from a file such as tox.ini.
         return os.path.abspath(os.path.expanduser(chosen))
     if plain := _xdg_folder("XDG_CACHE_HOME", ".cache"):
         return os.path.join(plain, "lockbuild")
     import platformdirs
 
-    # Without HOME and without an entry in the user database "~" stays as it is, or platformdirs says so.
+    # Without HOME and an entry in the user database, platformdirs raises an error or leaves "~" as it is.
     try:
         folder = platformdirs.user_cache_dir("lockbuild", appauthor=False)
     except RuntimeError:
@@ -41,35 +41,35 @@ def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
 
 def environment_folder(requested: str | os.PathLike[str] | None) -> str:
     """
-    Return the folder of the build environments that are kept, made if it was missing.
+    Return the folder of kept build environments, made if it was missing.
 
-    It is this user's alone, and no other user can put another one in its place: who could would have his code run by
-    our builds. Raises `CacheFolderError` where there is no such folder.
+    Only this user can write to it, and no other user can replace it: that user's code would run in our builds. Raises
+    `CacheFolderError` when there is no such folder.
     """
     return _private_folder(requested, "environments")
 
 
 def builds_folder(requested: str | os.PathLike[str] | None) -> str:
-    """Return the folder of the builds that several processes share; as `environment_folder`."""
+    """Return the folder of shared builds, which is private like `environment_folder`."""
     return _private_folder(requested, "builds")
 
 
 def wheel_folder(requested: str | os.PathLike[str] | None) -> str:
-    """Return the folder of the unpacked wheels; as `environment_folder`."""
+    """Return the folder of unpacked wheels, which is private like `environment_folder`."""
     return _private_folder(requested, "wheels")
 
 
 def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str) -> str:
     cache = cache_folder(requested)
     if cache is None:
-        raise CacheFolderError("there is no home folder to have a cache in")
+        raise CacheFolderError("there is no home folder for a cache")
     plain = os.path.join(cache, plain_name)
     try:
         return _made(plain)
     except CacheFolderError:
         if not hasattr(os, "geteuid"):
             raise
-        # In a cache folder that several users share, the first one has the plain name.
+        # In a cache folder that several users share, the first user has the plain name.
         return _made(f"{plain}-{os.geteuid()}")
 
 
@@ -77,14 +77,14 @@ def _made(folder: str) -> str:
     try:
         make_private_folder(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "it cannot be written")
+            raise PermissionError(errno.EACCES, "you may not write to it")
     except OSError as error:
-        raise CacheFolderError(f"{shown(folder)} cannot be made: {error.strerror}") from error
+        raise CacheFolderError(f"{shown(folder)} cannot be used: {error.strerror}") from error
     return folder
 
 
 def key_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) -> Iterator[str]:
-    """Yield the folders of the keys in a store, which ``find_store`` finds; none while there is no cache folder."""
+    """Yield the folder of each key in the store that ``find_store`` returns; nothing without a cache folder."""
     cache = cache_folder(cache_dir)
     if cache is None or not os.path.isdir(cache):
         return
@@ -96,22 +96,22 @@ def key_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) 
 
 def lock_folder(requested: str | os.PathLike[str] | None, reporter: Reporter) -> str:
     """
-    Return the folder for lock files, made if it was missing: in the cache folder, or in the private fallback.
+    Return the folder for lock files, made if it was missing: in the cache folder, or the private fallback.
 
-    Other users may write in the first one; no link of theirs leads there. Raises `CacheFolderError` when neither can be
-    written.
+    Other users may write to the former, but no link of theirs leads there. Raises `CacheFolderError` when neither can
+    be used.
     """
     cache = cache_folder(requested)
     if cache is None:
-        return fallback_lock_folder("there is no home folder to have a cache in", reporter)
+        return fallback_lock_folder("there is no home folder for a cache", reporter)
     folder = os.path.join(cache, "locks")
     try:
         with open_folder(folder, make=True, shared=True) as opened:
             if os.access(opened.at(os.curdir), os.W_OK | os.X_OK, dir_fd=opened.descriptor):
                 return folder
-        problem = f"{shown(folder)} cannot be written"
+        problem = f"you may not write to {shown(folder)}"
     except OSError as error:
-        problem = f"{shown(folder)} cannot be made: {error.strerror}"
+        problem = f"{shown(folder)} cannot be used: {error.strerror}"
     except CacheFolderError as error:
         problem = str(error)
     return fallback_lock_folder(problem, reporter)
@@ -119,10 +119,10 @@ def lock_folder(requested: str | os.PathLike[str] | None, reporter: Reporter) ->
 
 def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
     """
-    Return a folder for lock files in the folder for temporary files, which belongs to this user alone.
+    Return a folder for lock files that belongs to this user alone, in the folder for temporary files.
 
-    A folder of that name which is another user's, or which others could write, is refused: whoever can remove a
-    lock file can have two builds believe that each of them holds the lock.
+    It must not belong to another user, and no other user may write to it: by removing a lock file, that user could make
+    two builds believe that each holds the lock.
     """
     import tempfile
 
@@ -130,26 +130,26 @@ def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
         temporary = tempfile.gettempdir()
     except FileNotFoundError as error:
         raise CacheFolderError(
-            f"No place for lock files: {reason}, and there is no folder for temporary files either; "
+            f"No folder for lock files: {reason}, and there is no folder for temporary files; "
             "name a writable folder with --cache-dir"
         ) from error
     user = os.geteuid() if hasattr(os, "geteuid") else os.environ.get("USERNAME", "user")
     folder = os.path.join(temporary, f"lockbuild-{user}")
     locks = os.path.join(folder, "locks")
     try:
-        # The folder for temporary files is what it is; in one that others can write to, locks still exclude.
+        # ``shared``: the folder for temporary files is not checked. Locks exclude even if other users can write to it.
         for path in (folder, locks):
             make_private_folder(path, shared=True)
         if not os.access(locks, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "it cannot be written")
+            raise PermissionError(errno.EACCES, "you may not write to it")
     except OSError as error:
         raise CacheFolderError(
-            f"No place for lock files: {reason}, and {shown(folder)} cannot be made: {error.strerror}; "
+            f"No folder for lock files: {reason}, and {shown(folder)} cannot be used: {error.strerror}; "
             "name a writable folder with --cache-dir"
         ) from error
     except CacheFolderError as error:
         raise CacheFolderError(
-            f"No place for lock files: {reason}, and {error}; or name a writable folder with --cache-dir"
+            f"No folder for lock files: {reason}, and {error}; or name a writable folder with --cache-dir"
         ) from error
     reporter.warn(f"{reason}; lock files are in {shown(folder)} instead")
     return locks
@@ -157,9 +157,9 @@ def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
 
 def configuration_folders(program: str) -> tuple[list[str], str | None]:
     """
-    Return where a program looks for its configuration: the folders for everybody, and the user's.
+    Return the folders of a program's configuration: those for all users, and this user's.
 
-    ``None`` for a user without a home.
+    The latter is ``None`` without a home folder.
     """
     plain = _xdg_folder("XDG_CONFIG_HOME", ".config")
     if plain and not os.environ.get("XDG_CONFIG_DIRS"):
@@ -175,9 +175,9 @@ def configuration_folders(program: str) -> tuple[list[str], str | None]:
 
 def _xdg_folder(variable: str, below_home: str) -> str | None:
     """
-    Return one of the user's folders as the XDG base directory specification has it, where that is plain.
+    Return one of the user's folders by the XDG base directory specification; ``None`` for all but plain cases.
 
-    Everything else is left to platformdirs, whose import would take longer than all that a build does before its hook
+    platformdirs decides the other cases. Its import takes longer than everything else that a build does before its hook
     host starts. A test compares the two.
     """
     if sys.platform != "linux" or "ANDROID_DATA" in os.environ:

@@ -1,38 +1,39 @@
-"""What can be learned about another process: whether it runs, since when, what it is called, who started it.
+"""Facts about other processes: whether one runs, its start time, its command line, and its ancestors.
 
-Linux tells it in ``/proc``. Elsewhere POSIX's ``ps`` is asked, which costs a process, and so is used only where a
-lock is contended or a build is nested in another. What cannot be learned is ``None``: no caller may guess.
+On Linux they are read in ``/proc``. Elsewhere on POSIX, ``ps`` tells the ancestors; it is run only when a lock is
+contended or a build is nested in another. An unknown fact is ``None``: no caller may guess.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The longest command line that is worth a place in a message, in characters.
+# The longest command line in a message, in characters.
 _COMMAND_LENGTH = 120
 
 _PROC = "/proc"
 
 
 class ProcessIdentity(NamedTuple):
-    """A process that cannot be taken for a later one which was given the same number."""
+    """A process, distinguished from a later one with the same ID."""
 
     pid: int
     started: str | None
-    """The kernel's or ``ps``' word for its start time; only good for comparing."""
+    """Its start time in the words of the kernel, only for comparison; ``None`` if unknown."""
 
 
 def own_identity() -> ProcessIdentity:
-    """Return the identity of this process. Never starts a process: without ``/proc`` the start time is left out."""
+    """Return the identity of this process. Without ``/proc``, it has no start time."""
     return ProcessIdentity(os.getpid(), _start_time(os.getpid()))
 
 
 def is_running(process: ProcessIdentity) -> bool:
-    """Tell whether this very process still runs. False where it cannot be found out (Windows)."""
+    """Return whether this very process still runs. On Windows, where that is unknown, return false."""
     if os.name != "posix":
         return False
     started = _start_time(process.pid)
@@ -48,7 +49,7 @@ def is_running(process: ProcessIdentity) -> bool:
 
 
 def command_line(pid: int) -> str | None:
-    """Return the command line of a process on one line, shortened for a message."""
+    """Return the command line of a process on one line, shortened for a message; ``None`` if unknown."""
     try:
         with open(f"{_PROC}/{pid}/cmdline", "rb") as file:
             words = file.read().rstrip(b"\0").split(b"\0")
@@ -58,24 +59,22 @@ def command_line(pid: int) -> str | None:
 
 
 def words_of_command(words: Iterator[str]) -> str:
-    """Join a command's words as a shell would read them; control characters cannot break the line."""
-    import shlex
-
+    """Quote the words of a command for a shell and join them on one line."""
     return printable(shlex.join(words))
 
 
 def printable(line: str) -> str:
-    """Replace control characters, which could break the line or do worse to a terminal."""
+    """Replace control characters, which could break the line or control a terminal."""
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def shorten(command: str) -> str:
-    """Shorten a command line to what fits into a message."""
+    """Shorten a command line for a message."""
     return command if len(command) <= _COMMAND_LENGTH else command[: _COMMAND_LENGTH - 1] + "…"
 
 
 def ancestors() -> Iterator[int]:
-    """Yield the process numbers of this process's parent, its parent's parent, and so on, as far as can be seen."""
+    """Yield the process IDs of this process's parent, its parent's parent, and so on, as far as they are visible."""
     pid = os.getppid()
     while pid > 0:
         yield pid
@@ -86,7 +85,7 @@ def ancestors() -> Iterator[int]:
 
 
 def descendants() -> list[ProcessIdentity]:
-    """Return the processes below this one, parents first. Empty where ``/proc`` does not tell."""
+    """Return the processes below this one, parents first; none without ``/proc``."""
     children: dict[int, list[int]] = {}
     for name in os.listdir(_PROC) if os.path.isdir(_PROC) else ():
         if name.isdigit() and (fields := _stat_fields(int(name))):
@@ -98,29 +97,30 @@ def descendants() -> list[ProcessIdentity]:
 
 
 def can_tell_ancestors() -> bool:
-    """Tell whether `ancestors` sees further than the parent here."""
+    """Return whether `ancestors` can go beyond the parent on this platform."""
     return os.name == "posix"
 
 
 def _stat_fields(pid: int) -> list[str] | None:
-    """Return the fields of ``/proc/PID/stat`` that follow the command, which may itself hold blanks and brackets."""
+    """Return the fields of ``/proc/PID/stat`` after the command, which may contain spaces and parentheses."""
     if os.name != "posix":
-        # On Windows this path is one on the current drive, where any user may have made it.
+        # On Windows, this path is on the current drive, where any user may have made it.
         return None
     try:
-        # A signal handler asks, too (`interruptible`): an encoding that Python has at its start is not half imported.
+        # UTF-8, because Python imports that at its start: a signal handler that calls this (`interruptible`) could
+        # interrupt the import of another encoding.
         with open(f"{_PROC}/{pid}/stat", encoding="utf-8", errors="replace") as file:
             stat = file.read()
     except OSError:
         return None
     fields = stat.rpartition(")")[2].split()
-    # A zombie has ended: nothing of it holds a lock or runs a hook any more.
+    # A zombie has ended: it neither holds a lock nor runs a hook.
     return None if fields[0] in ("Z", "X") else fields
 
 
 def _start_time(pid: int) -> str | None:
     fields = _stat_fields(pid)
-    # Field 22 of proc(5), the start time in clock ticks since boot; the fields here begin with the third.
+    # Field 22 in proc(5), the start time in clock ticks since boot. These fields begin with the third.
     return fields[19] if fields else None
 
 

@@ -1,13 +1,14 @@
-"""A source tree as far as a frontend must know it, and whether its hooks have to be locked out of each other's way.
+"""Reads what a frontend needs to know about a source tree, and decides whether its hooks need the lock.
 
-The library ``build`` parses and validates ``[build-system]``; what is read here beside it is which backend that names
-and our own table, ``[tool.lockbuild]``.
+The library ``build`` validates ``[build-system]`` in all but plain cases. This module reads the backend there, and
+lockbuild's own table, ``[tool.lockbuild]``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tomllib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lockbuild.errors import SettingsError, shown
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 SETUPTOOLS_BACKEND = "setuptools.build_meta"
 
-# What ``build`` requires for a tree that does not say what it requires; a test compares the two.
+# The requirements that ``build`` assumes for a tree without ``[build-system]``; a test compares the two.
 LEGACY_REQUIRES = ("setuptools >= 40.8.0",)
 
-# Backends that run setuptools although the project need not name it. Each was read in the metadata and source of its
-# current release on PyPI (autumn 2026).
+# Backends that run setuptools although the project need not require it, according to the metadata and source of their
+# releases on PyPI in autumn 2026.
 BRINGS_SETUPTOOLS = {
     "pbr.build": "pbr requires setuptools and calls its build_meta",
     "jupyter_packaging.build_api": "jupyter-packaging requires setuptools and wraps its build_meta",
@@ -31,39 +32,42 @@ BRINGS_SETUPTOOLS = {
     "sipbuild.api": "sip requires setuptools and compiles with it",
 }
 
-# Backends that write into the tree without setuptools, and break when two builds do. They stay unlocked under "auto";
-# a person whose build with one of them fails is told what may be the reason.
+# Backends that write into the tree without setuptools, so that two builds at once break each other. They stay unlocked
+# under "auto"; when a build with one of them fails, a note names the possible reason.
 SHARES_THE_TREE = {"pdm.backend": ".pdm-build/"}
 
-
-# Backends that may be imported once for all hooks, before the tree is locked. They do not look at the working directory
-# meanwhile, and leave nothing behind that a fork does not copy. A test watches each of them. scikit_build_core.build
-# is none: it reads pyproject.toml.
-IMPORTED_AHEAD = frozenset(
-    {
-        "flit_core.buildapi",
-        "hatchling.build",
-        "maturin",
-        "mesonpy",
-        "pdm.backend",
-        "poetry.core.masonry.api",
-        SETUPTOOLS_BACKEND,
-        "uv_build",
-    }
-)
+# Backends that may be imported once for all hooks, before the tree is locked, with modules that each of their hooks
+# would import. These imports do not look at the working directory, and leave nothing behind that a fork does not copy.
+# A test watches each of them. scikit_build_core.build is not among them: it reads pyproject.toml.
+#
+# Of setuptools' modules, only the one that validates pyproject.toml is imported ahead. A setup.py may replace classes
+# in the others before they are imported.
+IMPORTED_AHEAD: Mapping[str, tuple[str, ...]] = {
+    "flit_core.buildapi": (),
+    "hatchling.build": (),
+    "maturin": (),
+    "mesonpy": (),
+    "pdm.backend": (),
+    "poetry.core.masonry.api": (),
+    SETUPTOOLS_BACKEND: (
+        *("email.generator", "tarfile", "tomllib", "unicodedata"),
+        "setuptools.config._validate_pyproject",
+    ),
+    "uv_build": (),
+}
 
 
 class Project(NamedTuple):
-    """A source tree, its backend, and its own wishes for lockbuild."""
+    """A source tree, its backend, and its settings for lockbuild."""
 
     tree: str
     """An absolute path."""
     backend: str
     backend_path: tuple[str, ...]
-    """Folders in the tree that an in-tree backend is imported from."""
+    """Folders in the tree from which an in-tree backend is imported."""
     requires: tuple[str, ...]
     lock: LockPolicy
-    """From ``[tool.lockbuild]``; ``auto`` where that is silent."""
+    """From ``[tool.lockbuild]``; ``auto`` by default."""
 
     @property
     def backend_module(self) -> str:
@@ -72,35 +76,33 @@ class Project(NamedTuple):
 
 
 class LockDecision(NamedTuple):
-    """Whether a tree is locked, and why, in words for a person."""
+    """Whether to lock a tree, and the reason, in words for a message."""
 
     locked: bool
     reason: str
     final: bool = False
-    """Whether a person has decided it, so that nothing that is learned later changes it."""
+    """Whether a setting has decided, so that nothing learned later changes the decision."""
 
 
 def read_project(tree: str) -> Project:
     """
     Read a source tree.
 
-    Raises what ``build.ProjectBuilder`` raises for a tree that it does not accept, and `SettingsError` when
-    ``[tool.lockbuild]`` says something that lockbuild does not know.
+    Raises what ``build.ProjectBuilder`` raises for an invalid tree, and `SettingsError` for an invalid
+    ``[tool.lockbuild]``.
     """
     path = os.path.join(tree, "pyproject.toml")
     pyproject: dict[str, Any]
     try:
         with open(path, "rb") as file:
-            import tomllib
-
             pyproject = tomllib.load(file)
     except FileNotFoundError:
         pyproject = {}
     except RecursionError as error:
-        # `build` would end in a traceback.
+        # `build` would end with a traceback.
         raise SettingsError(f"{shown(path)} is nested too deeply to be read") from error
     except (OSError, ValueError):
-        # Let `build` find out and say what is wrong.
+        # `build` finds out what is wrong, and reports it.
         _validated_by_build(tree)
         raise
     build_system: dict[str, Any] = pyproject.get("build-system", {})
@@ -121,12 +123,12 @@ def read_project(tree: str) -> Project:
 
 
 def _is_plainly_legacy(pyproject: Mapping[str, Any], tree: str) -> bool:
-    """Tell whether a tree is one of the time before PEP 518. An unknown table could be a misspelled one."""
+    """Return whether a tree predates PEP 518. An unknown table could be a misspelled ``[build-system]``."""
     return pyproject.keys() <= {"project", "tool"} and os.path.isfile(os.path.join(tree, "setup.py"))
 
 
 def _is_plainly_valid(build_system: Any, tree: str) -> bool:
-    """Tell whether a ``[build-system]`` table leaves nothing to explain, so that ``build`` need not look at it."""
+    """Return whether a ``[build-system]`` table is valid without doubt, so that ``build`` need not validate it."""
     match build_system:
         case {"requires": [*requires], "build-backend": str(), **others} if all(isinstance(r, str) for r in requires):
             folders = others.pop("backend-path", [])
@@ -145,7 +147,7 @@ def _is_inside(folder: Any, tree: str) -> bool:
 
 
 def _validated_by_build(tree: str) -> dict[str, Any]:
-    """Have ``build`` look at a tree that is out of the ordinary; return the requirements that it comes to."""
+    """Let ``build`` validate a tree; return the requirements that it finds."""
     from build import ProjectBuilder
 
     try:
@@ -162,7 +164,9 @@ def _read_lock_policy(tool: Any, path: str) -> LockPolicy:
         raise SettingsError(f"tool.lockbuild in {path} must be a table")
     for key in settings:
         if key != "lock":
-            raise SettingsError(f"Unknown key tool.lockbuild.{shown(key)} in {path}; there is only tool.lockbuild.lock")
+            raise SettingsError(
+                f"Unknown key tool.lockbuild.{shown(key)} in {path}; the only key is tool.lockbuild.lock"
+            )
     wanted = settings.get("lock", "auto")
     for policy in LOCK_POLICIES:
         if wanted == policy:
@@ -181,11 +185,11 @@ def decide_lock(
     is_installed: Callable[[str], bool] | None,
 ) -> LockDecision:
     """
-    Decide whether a hook of the project may run setuptools, and so has to have the tree for itself.
+    Decide whether a hook of the project may run setuptools, and so needs the tree for itself.
 
-    A hook can run setuptools only where setuptools is. ``is_installed`` tells whether a distribution is in the build
-    environment; without isolation it is ``None``, because there setuptools may be installed for other reasons, and
-    what the project and its hooks require decides.
+    A hook can run setuptools only if it is installed. ``is_installed`` returns whether a distribution is in the build
+    environment. Without isolation it is ``None``: setuptools may be installed there for other reasons, so the
+    requirements of the project and its hooks decide.
     """
     policy = requested or project.lock
     if policy != "auto":
@@ -205,7 +209,7 @@ def decide_lock(
 
 
 def is_installed_here(name: str) -> bool:
-    """Tell whether a distribution is installed in the environment that runs this, by its normalized name."""
+    """Return whether a distribution, by its normalized name, is installed in this interpreter's environment."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
@@ -217,7 +221,7 @@ def is_installed_here(name: str) -> bool:
 
 @contextlib.contextmanager
 def hint_at_shared_tree(project: Project, decision: LockDecision) -> Iterator[None]:
-    """Where an unlocked backend fails that is known to share the tree between builds, add that to what it says."""
+    """When a hook of an unlocked backend in `SHARES_THE_TREE` fails, add a note about that to the error."""
     try:
         yield
     except Exception as error:
@@ -231,7 +235,7 @@ def hint_at_shared_tree(project: Project, decision: LockDecision) -> Iterator[No
 
 
 def _bring_setuptools(requirements: Iterable[str]) -> bool:
-    """Tell whether setuptools is among the requirements, or those of what is installed here for one of them."""
+    """Return whether requirements include setuptools, directly or through installed distributions."""
     from importlib.metadata import PackageNotFoundError, requires
 
     from packaging.requirements import InvalidRequirement, Requirement
@@ -247,7 +251,7 @@ def _bring_setuptools(requirements: Iterable[str]) -> bool:
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
-            # The installer, or the check of the requirements, will say what is wrong with it.
+            # The installer, or the check of the requirements, will report it.
             continue
         if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
             continue

@@ -1,12 +1,13 @@
-"""A source distribution as the source of a build: copied, checked, and unpacked for as long as a wheel is built.
+"""A source distribution as the source of a build: copied, checked, and unpacked while a wheel is built from it.
 
-What is checked, digested and unpacked is one private copy: whatever happens to the user's file meanwhile, the wheel is
-that of the digest. The copy is read through to its end, so that a truncated or damaged file is found before a hook
-runs, and without unpacking it, so that one which would fill the disk is refused before it can.
+lockbuild checks, digests and unpacks one private copy, so the wheel belongs to the digest even if the user's file
+changes. It reads the copy to its end before a hook runs, which finds truncated and damaged files. Nothing is unpacked
+before that, so an sdist that would fill the disk is refused in time.
 """
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 import shutil
@@ -14,19 +15,22 @@ import tarfile
 import tempfile
 import zlib
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
-from lockbuild.digest import sha256
+from packaging.utils import InvalidSdistFilename, parse_sdist_filename
+from packaging.version import InvalidVersion
+
 from lockbuild.errors import SdistError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from gzip import GzipFile
 
-# What a member counts for at least, in bytes: an empty file takes a block and an inode, too.
+# A member counts for at least this many bytes: an empty file takes space, too.
 _LEAST_SIZE = 4096
 
-# More than any header of a member has, in bytes. A header is read into memory whole.
+# More bytes than the header of any member has. tarfile reads a header into memory whole.
 _HEADER_SIZE = 1 << 24
 
 _CHUNK = 1 << 20
@@ -34,7 +38,7 @@ _CHUNK = 1 << 20
 # More folders than the path of any member has. `os.makedirs` and `shutil.rmtree` recurse once for each.
 _DEEPEST = 256
 
-# What reading a file that is no intact .tar.gz raises. gzip's own exception is an OSError.
+# What reading raises for a file that is not an intact .tar.gz. gzip's own exception is an OSError.
 UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
 
 # `tarfile` raises these as well: for malformed numbers, links to missing members, and long chains of headers.
@@ -42,32 +46,29 @@ _CONFUSED = (ArithmeticError, LookupError, RecursionError, ValueError)
 
 
 class Sdist(NamedTuple):
-    """A source distribution that was found to be whole."""
+    """A source distribution that was checked to be complete."""
 
     archive: str
-    """Its path, as the user named it."""
+    """The path of the file, as the user gave it."""
     copy: str
-    """The private copy that everything is read from."""
+    """The path of the private copy, from which everything is read."""
     folder: str
-    """The top-level folder that it consists of."""
+    """The name of its top-level folder."""
     sha256: str
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """The name of the file."""
         return os.path.basename(self.archive)
 
 
 def read_sdist(archive: str, folder: str, limit: float = math.inf) -> Sdist:
     """
-    Copy a source distribution (PEP 625) into a folder of ours and check it.
+    Copy a source distribution (PEP 625) into a private folder and check it.
 
-    One that would unpack to more than ``limit`` bytes is refused. Raises `SdistError`, in the
-    words of ``build`` where it has some.
+    Raises `SdistError`, also when it would unpack to more than ``limit`` bytes. The messages are those of ``build``
+    where it has some.
     """
-    from packaging.utils import InvalidSdistFilename, parse_sdist_filename
-    from packaging.version import InvalidVersion
-
     name = os.path.basename(archive)
     try:
         parse_sdist_filename(name)
@@ -88,10 +89,8 @@ def read_through(path: str, limit: float = math.inf) -> list[tarfile.TarInfo]:
     """
     Read a ``.tar.gz`` to its end, which verifies its checksum and length, and return its members.
 
-    Raises one of `UNREADABLE` when it is not whole.
+    Raises one of `UNREADABLE` when it is damaged.
     """
-    import gzip
-
     members = []
     size = 0
     with gzip.open(path) as stream:
@@ -99,7 +98,7 @@ def read_through(path: str, limit: float = math.inf) -> list[tarfile.TarInfo]:
         try:
             with tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r:") as tar:
                 for member in tar:
-                    # Before its content is read: a member of any size costs us nothing but its header.
+                    # Checked before its content is read, so that a huge member costs only its header.
                     size += max(member.size, _LEAST_SIZE)
                     bounded.check(size)
                     members.append(member)
@@ -115,8 +114,8 @@ def unpacked(sdist: Sdist, extract_dir: str | None) -> Iterator[str]:
     """
     Unpack a source distribution and yield the path of its source tree, which is removed afterwards.
 
-    With ``extract_dir`` it is unpacked there, over what an earlier build left, and kept. Members that would leave the
-    folder are refused (PEP 706's ``data`` filter). Raises `SdistError` when it cannot be unpacked.
+    With ``extract_dir``, the tree replaces one that an earlier build left there, and is kept. Members that would leave
+    the folder are refused (the ``data`` filter of PEP 706). Raises `SdistError` when the sdist cannot be unpacked.
     """
     if extract_dir is None:
         root = tempfile.mkdtemp(prefix="build-via-sdist-")
@@ -133,11 +132,11 @@ def unpacked(sdist: Sdist, extract_dir: str | None) -> Iterator[str]:
 
 
 class _TooLargeError(tarfile.TarError):
-    """An archive would unpack to more than is allowed."""
+    """An archive would unpack to more than the limit."""
 
 
 class _Bounded:
-    """A decompressed stream as `tarfile` reads it, up to a limit. Never more than a header is read into memory."""
+    """A decompressed stream for `tarfile`, with limits on its length and on the bytes of one read."""
 
     def __init__(self, stream: GzipFile, limit: float) -> None:
         self._stream = stream
@@ -145,15 +144,15 @@ class _Bounded:
         self.tell = stream.tell
 
     def check(self, size: int) -> None:
-        """Raise an error when so many bytes are too many."""
+        """Raise an error when this many bytes are too many."""
         if size > self._limit:
             raise _TooLargeError(
-                f"unpacks to more than {self._limit / 1024**2:,.0f} MiB; if it may, allow it with --max-sdist-size"
+                f"unpacks to more than {self._limit / 1024**2:,.0f} MiB; raise the limit with --max-sdist-size"
             )
 
     def read(self, size: int) -> bytes:
         if size > _HEADER_SIZE:
-            raise tarfile.ReadError(f"a header of {size} bytes")
+            raise tarfile.ReadError(f"a header of {size} bytes is too large")
         data = self._stream.read(size)
         self.check(self.tell())
         return data
@@ -167,27 +166,25 @@ class _Bounded:
 
 
 def _copy(archive: str, copy: str) -> str:
-    """Copy a file that may not change meanwhile; return its SHA-256."""
+    """Copy a file; return its SHA-256. Raises `SdistError` when the file changes meanwhile."""
     digest = sha256()
     size = 0
     with open(archive, "rb") as source, open(copy, "xb") as target:
         before = os.fstat(source.fileno())
-        # One that is written to as fast as we read would never end.
+        # A file that grows as fast as it is read would never end.
         while size <= before.st_size and (chunk := source.read(_CHUNK)):
             size += len(chunk)
             digest.update(chunk)
             target.write(chunk)
         after = os.fstat(source.fileno())
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or size != after.st_size:
-        raise SdistError(
-            f"source distribution {shown(archive)} was changed while it was read; wait until it is complete"
-        )
+        raise SdistError(f"source distribution {shown(archive)} changed while it was read; wait until it is complete")
     return digest.hexdigest()
 
 
 def _top_level_folder(archive: str, members: list[tarfile.TarInfo]) -> str:
     folders = {member.name.split("/", 1)[0] for member in members if member.name} - {""}
-    # "." and ".." are no folders of its own: they would be removed before it is unpacked, with all that is in them.
+    # "." and ".." are refused: `unpacked` would remove them with all their contents.
     if len(folders) != 1 or folders & {".", ".."}:
         raise SdistError(
             f"source distribution {shown(archive)} must contain a single top-level directory, got: {sorted(folders)}"
@@ -209,9 +206,27 @@ def _unpack(sdist: Sdist, root: str) -> None:
             if hasattr(tarfile, "data_filter"):
                 tar.extractall(root, filter="data")
             else:
-                # Python before 3.11.5.
-                from lockbuild.build_library import safe_extractall
-
-                safe_extractall(tar, root)
+                tar.extractall(root, members=_checked(tar, os.path.realpath(root)))
     except (*UNREADABLE, *_CONFUSED) as error:
         raise SdistError(f"failed to unpack source distribution {shown(sdist.archive)}: {error}") from error
+
+
+def _checked(tar: tarfile.TarFile, root: str) -> Iterator[tarfile.TarInfo]:
+    """
+    Yield the members of an archive; refuse those that would leave the folder ``root``, and devices.
+
+    Python before 3.11.4, which Debian 12 has, knows no filters. A member is checked when `extractall` asks for it:
+    by then the links before it have been made, and are followed.
+    """
+    for member in tar:
+        path = os.path.join(root, member.name)
+        paths = [path]
+        if member.issym():
+            paths.append(os.path.join(os.path.dirname(path), member.linkname))
+        elif member.islnk():
+            paths.append(os.path.join(root, member.linkname))
+        elif not (member.isreg() or member.isdir()):
+            raise tarfile.TarError(f"{member.name!r} is a special file")
+        if any(os.path.commonpath([root, os.path.realpath(each)]) != root for each in paths):
+            raise tarfile.TarError(f"{member.name!r} would be outside of the destination")
+        yield member

@@ -1,4 +1,4 @@
-"""What all the steps of one build share: its request, its reporter, its folder for temporary files, its timings."""
+"""A session: what all the steps of one build share, and what lives until its end."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import os
 import time
 from typing import TYPE_CHECKING, Self
 
-from lockbuild.environments import BuildEnvironment, build_environment
+from lockbuild.environments import BuildEnvironment, candidate_environments
+from lockbuild.environments.request import EnvironmentRequest, read_constraints
 from lockbuild.errors import EnvironmentFolderError
 from lockbuild.hooks.runner import HookRunner
 from lockbuild.locks import DirectoryLock, SourceTreeLock
 from lockbuild.request import BuildRequest, Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterator, Sequence
     from tempfile import TemporaryDirectory
 
-    from lockbuild.environments.store import Generation
     from lockbuild.events import Reporter
     from lockbuild.locks import InheritableLock
 
@@ -34,19 +34,16 @@ class Session:
         self,
         request: BuildRequest,
         reporter: Reporter,
-        out_dir: str,
         *,
         distributions: int = 1,
         collects_output: bool = False,
     ) -> None:
         self.request = request
         self.reporter = reporter
-        self.out_dir = out_dir
+        self.out_dir = _out_dir_of(request)
         self.collects_output = collects_output
         self.timings: list[Timing] = []
-        self.environments: set[Generation | None] = set()
-        """The build environments in which hooks have run; ``None`` for one that is not kept."""
-        self.distributions_left = distributions
+        self._distributions_left = distributions
         self._hooks: HookRunner | None = None
         self._kept_environments: dict[frozenset[str], BuildEnvironment] = {}
         self._resources = contextlib.ExitStack()
@@ -58,7 +55,7 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End a hook host that nobody needs any more; remove what the build has left in its staging folder."""
+        """End the hook host and the use of environments; remove the staging folder."""
         with contextlib.ExitStack() as stack:
             if self._staging is not None:
                 # The second time has something to do when the first is interrupted.
@@ -127,37 +124,46 @@ class Session:
             )
         return self._hooks
 
+    def begin_distribution(self) -> None:
+        """Begin the next one of the distributions."""
+        self._distributions_left -= 1
+
     @property
     def keeps_host(self) -> bool:
         """
-        Whether the process that has imported the backend may serve the next distribution, too.
+        Whether the hook host may go on to serve the next distribution.
 
-        In the folder of --env-dir an environment is made anew for each, at one path: what was imported tells nothing.
+        With --env-dir each distribution gets a new environment at the same path. What the host has imported is stale.
         """
-        return self.distributions_left > 0 and self.request.env_dir is None
+        return self._distributions_left > 0 and self.request.env_dir is None
 
-    @contextlib.contextmanager
-    def build_environment(
-        self,
-        requires: Collection[str],
-        outer_locks: Sequence[InheritableLock],
-        on_candidate: Callable[[BuildEnvironment], object],
-    ) -> Iterator[BuildEnvironment]:
-        """Yield the environment for a distribution: the one that an earlier distribution had, if that is kept."""
-        known = self._kept_environments.get(frozenset(requires))
-        if known is not None:
-            yield known
+    def candidate_environments(
+        self, requires: Collection[str], outer_locks: Sequence[InheritableLock]
+    ) -> Generator[BuildEnvironment, None, None]:
+        """
+        Yield environments that may be the one for these requirements, the last of which is; see `environments`.
+
+        One that is kept is used until the end of this session, also for the next distribution that requires the same.
+        """
+        wanted = frozenset(requires)
+        if wanted in self._kept_environments:
+            yield self._kept_environments[wanted]
             return
-        with contextlib.ExitStack() as stack:
-            environment = stack.enter_context(
-                build_environment(
-                    requires, self.request, outer_locks, self.reporter, self.oldest_environment, on_candidate
-                )
-            )
-            if environment.generation is not None:
-                self._kept_environments[frozenset(requires)] = environment
-                self._resources.push(stack.pop_all())
-            yield environment
+        environment_request = EnvironmentRequest(
+            requires,
+            read_constraints(self.request.constraints_file),
+            self.request,
+            self.oldest_environment,
+            outer_locks,
+            self.reporter,
+        )
+        environment = None
+        with contextlib.closing(candidate_environments(environment_request)) as candidates:
+            for environment in candidates:
+                yield environment
+        if environment is not None and environment.generation is not None:
+            self._kept_environments[wanted] = environment
+            self._resources.push(environment.__exit__)
 
     def _output_handler(self) -> Callable[[Sequence[str], Sequence[bytes], int], None] | None:
         """Return what is to be done with the output of hooks; ``None`` lets it go where ours goes."""
@@ -173,3 +179,12 @@ class Session:
                     self.reporter.log(text.decode(errors="backslashreplace"), ("subprocess", "stdout"))
 
         return show
+
+
+def _out_dir_of(request: BuildRequest) -> str:
+    """Return the out-dir of a request, as ``build`` chooses it when none is given."""
+    if request.out_dir is not None:
+        return request.out_dir
+    if os.path.isfile(request.source):
+        return os.path.dirname(os.path.abspath(request.source))
+    return os.path.join(request.source, "dist")

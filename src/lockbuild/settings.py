@@ -1,4 +1,4 @@
-"""Settings as people write them: values of options and of environment variables, where an option wins."""
+"""Parsers for the values of options and environment variables, and the names of those variables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEFAULT_MAX_SDIST_SIZE = 4 * 1024.0**3
 
 
 def seconds(text: str) -> float:
-    """Read a number of seconds, not negative. Raises `ValueError`."""
+    """Parse a number of seconds, which may not be negative. Raises `ValueError`."""
     value = float(text)
     if not value >= 0:
         raise ValueError(text)
@@ -32,13 +32,13 @@ def seconds(text: str) -> float:
 
 
 def duration(text: str) -> float:
-    """Read a time: seconds, or a number with ``s``, ``m``, ``h`` or ``d`` behind it. Raises `ValueError`."""
+    """Parse a time: seconds, or a number followed by ``s``, ``m``, ``h`` or ``d``. Raises `ValueError`."""
     unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:].lower())
     return seconds(text) if unit is None else seconds(text[:-1]) * unit
 
 
 def size(text: str) -> float:
-    """Read a size in bytes, or with ``K``, ``M``, ``G`` or ``T`` behind a number; ``none`` is infinite."""
+    """Parse a size: bytes, or a number followed by ``K``, ``M``, ``G`` or ``T``, or ``none``. Raises `ValueError`."""
     if text.lower() == "none":
         return float("inf")
     unit = {"k": 1, "m": 2, "g": 3, "t": 4}.get(text[-1:].lower())
@@ -46,13 +46,13 @@ def size(text: str) -> float:
 
 
 def switch(text: str) -> bool:
-    """Read ``1`` or ``0``. Raises `ValueError`."""
+    """Parse ``1`` or ``0``. Raises `ValueError`."""
     if text not in ("0", "1"):
         raise ValueError(text)
     return text == "1"
 
 
-# What argparse calls a value that is none of these.
+# argparse puts these names into its message for an invalid value.
 seconds.__name__ = "number of seconds"
 duration.__name__ = "time"
 size.__name__ = "size"

@@ -1,4 +1,4 @@
-"""A plugin for tox: the packages of a project that asks for it are built by lockbuild.
+"""A plugin for tox: lockbuild builds the packages of a project that asks for it.
 
 A project asks by naming lockbuild in ``requires``, or with ``lockbuild = true`` in tox's core settings; for all other
 projects the plugin does nothing. It puts a class of its own, `LockbuildPackager`, in the place of the packaging
@@ -6,11 +6,20 @@ environments of tox and of tox-uv. They keep their names and settings. What chan
 
 - Sdists and wheels, editable ones too, are built by a process that runs lockbuild, with its lock on the source tree and
   its kept build environments. The file goes to a folder that belongs to this one tox process.
-- For a Python that is too old for lockbuild an sdist is built, which that Python's pip builds outside of the tree.
-- Other kinds of packages (external, skip, those of plugins) are none of our business.
+- For a Python that is too old for lockbuild it builds an sdist. The pip of that Python builds the wheel from it,
+  outside of the tree.
+- Other kinds of packages (external, skip, those of other plugins) stay with tox.
 
-It extends tox's own ``Pep517VenvPackager``, which is no public interface; CI runs its tests also with the oldest
-version of tox that the extra ``lockbuild[tox]`` allows.
+Three things here are not in tox's plugin API. CI runs the tests also with the oldest version of tox that the extra
+``lockbuild[tox]`` allows. No upstream issue asks for a public way, as far as we know; tox 3 had one, the hook
+``tox_package`` (tox-dev/tox#952).
+
+- `Pep517VenvPackager`, the class behind the packaging environments of tox and tox-uv. It has their settings. With
+  ``package = external`` tox also asks it for metadata.
+- Its ``_teardown``, overridden: it would make tox's own frontend only to end it, and fails for a broken tree.
+- The names in `_METHODS_OF_INTERRUPTION`, one of them private. tox lets one thread at a time into a packaging
+  environment, so an interruption waits for the end of the very build that it is to end. tox-dev/tox#3056 shows such a
+  wait; it is closed, but tox 4.67 still takes that lock.
 """
 
 from __future__ import annotations
@@ -33,41 +42,47 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tox.execute.request import StdinSource
 from tox.plugin import impl
-from tox.tox_env.api import ToxEnv
 from tox.tox_env.errors import Fail
-from tox.tox_env.python.api import Python
 from tox.tox_env.python.package import EditableLegacyPackage, EditablePackage, SdistPackage, WheelPackage
 from tox.tox_env.python.virtual_env.package.pyproject import Pep517VenvPackager
 from tox.tox_env.register import REGISTER
 
 from lockbuild.artifacts import metadata_of_wheel
 from lockbuild.errors import ArtifactError
+from lockbuild.files import replacing
 from lockbuild.settings import INSTALLER_VARIABLE
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from packaging.metadata import RawMetadata
     from tox.config.main import Config
     from tox.config.sets import ConfigSet, EnvConfigSet
     from tox.execute.api import Outcome
     from tox.session.state import State
     from tox.tox_env.api import ToxEnvCreateArgs
-    from tox.tox_env.package import Package
+    from tox.tox_env.package import Package, PackageToxEnv
+    from tox.tox_env.runner import RunToxEnv
 
     from lockbuild.request import Distribution
 
-# The packaging environments that build with a backend: tox's own and tox-uv's.
+# The packaging environments that call a backend: tox's own and tox-uv's.
 _PACKAGERS = ("virtualenv-pep-517", "uv-venv-pep-517")
 _UV_PACKAGER = _PACKAGERS[1]
 
 _OLDEST_PYTHON = (3, 11)
 
-# How often the output of lockbuild is looked at for something that a person should see at once, in seconds.
+# How often the plugin looks at lockbuild's output for lines that a person should see at once, in seconds.
 _LOOK_SECONDS = 0.5
 
-# What that is, by the words of the console.
+# How such a line begins.
 _WORDS_OF_WAITS = ("Waiting for the lock on ", "Got the lock on ")
 
-# What tox calls on its way to the interruption of a packaging environment. None of it touches what a build works with.
+# What lockbuild reads from the environment: its settings, and where its cache is. Then it uses the locks and build
+# environments that it uses without tox.
+_VARIABLES = ("LOCKBUILD_*", "XDG_CACHE_HOME")
+
+# What tox calls when it interrupts a packaging environment. No build works with what these methods touch.
 _METHODS_OF_INTERRUPTION = frozenset({"interrupt", "child_pkg_envs", "display_context", "_log_context"})
 
 _log = logging.getLogger(__name__)
@@ -86,7 +101,7 @@ def tox_add_core_config(core_conf: ConfigSet) -> None:
 
 @impl
 def tox_add_env_config(state: State) -> None:
-    """Take the place of the packaging environments, before the first one is made, if the project asks for it."""
+    """Replace the packaging environments, before tox makes the first one, if the project asks for it."""
     if not state.conf.core["lockbuild"]:
         return
     for name in _PACKAGERS:
@@ -101,74 +116,94 @@ def _is_required(conf: Config, _env_name: str | None) -> bool:
 
 
 class LockbuildPackager(Pep517VenvPackager):
-    """A packaging environment that has lockbuild build, to be mixed into one of tox or of a plugin for tox."""
+    """A packaging environment in which lockbuild builds; a mixin for those of tox and of tox-uv."""
 
     def __init__(self, create_args: ToxEnvCreateArgs) -> None:
         super().__init__(create_args)
         self._built: dict[tuple[Path, str], Path] = {}
-        """The packages that were built, by source and kind."""
+        """Packages that are already built, by source and kind."""
         self._metadata: dict[str, RawMetadata] = {}
         """The metadata of the package, by its kind in tox: an editable wheel may require more than another one."""
+        self._builders: dict[str, LockbuildPackager] = {}
+        """The environments for wheels of another Python, by name."""
         self._session_folder: Path | None = None
 
     def __getattribute__(self, name: str) -> Any:
-        """
-        Let an interruption in while a package is built.
-
-        tox has one thread at a time call methods of a packaging environment, also those by which it interrupts one:
-        after a SIGINT for tox alone its main thread would wait for the end of the very build that it is to end.
-        """
+        """Let an interruption in while a package is built, for example after a SIGINT for tox alone."""
         if name in _METHODS_OF_INTERRUPTION:
             return object.__getattribute__(self, name)
         return super().__getattribute__(name)
 
+    def register_config(self) -> None:
+        """Add to the settings what running lockbuild needs."""
+        super().register_config()
+        self.conf["pass_env"].extend(_VARIABLES)
+        self.conf["allowlist_externals"].append(glob.escape(sys.executable))
+
+    def register_run_env(self, run_env: RunToxEnv) -> Generator[tuple[str, str], PackageToxEnv, None]:
+        """Register a run environment, and note the environment that builds wheels for its Python."""
+        registration = super().register_run_env(run_env)
+        with contextlib.suppress(StopIteration):
+            wanted = next(registration)
+            while True:
+                environment = yield wanted
+                if isinstance(environment, LockbuildPackager):
+                    self._builders[wanted[0]] = environment
+                wanted = registration.send(environment)
+        # lockbuild asks the backend what it requires.
+        self.call_require_hooks -= {"sdist", "wheel", "editable", "external"}
+
+    def requires(self) -> tuple[Requirement, ...]:
+        """Return what tox installs into this environment: lockbuild, if its Python runs it."""
+        return (_this_lockbuild(),) if self._python == "other" else ()
+
+    def ensure_python_env(self) -> None:
+        """Make a virtual environment if there is something to install. The Python that runs tox has lockbuild."""
+        if self._has_virtual_environment:
+            super().ensure_python_env()
+
+    def prepend_env_var_path(self) -> list[Path]:
+        """Return the folders of the virtual environment's programs."""
+        # Abstract in `Pep517VenvPackager`; the class that comes after it has the method.
+        return super().prepend_env_var_path() if self._has_virtual_environment else []  # type: ignore[safe-super]
+
     def perform_packaging(self, for_env: EnvConfigSet) -> list[Package]:
-        """Build the package of a run environment. Raises `Fail`, and `SystemExit` where a program has failed."""
+        """Build the package of a run environment. Raises `Fail`, and `SystemExit` when a program fails."""
         kind: str = for_env["package"]
         if kind == "editable-legacy":
-            # What else the backend may require pip asks it for.
-            return [EditableLegacyPackage(self.root, [*self.requires(), *self.load_deps_for_env(for_env)])]
+            # pip asks the backend for further requirements.
+            return [EditableLegacyPackage(self.root, [*super().requires(), *self.load_deps_for_env(for_env)])]
         if kind not in {"sdist", "wheel", "sdist-wheel", "editable"}:
             return super().perform_packaging(for_env)
-        # Wheels are built by the Python that they are for.
-        child = self._wheel_build_envs.get(for_env["wheel_build_env"]) if kind != "sdist" else None
-        builder = child if isinstance(child, LockbuildPackager) else self
+        # The Python that a wheel is for builds it.
+        builder = self if kind == "sdist" else self._builders.get(for_env["wheel_build_env"], self)
         if kind != "sdist" and builder._python == "too old":
             kind = builder._kind_for_old_python(kind)
         if kind == "sdist":
             settings = self.conf["config_settings_build_wheel"]
             return [SdistPackage(self._build("sdist"), builder.load_deps_for_env(for_env), config_settings=settings)]
-        if kind != "sdist-wheel" and builder is not self:
-            with builder.display_context(self._has_display_suspended):
-                return builder.perform_packaging(for_env)
-        if kind == "sdist-wheel":
-            with builder.display_context(self._has_display_suspended):
-                wheel = builder._build("wheel", self._build("sdist"))
-            self._metadata[kind] = _metadata_of_wheel(wheel)
-            return [WheelPackage(wheel, self.load_deps_for_env(for_env))]
-        if kind == "editable":
-            return [EditablePackage(self._build("editable"), self.load_deps_for_env(for_env))]
-        return [WheelPackage(self._build("wheel"), self.load_deps_for_env(for_env))]
+        sdist = self._build("sdist") if kind == "sdist-wheel" else None
+        # The output of the builder goes where ours goes.
+        with builder.display_context(suspend=False):
+            if kind == "editable":
+                return [EditablePackage(builder._build("editable"), builder.load_deps_for_env(for_env))]
+            wheel = builder._build("wheel", sdist)
+            if sdist is None:
+                return [WheelPackage(wheel, builder.load_deps_for_env(for_env))]
+        self._metadata[kind] = _metadata_of_wheel(wheel)
+        return [WheelPackage(wheel, self.load_deps_for_env(for_env))]
 
     def get_package_dependencies(self, for_env: EnvConfigSet) -> list[Requirement]:
         """Return what the package requires, for all extras and markers."""
         return [Requirement(text) for text in self._package_metadata(for_env).get("requires_dist", ())]
 
     def get_package_name(self, for_env: EnvConfigSet) -> str:
-        """Return the name that the package has for itself."""
+        """Return the name of the package, as its metadata spells it."""
         return self._package_metadata(for_env)["name"]
 
     def get_package_extras(self, for_env: EnvConfigSet) -> set[str]:
         """Return the extras of the package."""
         return set(self._package_metadata(for_env).get("provides_extra", ()))
-
-    def _default_pass_env(self) -> list[str]:
-        # lockbuild's settings, and where its cache is: locks and environments are those of builds without tox.
-        return [*super()._default_pass_env(), "LOCKBUILD_*", "XDG_CACHE_HOME"]
-
-    @property
-    def _allow_externals(self) -> list[str]:
-        return [*super()._allow_externals, glob.escape(sys.executable)]
 
     @cached_property
     def _python(self) -> Literal["ours", "other", "too old"]:
@@ -180,21 +215,13 @@ class LockbuildPackager(Pep517VenvPackager):
             return "ours"
         return "other" if info.version_info[:2] >= _OLDEST_PYTHON else "too old"
 
-    def _setup_env(self) -> None:
-        """
-        Set the environment up as far as the one who builds needs it.
-
-        For lockbuild it is only a few folders, unless another Python has to build: that needs a virtual environment
-        with lockbuild in it.
-        """
-        if self._python == "other":
-            Python._setup_env(self)
-            self.installer.install([_this_lockbuild()], LockbuildPackager.__name__, "lockbuild")
-        else:
-            ToxEnv._setup_env(self)
+    @property
+    def _has_virtual_environment(self) -> bool:
+        # Only with editable-legacy tox allows deps for a packaging environment.
+        return self._python == "other" or bool(self.conf["deps"])
 
     def _teardown(self) -> None:
-        # Without what ends tox's own frontend, which would first be made for that, and fails for a tree that is broken.
+        # Past Pep517VenvPackager: see above.
         super(Pep517VenvPackager, self)._teardown()
         if self._session_folder is not None:
             shutil.rmtree(self._session_folder, ignore_errors=True)
@@ -213,8 +240,8 @@ class LockbuildPackager(Pep517VenvPackager):
         """
         Have lockbuild build a distribution of the project, or of an sdist; return its path.
 
-        It is in a folder of this process alone. Any number of others may build meanwhile, in this environment or with
-        the same ``pkg_dir``, before we have installed it.
+        Its folder belongs to this tox process. Until the distribution is installed, other tox processes may build in
+        this environment or with the same ``pkg_dir``.
         """
         source = source or self.root
         if (source, kind) not in self._built:
@@ -224,9 +251,15 @@ class LockbuildPackager(Pep517VenvPackager):
             self._run_lockbuild(f"build_{kind}", *options, str(source))
             suffix = ".tar.gz" if kind == "sdist" else ".whl"
             [built] = [path for path in folder.iterdir() if path.name.endswith(suffix)]
-            _copy_whole(built, self.pkg_dir)
+            self._copy_to_pkg_dir(built)
             self._built[source, kind] = built
         return self._built[source, kind]
+
+    def _copy_to_pkg_dir(self, built: Path) -> None:
+        # No link: a tox without the plugin opens the file of that name, and writes into it.
+        self.pkg_dir.mkdir(parents=True, exist_ok=True)
+        with replacing(str(self.pkg_dir / built.name)) as copy, built.open("rb") as original:
+            shutil.copyfileobj(original, copy)
 
     def _session(self) -> Path:
         if self._session_folder is None:
@@ -241,7 +274,7 @@ class LockbuildPackager(Pep517VenvPackager):
             else:
                 self.setup()
                 settings = self._config_settings("wheel", "prepare_metadata_for_build")
-                # tox connects the output of other commands to the terminal when it is told to capture nothing.
+                # With another stdin, tox's option for capturing nothing would connect the output to the terminal.
                 outcome = self._run_lockbuild(
                     "metadata", "--metadata", *settings, str(self.root), stdin=StdinSource.API
                 )
@@ -249,21 +282,21 @@ class LockbuildPackager(Pep517VenvPackager):
         return self._metadata[kind]
 
     def _config_settings(self, kind: Distribution, hook: str) -> list[str]:
-        """Return the option for tox's settings for the backend. One build has the same ones for all its hooks."""
+        """Return the option that hands tox's settings to the backend. All hooks of a build get the same ones."""
         settings: dict[str, Any] = {}
         for name in ("get_requires_for_build", hook):
             settings |= self.conf[f"config_settings_{name}_{kind}"] or {}
         return ["--config-json", json.dumps(settings)] if settings else []
 
     def _run_lockbuild(self, run_id: str, *words: str, stdin: StdinSource = StdinSource.OFF) -> Outcome:
-        """Run lockbuild; what it says is shown when it fails, and at once when it waits for somebody."""
+        """Run lockbuild. tox shows its output when it fails; what it says about waits is shown at once."""
         python = str(self.env_python()) if self._python == "other" else sys.executable
         options: list[str] = []
         if self.id() == _UV_PACKAGER and not self.environment_variables.get(INSTALLER_VARIABLE):
             options += ["--installer", "uv"]
         if self.conf["recreate"]:
             options.append("--refresh")
-        # -P: a folder of the project that is named like a module of ours must not be taken for it.
+        # -P: Python does not import a folder of the project that has the name of a module.
         command = [python, "-P", "-m", "lockbuild", *options, *words]
         with self.execute_async(command, stdin=stdin, run_id=run_id) as status:
             read = 0
@@ -276,7 +309,7 @@ class LockbuildPackager(Pep517VenvPackager):
 
 
 def _tell_of_waits(output: bytearray, read: int) -> int:
-    """Log what an output says about locks that are waited for, from a position on; return where its lines end."""
+    """Log the lines of an output about waits, from a position on; return the end of its last whole line."""
     end = output.rfind(b"\n") + 1
     for line in bytes(output[read:end]).decode(errors="replace").splitlines():
         for words in _WORDS_OF_WAITS:
@@ -292,28 +325,11 @@ def _metadata_of_wheel(wheel: Path) -> RawMetadata:
         raise Fail(str(error)) from error
 
 
-def _copy_whole(file: Path, folder: Path) -> None:
-    """
-    Copy a file into a folder, where it is whole as soon as it has its name.
-
-    Not linked: tox without the plugin opens the file of that name, and writes into it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor, hidden = tempfile.mkstemp(dir=folder, prefix=f".{file.name}.")
-    os.close(descriptor)
-    try:
-        shutil.copy(file, hidden)
-        os.replace(hidden, folder / file.name)
-    except BaseException:
-        os.unlink(hidden)
-        raise
-
-
 def _this_lockbuild() -> Requirement:
     """
-    Return a requirement for the very lockbuild that this is, to be installed for another Python.
+    Return a requirement that gives another Python this same lockbuild.
 
-    What was not installed from an index has a note of where it came from (PEP 610).
+    A distribution that was not installed from an index has a note of its origin (PEP 610).
     """
     installed = distribution("lockbuild")
     origin = json.loads(installed.read_text("direct_url.json") or "null")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.environments.store import digest_of_contents
+from lockbuild.environments.contents import look_at
 from machine import as_root
 from wheelhouse import CACHE_COMMAND, ProbeTree, a_made_up_environment, created, make_unused
 from witness import LOCKBUILD, PATIENCE, wait_until
@@ -146,9 +146,9 @@ def test_clear_leaves_what_a_build_uses_and_removes_it_after_a_kill(tree: ProbeT
     build = tree.start(env={"PROBE_GATE": str(gate.path)})
     hook = tree.wait_for_hook()
     [environment] = tree.environments()
-    contents = digest_of_contents(str(environment))
+    contents = look_at(str(environment)).digest
     assert cache("clear").startswith("Removed 0 environments; 1 left\n")
-    assert digest_of_contents(str(environment)) == contents
+    assert look_at(str(environment)).digest == contents
     # It is complete still: others use it.
     assert created(tree.build()) == 0
     assert cache("prune", "--older-than", "0").startswith("Removed 0 environments; 1 left\n")
@@ -195,7 +195,7 @@ def test_who_removes_the_cache_by_hand_while_an_environment_is_made_is_told_and_
     _, err = build.communicate(timeout=PATIENCE)
     assert build.returncode == 1
     last_line = err.splitlines()[-1]
-    assert re.fullmatch(r"ERROR \S+ was removed meanwhile; is somebody removing the cache\?", last_line), err
+    assert re.fullmatch(r"ERROR \S+ was removed meanwhile; start the build again", last_line), err
     tree.build("--installer", installer)
 
 

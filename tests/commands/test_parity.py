@@ -620,7 +620,7 @@ ROWS = [
         project(wheel_hook("pass")),
         status=1,
         ignored=NO_NAME,
-        ours=lambda o: o.errors == ["ERROR The backend did not return the name of what it built"],
+        ours=lambda o: o.errors == ["ERROR The backend did not return the name of an artifact"],
         slow=True,
     ),
     Row(
@@ -629,7 +629,7 @@ ROWS = [
         project(wheel_hook("return 1")),
         status=1,
         ignored=NO_NAME,
-        ours=lambda o: o.errors == ["ERROR The backend did not return the name of what it built"],
+        ours=lambda o: o.errors == ["ERROR The backend did not return the name of an artifact"],
         slow=True,
     ),
     Row(

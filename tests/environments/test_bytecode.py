@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import marshal
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.environments import build_environment
+from lockbuild.environments import candidate_environments
 from lockbuild.environments.bytecode import keep_verified, verify
-from lockbuild.environments.store import Generation, look_at
+from lockbuild.environments.contents import look_at
+from lockbuild.environments.request import EnvironmentRequest
+from lockbuild.environments.store import Generation
 from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest
 from machine import after_setup, as_root
@@ -83,7 +86,7 @@ def test_what_a_disk_that_was_full_has_cut_short_is_removed_and_the_rest_stays(t
     being_written.write_bytes(content[:20])
     verify(generation)
     assert sorted(cache.iterdir()) == sorted([whole, being_written])
-    assert not keep_verified(generation, look_at(generation.path)[1])
+    assert not keep_verified(generation, look_at(generation.path).bytecode)
     assert whole.exists()
 
 
@@ -124,7 +127,7 @@ def test_what_is_no_bytecode_of_this_python_is_removed_and_the_rest_noted(
             path.write_bytes(content)
     verify(generation)
     assert os.listdir(cache) == [whole.name]
-    assert not keep_verified(generation, look_at(generation.path)[1])
+    assert not keep_verified(generation, look_at(generation.path).bytecode)
 
 
 def test_the_notes_are_those_of_the_files_that_are_there(tmp_path: Path) -> None:
@@ -154,7 +157,7 @@ def test_what_no_build_has_verified_is_removed(tmp_path: Path) -> None:
         unknown.write_bytes(b"")
         if notes is not None:
             (tmp_path / "1.bytecode").write_text(notes)
-        assert keep_verified(generation, look_at(generation.path)[1])
+        assert keep_verified(generation, look_at(generation.path).bytecode)
         assert not unknown.exists(), notes
 
 
@@ -206,12 +209,12 @@ def test_a_host_that_may_have_read_unverified_bytecode_is_started_anew(
     monkeypatch.chdir(tree.path)
 
     def epochs() -> tuple[int, int]:
-        started: list[int] = []
-        request = BuildRequest(str(tree.path))
-        note = started.append
-        with build_environment(
-            ["probe-backend"], request, (), Reporter(), 0.0, lambda candidate: note(candidate.locks[0].epoch)
-        ) as environment:
+        wanted = EnvironmentRequest(["probe-backend"], "", BuildRequest(str(tree.path)), 0.0, (), Reporter())
+        started = []
+        for environment in candidate_environments(wanted):
+            started.append(environment.locks[0].epoch)
+        with contextlib.ExitStack() as stack:
+            stack.push(environment.__exit__)
             return started[-1], environment.locks[0].epoch
 
     before, after = epochs()

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from lockbuild.environments.bytecode import keep_verified, verify
-from lockbuild.environments.store import Generation, Manifest, User, digest_of_contents, generations, look_at
+from lockbuild.environments.contents import look_at
+from lockbuild.environments.store import Generation, Manifest, User, generations
 from wheelhouse import ProbeTree, created
 
 
@@ -29,10 +30,10 @@ def _kept(folder: Path) -> Generation:
     source = Path(generation.path, "module.py")
     source.write_text("VALUE = 1\n")
     py_compile.compile(str(source), doraise=True)
-    contents = digest_of_contents(generation.path)
+    contents = look_at(generation.path).digest
     versions = {"setuptools": "84.2.1"}
     generation.write_manifest(
-        Manifest(time.time(), f"{scripts}/python", str(scripts), ("setuptools",), versions, contents, versions)
+        Manifest(time.time(), f"{scripts}/python", str(scripts), ("setuptools",), versions, contents, "", versions)
     )
     verify(generation)
     assert Path(f"{generation.path}.bytecode").exists()
@@ -180,7 +181,7 @@ def test_each_kind_of_damage_to_each_file_is_survived_and_removed(
         damage(folder / name, random.Random(seed))
         manifest = generation.read_manifest()
         if manifest is not None and Path(generation.path).is_dir():
-            keep_verified(generation, look_at(generation.path)[1])
+            keep_verified(generation, look_at(generation.path).bytecode)
         verify(generation)
         user = User(generation)
         user.begin()

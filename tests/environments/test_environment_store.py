@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 
 from lockbuild.environments import store
+from lockbuild.environments.contents import look_at
 from lockbuild.environments.store import (
     Generation,
     Manifest,
     User,
-    digest_of_contents,
     generations,
     is_locked,
-    look_at,
     new_generation,
     remove_unused,
 )
@@ -37,7 +36,7 @@ def generation(tmp_path: Path) -> Generation:
     (cache.parent / "m.py").write_text("1")
     Path(generation.path, "link").symlink_to("package")
     scripts = f"{generation.path}/bin"
-    manifest = Manifest(time.time(), f"{scripts}/python", scripts, (), {}, digest_of_contents(generation.path))
+    manifest = Manifest(time.time(), f"{scripts}/python", scripts, (), {}, look_at(generation.path).digest, "")
     generation.write_manifest(manifest)
     return generation
 
@@ -64,25 +63,25 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_change_is_seen(generation: Generation, what: str) -> None:
-    before = digest_of_contents(generation.path)
+    before = look_at(generation.path).digest
     CHANGES[what](Path(generation.path))
-    assert digest_of_contents(generation.path) != before
+    assert look_at(generation.path).digest != before
 
 
 def test_another_target_of_a_link_is_seen(generation: Generation) -> None:
-    before = digest_of_contents(generation.path)
+    before = look_at(generation.path).digest
     link = Path(generation.path, "link")
     link.unlink()
     link.symlink_to("elsewhere")
-    assert digest_of_contents(generation.path) != before
+    assert look_at(generation.path).digest != before
 
 
 def test_bytecode_and_the_times_of_folders_are_no_change(generation: Generation) -> None:
-    before, _ = look_at(generation.path)
+    before = look_at(generation.path).digest
     cache = Path(generation.path, "package", "__pycache__")
     (cache / "n.pyc").symlink_to("m.pyc")
     os.utime(cache.parent, (1, 1))
-    after, bytecode = look_at(generation.path)
+    after, bytecode, _ = look_at(generation.path)
     assert after == before
     link = (cache / "n.pyc").lstat()
     assert bytecode["/package/__pycache__/n.pyc"] == [link.st_size, link.st_mtime_ns]
@@ -96,9 +95,9 @@ def _reversed(path: str, scandir: Callable[[str], Iterator[os.DirEntry[str]]] = 
 def test_the_order_in_which_a_folder_is_read_does_not_matter(
     generation: Generation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = digest_of_contents(generation.path)
+    before = look_at(generation.path).digest
     monkeypatch.setattr(os, "scandir", _reversed)
-    assert digest_of_contents(generation.path) == before
+    assert look_at(generation.path).digest == before
 
 
 @pytest.mark.parametrize("what", ["n.pyc", "__pycache__"])
@@ -118,7 +117,7 @@ def test_bytecode_that_another_build_removes_meanwhile_is_not_there(
             yield entries
 
     monkeypatch.setattr(os, "scandir", late)
-    assert [*look_at(generation.path)[1]] == (["/package/__pycache__/m.pyc"] if what == "n.pyc" else [])
+    assert [*look_at(generation.path).bytecode] == (["/package/__pycache__/m.pyc"] if what == "n.pyc" else [])
 
 
 # Users

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from lockbuild.environments.store import digest_of_contents
+from lockbuild.environments.contents import look_at
 from machine import after_setup, as_root
 from wheelhouse import ProbeTree, copy_tree, created, processes_naming, served, site_packages
 from witness import LOCKBUILD, PATIENCE, PYTHON_BUILD, wait_until
@@ -122,7 +122,7 @@ def test_after_a_maker_was_killed_at_any_moment_a_build_succeeds_and_clears_up(t
     # What was killed after it was complete may be used; it is whole like any other.
     environment = the_environment(tree)
     manifest = json.loads(Path(f"{environment}.json").read_text())
-    assert digest_of_contents(str(environment)) == manifest["contents"]
+    assert look_at(str(environment)).digest == manifest["contents"]
     assert manifest["packages"] == {"probe-backend": "1.0"}
     # Only the file of the killed user is left, until the environment itself is removed.
     assert all(path.parent == Path(f"{environment}.users") for path in tree.debris())
@@ -153,12 +153,12 @@ def _outlive(tree: ProbeTree) -> None:
         maker.wait()
         tree.build()
         environment = the_environment(tree)
-        before = digest_of_contents(str(environment))
+        before = look_at(str(environment)).digest
     finally:
         for pid in installers:
             os.kill(pid, signal.SIGCONT)
     wait_until(lambda: not set(installers) & set(processes_naming(key)), "the end of the installer")
-    assert digest_of_contents(str(environment)) == before
+    assert look_at(str(environment)).digest == before
     assert "Using the build environment made " in tree.build()
     assert the_environment(tree) == environment
 
@@ -408,7 +408,7 @@ def test_an_interpreter_that_is_gone_is_noticed(tree: ProbeTree) -> None:
     manifest = json.loads(manifest_file.read_text())
     (environment / "bin" / "python").unlink()
     (environment / "bin" / "python").symlink_to(environment / "gone")
-    manifest["contents"] = digest_of_contents(str(environment))
+    manifest["contents"] = look_at(str(environment)).digest
     manifest_file.write_text(json.dumps(manifest))
     assert created(tree.build()) == 1
 
@@ -496,7 +496,7 @@ def test_a_new_generation_is_made_while_a_build_in_the_old_one_goes_on(tree: Pro
     running = tree.start(env={"PROBE_GATE": str(gate.path)})
     tree.wait_for_hook()
     old = the_environment(tree)
-    contents = digest_of_contents(str(old))
+    contents = look_at(str(old)).digest
     options, env = ([], {how: "0.0"}) if how.startswith("LOCKBUILD") else ([how], {})
     error = tree.build(*options, env=env)
     assert created(error) == 1
@@ -506,7 +506,7 @@ def test_a_new_generation_is_made_while_a_build_in_the_old_one_goes_on(tree: Pro
     # Whoever comes now uses the new one, and the old one is as it was: a build runs in it.
     assert created(tree.build()) == 0
     assert tree.prefixes()[-1] == str(new)
-    assert digest_of_contents(str(old)) == contents
+    assert look_at(str(old)).digest == contents
     gate.open()
     tree.finish(running)
     assert tree.hooks("build_wheel after the gate")[0]["prefix"] == str(old)
@@ -669,10 +669,10 @@ def test_no_cache_leaves_nothing_in_the_store_and_no_environment_behind(tree: Pr
 def test_no_cache_does_not_use_what_is_kept(tree: ProbeTree) -> None:
     tree.build()
     environment = the_environment(tree)
-    contents = digest_of_contents(str(environment))
+    contents = look_at(str(environment)).digest
     assert created(tree.build("--no-cache")) == 1
     assert tree.prefixes()[0] != tree.prefixes()[1]
-    assert digest_of_contents(str(environment)) == contents
+    assert look_at(str(environment)).digest == contents
 
 
 def test_env_dir_is_where_the_environment_is_and_it_is_removed_after_a_success(tree: ProbeTree) -> None:
@@ -704,13 +704,13 @@ def test_extra_requirements_make_an_environment_of_their_own_and_both_are_found_
     tree.wheelhouse.add_wheel("extra")
     tree.build()
     base = the_environment(tree)
-    contents = digest_of_contents(str(base))
+    contents = look_at(str(base)).digest
     env = {"PROBE_REQUIRES": '["extra"]'}
     first = tree.build(env=env)
     assert created(first) == 1
     [larger] = set(tree.environments()) - {base}
     assert larger.parent != base.parent
-    assert digest_of_contents(str(base)) == contents
+    assert look_at(str(base)).digest == contents
     second = tree.build(env=env)
     assert created(second) == 0
     assert second.count("Using the build environment made ") == 2
@@ -725,10 +725,10 @@ def test_an_extra_requirement_on_a_local_file_is_installed_into_nothing_that_is_
     wheel = tree.wheelhouse.add_wheel("local")
     env = {"PROBE_REQUIRES": json.dumps([f"local @ {wheel.as_uri()}"])}
     tree.build(env=env)
-    contents = digest_of_contents(str(the_environment(tree)))
+    contents = look_at(str(the_environment(tree))).digest
     assert tree.hooks()[-1]["distributions"] == ["local 1.0", "probe-backend 1.0"]
     assert created(tree.build(env=env)) == 1
-    assert digest_of_contents(str(the_environment(tree))) == contents
+    assert look_at(str(the_environment(tree))).digest == contents
 
 
 @pytest.mark.slow
@@ -937,7 +937,7 @@ def test_a_user_that_meets_a_remover_at_its_file_is_not_left_without_a_lock(tmp_
 
     generation = Generation(str(tmp_path), "1")
     os.mkdir(generation.path)
-    generation.write_manifest(Manifest(1.0, "python", "scripts", (), {}, "digest"))
+    generation.write_manifest(Manifest(1.0, "python", "scripts", (), {}, "digest", "sources"))
     first = User(generation)
     assert first.begin()
     prepare = f"from lockbuild.environments.store import *\ngeneration = Generation({str(tmp_path)!r}, '1')\n"
@@ -1033,7 +1033,7 @@ def test_users_that_begin_while_a_remover_works_are_always_seen(
             removed += 1
             os.mkdir(generation.path)
         if generation.read_manifest() is None:
-            generation.write_manifest(Manifest(1.0, "python", "scripts", (), {}, "digest"))
+            generation.write_manifest(Manifest(1.0, "python", "scripts", (), {}, "digest", "sources"))
         time.sleep(0.002)
     answers = [user.communicate() for user in users]
     assert not any(error for _, error in answers), answers

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lockbuild.environments.local import describe, describe_files
+from lockbuild.environments.local import describe, describe_files, digest_of_sources
 from wheelhouse import ProbeTree, created, site_packages
 from witness import wait_until
 
@@ -113,6 +113,39 @@ def test_a_list_of_requirements_may_name_a_folder(tmp_path: Path) -> None:
     assert describe_files([str(constraints)]) != before
 
 
+def test_only_distributions_of_the_projects_in_an_environment_count(tmp_path: Path) -> None:
+    flat, index = tmp_path / "flat", tmp_path / "simple"
+    (index / "one").mkdir(parents=True)
+    flat.mkdir()
+    sources, projects = [str(flat), str(index)], {"one", "two-three"}
+    seen = [digest_of_sources(sources, projects)]
+
+    def is_seen() -> bool:
+        seen.append(digest_of_sources(sources, projects))
+        return seen[-1] not in seen[:-1]
+
+    (flat / "other-1-py3-none-any.whl").write_text("")
+    (index / "other").mkdir()
+    (index / "other" / "index.html").write_text('<a href="other-1.tar.gz">')
+    assert not is_seen()
+    (flat / "Two_Three-1-py3-none-any.whl").write_text("")
+    assert is_seen()
+    (flat / "links.html").write_text("")
+    assert is_seen()
+    (index / "one" / "index.html").write_text('<a href="one-1.tar.gz#sha256=0">')
+    assert is_seen()
+    (index / "one" / "one-1.tar.gz").write_text("")
+    assert is_seen()
+    assert not is_seen()
+
+
+def test_sources_that_change_while_an_environment_is_made_match_no_later_ones(tmp_path: Path) -> None:
+    (tmp_path / "one-1-py3-none-any.whl").write_text("")
+    changed = (tmp_path / "one-1-py3-none-any.whl").stat().st_ctime
+    assert digest_of_sources([str(tmp_path)], {"one"}, changed - 1) == ""
+    assert digest_of_sources([str(tmp_path)], {"one"}, changed + 1) == digest_of_sources([str(tmp_path)], {"one"}) != ""
+
+
 @pytest.mark.parametrize("part", ["st_size", "st_ino", "st_mtime_ns", "st_ctime_ns"])
 def test_each_part_of_the_identity_of_an_archive_matters(
     tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
@@ -121,18 +154,25 @@ def test_each_part_of_the_identity_of_an_archive_matters(
     wheel.write_text("1")
     status = wheel.stat()
     values = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
-    before = describe([str(wheel)])
-    monkeypatch.setattr(os, "stat", lambda _: SimpleNamespace(**values))
-    assert describe([str(wheel)]) == before
+
+    def described() -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", lambda _: SimpleNamespace(**values))
+            return digest_of_sources([str(wheel)], {"x"})
+
+    before = described()
+    assert before == digest_of_sources([str(wheel)], {"x"}) != ""
     values[part] += 1
-    assert describe([str(wheel)]) != before
+    assert described() != before
 
 
 @pytest.mark.parametrize("name", ["x-1.WHL", "x-1.tar.gz", "x-1.tar.zst", "links.html", "links.htm"])
 def test_what_an_installer_finds_in_a_folder_is_described(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("1")
-    [(_, [found])] = describe([str(tmp_path)])
-    assert found[:2] == [name, 1]
+    path = tmp_path / name
+    path.write_text("1")
+    before = digest_of_sources([str(tmp_path)], {"x"})
+    path.write_text("22")
+    assert digest_of_sources([str(tmp_path)], {"x"}) != before
 
 
 @contextlib.contextmanager
@@ -141,15 +181,15 @@ def _reversed(path: str, scandir: Callable[[str], Iterator[os.DirEntry[str]]] = 
 
 
 def test_the_order_in_which_a_folder_is_read_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("a.whl", "b.whl", "c.whl"):
+    for name in ("x-1.whl", "x-2.whl", "x-3.whl"):
         (tmp_path / name).write_text("1")
-    before = describe([str(tmp_path)])
+    before = digest_of_sources([str(tmp_path)], {"x"})
     monkeypatch.setattr(os, "scandir", _reversed)
-    assert describe([str(tmp_path)]) == before
+    assert digest_of_sources([str(tmp_path)], {"x"}) == before
 
 
 @pytest.mark.parametrize("is_url", [False, True], ids=["relative", "URL"])
-def test_files_behind_the_links_of_an_index_matter_where_their_project_is_required(
+def test_files_behind_the_links_of_an_index_matter_where_their_project_is_installed(
     tmp_path: Path, is_url: bool
 ) -> None:
     index, wheel = tmp_path / "simple", tmp_path / "x-1-py3-none-any.whl"
@@ -159,12 +199,11 @@ def test_files_behind_the_links_of_an_index_matter_where_their_project_is_requir
     # The bytes of a page may be no text, and its links may lead nowhere.
     page = f'<a href="{link}#sha256=0">x</a><a href=../../gone.whl>gone</a>'.encode() + b"\xff"
     (index / "x" / "index.html").write_bytes(page)
-    required, other = describe([str(index)], {"x"}), describe([str(index)], {"y"})
+    sources = [str(index)]
+    seen = [digest_of_sources(sources, {"x"}), digest_of_sources(sources, {"y"})]
     wheel.write_text("22")
-    assert describe([str(index)], {"x"}) != required
-    assert describe([str(index)], {"y"}) == other
-    (index / "x" / "index.html").write_bytes(page + b" ")
-    assert describe([str(index)], {"y"}) != other
+    assert digest_of_sources(sources, {"x"}) not in seen
+    assert digest_of_sources(sources, {"y"}) == seen[1]
 
 
 def test_lists_of_requirements_that_name_each_other_are_read_once(tmp_path: Path) -> None:
@@ -172,18 +211,19 @@ def test_lists_of_requirements_that_name_each_other_are_read_once(tmp_path: Path
     # The bytes of a list may be no text.
     first.write_bytes(b"# \xff\n-r second.txt\n")
     second.write_text("-r first.txt\n")
-    assert [path for path, _ in describe([str(first)])] == [str(first), str(second)]
+    assert [path for path, _ in describe_files([str(first)])] == [str(first), str(second)]
 
 
 def test_a_large_file_is_no_list_of_requirements(tmp_path: Path) -> None:
     large = tmp_path / "large"
     (tmp_path / "other.txt").touch()
     large.write_text("-r other.txt\n" + "#" * (1 << 20))
-    assert [path for path, _ in describe([str(large)])] == [str(large)]
+    assert [path for path, _ in describe_files([str(large)])] == [str(large)]
 
 
 def test_what_has_vanished_has_no_description(tmp_path: Path) -> None:
-    assert describe([str(tmp_path / "gone")]) == [(str(tmp_path / "gone"), None)]
+    gone = str(tmp_path / "gone")
+    assert describe([gone]) == ([(gone, None)], [])
 
 
 @pytest.mark.parametrize("form", ["{0}\0", "file://{0}%00", "~/a", "file:{0}", "FILE://LOCALHOST{0}"])

@@ -14,6 +14,9 @@ import pytest
 
 from installed import assert_equal
 from lockbuild.environments.fresh import FreshEnvironment
+from lockbuild.environments.request import EnvironmentRequest
+from lockbuild.events import Reporter
+from lockbuild.request import BuildRequest
 from wheelhouse import ProbeTree
 from witness import PATIENCE
 
@@ -55,7 +58,9 @@ def test_an_environment_of_real_packages_equals_that_of_pip(tree: ProbeTree, mon
     _, error = build.communicate(timeout=10 * PATIENCE)
     assert build.returncode == 0, error
     [kept] = tree.environments()
-    with FreshEnvironment("pip", None, ["probe-backend", *packages], "") as fresh:
+    with FreshEnvironment(
+        EnvironmentRequest(["probe-backend", *packages], "", BuildRequest("."), 0.0, (), Reporter())
+    ) as fresh:
         assert_equal(kept, Path(fresh.python_executable).parents[1])
         versions = [
             subprocess.run([python, "-c", _LIST], capture_output=True, text=True, check=True).stdout

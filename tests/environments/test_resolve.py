@@ -13,6 +13,9 @@ import pytest
 
 from installed import assert_equal
 from lockbuild.environments.fresh import FreshEnvironment
+from lockbuild.environments.request import EnvironmentRequest
+from lockbuild.events import Reporter
+from lockbuild.request import BuildRequest
 from wheelhouse import ProbeTree, Wheelhouse, processes_naming, served, site_packages
 from witness import PATIENCE
 
@@ -51,7 +54,7 @@ def test_a_kept_environment_has_what_pip_would_have_installed(tree: ProbeTree, m
     [kept] = tree.environments()
     for name, value in tree.environ().items():
         monkeypatch.setenv(name, value)
-    with FreshEnvironment("pip", None, requirements, "") as fresh:
+    with FreshEnvironment(EnvironmentRequest(requirements, "", BuildRequest("."), 0.0, (), Reporter())) as fresh:
         theirs = Path(fresh.python_executable).parents[1]
         assert_equal(kept, theirs)
     run = [kept / "bin" / "featured"]
@@ -227,7 +230,7 @@ def test_a_pip_that_fails_so_again_and_again_is_believed(tree: ProbeTree) -> Non
 
 def test_looking_for_pip_leaves_the_modules_of_setuptools_alone() -> None:
     script = (
-        "import distutils.core, sys; from lockbuild.build_library import _pip_runner; before = {**sys.modules}; "
+        "import distutils.core, sys; from lockbuild.pip_library import _pip_runner; before = {**sys.modules}; "
         "print(bool(_pip_runner()), before.keys() - sys.modules.keys())"
     )
     # setuptools warns of its own replacement of distutils.

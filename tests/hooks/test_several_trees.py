@@ -64,7 +64,7 @@ def build_wheel(*arguments):
 _WATCH = """
 import importlib, os, sys
 sys.path[0] or sys.path.pop(0)
-backend = sys.argv[1]
+modules = sys.argv[1:]
 def watch(event, arguments):
     path = arguments[0] if arguments else ""
     if event in ("open", "os.listdir", "os.scandir", "os.chdir"):
@@ -75,7 +75,8 @@ def getcwd(real=os.getcwd):
     return real()
 os.getcwd = getcwd
 sys.addaudithook(watch)
-importlib.import_module(backend)
+for name in modules:
+    importlib.import_module(name)
 print("imported")
 """
 
@@ -242,12 +243,11 @@ def test_backends_are_imported_alike_everywhere(environment: Path) -> None:
     wanted = [*projects, "uv_build", "scikit-build-core"]
     subprocess.run([uv, "pip", "install", "-q", "--python", python, *wanted], check=True)
 
-    def watched(backend: str) -> list[str]:
-        done = subprocess.run([python, "-c", _WATCH, backend], capture_output=True, text=True, check=True)
+    def watched(*modules: str) -> list[str]:
+        done = subprocess.run([python, "-c", _WATCH, *modules], capture_output=True, text=True, check=True)
         return done.stdout.splitlines()
 
-    assert {backend: watched(backend) for backend in IMPORTED_AHEAD} == {
-        backend: ["imported"] for backend in IMPORTED_AHEAD
-    }
+    found = {backend: watched(backend, *more) for backend, more in IMPORTED_AHEAD.items()}
+    assert found == {backend: ["imported"] for backend in IMPORTED_AHEAD}
     # One that does look is seen.
     assert watched("scikit_build_core.build") != ["imported"]

@@ -103,7 +103,7 @@ def test_a_user_without_a_home_and_without_an_entry_builds_with_one_warning(plac
     [(status, _, error)] = place.tree.finish(build)
     assert status == 0, error
     assert [warning.partition(";")[0] for warning in warnings_in(error)] == [
-        "WARNING there is no home folder to have a cache in"
+        "WARNING there is no home folder for a cache"
     ]
     check_fallback(fallback_of(alice.folder / "tmp", ALICE), ALICE)
     assert not (place.tree.path / "~").exists()
@@ -187,7 +187,7 @@ def test_without_any_writable_folder_nothing_is_built(witness_tree: WitnessTree)
     script = read_only_root(witness_tree.control)
     build = witness_tree.start(command=after_setup(script), cwd=Path("/"))
     message = error_line(witness_tree.finish(build)[0])
-    assert "and there is no folder for temporary files either" in message
+    assert "and there is no folder for temporary files" in message
     assert witness_tree.log() == []
 
 
@@ -196,7 +196,7 @@ def test_without_a_place_for_lock_files_nothing_is_built(witness_tree: WitnessTr
     fallback_of(tmp_path / "tmp", os.getuid()).touch()
     build = witness_tree.start(env={"LOCKBUILD_CACHE_DIR": "/proc/cannot/be"})
     message = error_line(witness_tree.finish(build)[0])
-    assert "No place for lock files: " in message
+    assert "No folder for lock files: " in message
     assert "--cache-dir" in message
     assert witness_tree.log() == []
 
@@ -210,7 +210,7 @@ def test_a_fallback_folder_with_something_else_in_it_is_one_clear_line(
     (folder / "locks").touch()
     build = witness_tree.start(env={"LOCKBUILD_CACHE_DIR": "/proc/cannot/be"})
     message = error_line(witness_tree.finish(build)[0])
-    assert "No place for lock files: " in message
+    assert "No folder for lock files: " in message
     assert str(folder) in message
     assert "Posix" not in message
     assert witness_tree.log() == []

@@ -134,7 +134,7 @@ def test_a_lock_that_is_held_cannot_be_entered_again(witness_tree: WitnessTree) 
     lock = SourceTreeLock(witness_tree.path)
     with lock:
         before = lock.descriptors
-        with pytest.raises(RuntimeError, match="is held already"), lock:
+        with pytest.raises(RuntimeError, match="is already held"), lock:
             pass
         # The mistake has not freed it.
         assert lock.descriptors == before
@@ -147,7 +147,7 @@ def test_a_lock_that_is_held_cannot_be_entered_again(witness_tree: WitnessTree) 
 def test_two_threads_cannot_enter_one_lock_object(witness_tree: WitnessTree) -> None:
     lock = SourceTreeLock(witness_tree.path)
     with ThreadPoolExecutor(1) as pool, lock:
-        with pytest.raises(RuntimeError, match="is held already"):
+        with pytest.raises(RuntimeError, match="is already held"):
             pool.submit(lock.__enter__).result()
         assert not is_free(witness_tree.path)
     assert is_free(witness_tree.path)

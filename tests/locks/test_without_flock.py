@@ -150,7 +150,7 @@ def test_a_directory_without_flock_is_a_warning_and_the_lock_file_still_excludes
         assert status == 0, error
         [warning] = warnings_in(error)
         assert str(witness_tree.path) in warning
-        assert "other users or cache folders" in warning
+        assert "builds by other users or with other cache folders do not" in warning
     witness_tree.assert_no_overlap()
 
 

@@ -353,11 +353,11 @@ def test_what_a_killed_installation_has_left_under_hidden_names_is_removed_by_th
     house: Wheelhouse, environment: Path
 ) -> None:
     """Killed between the making of a file and its renaming: too short a moment to be met each time."""
-    wheel = house.add_wheel("alpha", files={"alpha/file.py": "", "alpha/.file.py.00000000000a": "of the wheel"})
+    wheel = house.add_wheel("alpha", files={"alpha/file.py": "", "alpha/.file.py.000000000000000a.tmp": "of the wheel"})
     info = site_packages(environment) / "alpha-1.0.dist-info"
-    left = [info / f".{name}.0123456789ab" for name in ("INSTALLER", "RECORD")]
-    left.append(site_packages(environment) / "alpha" / ".file.py.0123456789ab")
-    foreign = [info / ".INSTALLER.0123456789ag", info / ".other.0123456789ab"]
+    left = [info / f".{name}.0123456789abcdef.tmp" for name in ("INSTALLER", "RECORD")]
+    left.append(site_packages(environment) / "alpha" / ".file.py.0123456789abcdef.tmp")
+    foreign = [info / ".INSTALLER.0123456789abcdeg.tmp", info / ".other.0123456789abcdef.tmp"]
     for path in (*left, *foreign):
         path.parent.mkdir(exist_ok=True)
         path.write_text("")

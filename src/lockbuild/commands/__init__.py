@@ -1,1 +1,1 @@
-"""The console scripts and process entry points: words in, a request, an exit status out."""
+"""The console scripts and process entry points: each turns words into a request and a result into an exit status."""

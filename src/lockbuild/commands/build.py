@@ -1,6 +1,6 @@
-"""The command line: words in, a `BuildRequest`, an exit status out. It is that of ``build``, and a little more.
+"""The command line of ``lockbuild``: that of ``build`` and a few more options.
 
-Only what it takes to read the command line is imported here; `_run` imports the frontend.
+This module imports only what reading the command line takes; `_run` imports the rest.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild") -> NoReturn:
-    """Run the command line and exit with its status: 0, 1 for a failed build, 2 for wrong usage, 75 for a timeout."""
+    """Run the command line and exit: 0 for success, 1 for a failed build, 2 for wrong usage, 75 for a lock timeout."""
     parsed = parse(sys.argv[1:] if arguments is None else arguments, prog)
     for stream in (sys.stdout, sys.stderr):
-        # Paths may hold bytes that are no text; they are shown, not a reason to fail.
+        # Paths may contain bytes that are not text. They are shown as escapes.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status = _run(parsed)
     except BrokenPipeError:
-        # Whoever read our output has had enough. Python would complain again when it flushes at exit.
+        # The reader of our output has gone. At exit, Python would flush and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)
@@ -40,7 +40,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from lockbuild.interruption import end_with_stdin, interruptible
 
     _prepare_windows_console()
-    # With --quiet the output of hooks is dropped, with --metadata it is kept back.
+    # With --quiet, lockbuild drops the output of hooks; with --metadata, it shows that only after a failure.
     output = (
         _event_writer()
         if parsed.json
@@ -53,7 +53,7 @@ def _run(parsed: argparse.Namespace) -> int:
             _build(parsed, output)
     except Interrupted as interruption:
         return interruption.exit_status
-    except Exception as error:  # noqa: BLE001 - whatever it is, a person gets one line
+    except Exception as error:  # noqa: BLE001 - the user gets one line for any error
         if not isinstance(output, Console):
             output.failed(error)
         elif isinstance(error, LockbuildError):
@@ -73,7 +73,7 @@ def _event_writer() -> EventWriter:
 
 
 def _take_standard_output() -> int:
-    """Return standard output as a descriptor; what else is printed there, by hooks too, goes to standard error."""
+    """Return a descriptor of standard output. Other output to it, including that of hooks, goes to standard error."""
     taken = os.dup(1)
     os.dup2(2, 1)
     return taken
@@ -83,7 +83,7 @@ def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
     import time
     import warnings
 
-    # What the interpreter and the imports have taken until now. They do not wait for anything.
+    # The time that the interpreter and the imports have taken until now. They do not wait, so CPU time is enough.
     start = time.process_time()
     from lockbuild import frontend
     from lockbuild.commands.request import make_request
@@ -96,7 +96,7 @@ def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
 
         output.metadata(parse_email(frontend.metadata(request, output))[0])
         return
-    # Before the hook host starts: it inherits our standard output.
+    # Before the hook host starts, because it inherits our standard output.
     report_output = _take_standard_output() if parsed.report == "-" else None
     result = frontend.build(request, output)
     result = result._replace(timings=(Timing("start", start), *result.timings) if parsed.timings else ())
@@ -112,7 +112,7 @@ def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
     if request.isolation and request.use_cache:
         from lockbuild.garbage_collection import collect_once_a_day
 
-        # Before the last line: with it a program may end us.
+        # Before the last line, after which a program may end this process.
         collect_once_a_day(request.cache_dir)
     output.succeeded(result)
 

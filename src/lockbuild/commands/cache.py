@@ -1,4 +1,4 @@
-"""The console script ``lockbuild-cache``: what is in the cache, and the removal of what is not used."""
+"""The console script ``lockbuild-cache``: lists the cache, and removes what is not used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the console script ``lockbuild-cache`` and exit: 0, 1 after an error, 2 for wrong usage."""
+    """Run the console script ``lockbuild-cache`` and exit: 0 for success, 1 for an error, 2 for wrong usage."""
     open_standard_streams()
     parsed = _make_parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -43,22 +43,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lockbuild-cache", description="Look after the cache of lockbuild.")
+    parser = argparse.ArgumentParser(prog="lockbuild-cache", description="List and clean the cache of lockbuild.")
     parser.add_argument(
-        "--cache-dir", metavar="DIR", help="the cache folder (default: LOCKBUILD_CACHE_DIR, else the platform's place)"
+        "--cache-dir",
+        metavar="DIR",
+        help="the cache folder (default: LOCKBUILD_CACHE_DIR, else the platform's cache folder)",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     command = commands.add_parser("dir", help="print the path of the cache folder")
     command.set_defaults(run=_print_folder)
-    command = commands.add_parser("list", help="list what is in the cache")
+    command = commands.add_parser("list", help="list the contents of the cache")
     command.set_defaults(run=_print_list)
-    command = commands.add_parser("prune", help="remove environments and wheels that were not used for 30 days")
+    command = commands.add_parser("prune", help="remove environments and wheels that no build has used for 30 days")
     command.add_argument(
         "--older-than",
         type=duration,
         default=UNUSED_SECONDS,
         metavar="TIME",
-        help="remove what was last used so long ago: seconds, or a number with s, m, h or d behind it (default: 30d)",
+        help="remove what no build has used for this long: seconds, or a number followed by s, m, h or d "
+        "(default: 30d)",
     )
     command.set_defaults(run=_prune)
     command = commands.add_parser("clear", help="remove everything that is not in use")
@@ -107,8 +110,8 @@ def _ago(moment: float) -> str:
 
 def _prune(parsed: argparse.Namespace) -> None:
     older_than, cache_dir = parsed.older_than, parsed.cache_dir
-    # Environments first: without them the wheels that were built in them are of no use, and the space that they share
-    # with unpacked wheels is freed as a whole.
+    # Environments first: without its environment, a built wheel is of no use. Files that environments share with
+    # unpacked wheels take space until both are removed.
     _print_removed(prune_environments(older_than, cache_dir), "environment", len(list_environments(cache_dir)))
     removed = prune_unpacked_wheels(older_than, cache_dir)
     _print_removed(removed, "unpacked wheel", len(list_unpacked_wheels(cache_dir)))

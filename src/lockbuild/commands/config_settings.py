@@ -1,4 +1,4 @@
-"""The settings for the backend (PEP 517's ``config_settings``), from the two ways to give them on the command line."""
+"""Settings for the backend (PEP 517's ``config_settings``) from ``--config-json`` or ``--config-setting``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """Return the settings of ``--config-json``. Raises `SettingsError`."""
+    """Return the settings in the JSON object of ``--config-json``. Raises `SettingsError`."""
     try:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
@@ -24,7 +24,7 @@ def from_json(text: str) -> dict[str, Any]:
 
 
 def from_words(words: Iterable[str]) -> dict[str, Any]:
-    """Return the settings of each ``--config-setting KEY=VALUE``; one that is given several times has a list."""
+    """Return the settings of all ``--config-setting KEY=VALUE``; a repeated key gets a list of its values."""
     collected: dict[str, Any] = {}
     for word in words:
         key, separator, value = word.partition("=")

@@ -1,6 +1,6 @@
-"""Why a build has failed, for a person: as ``build`` words it where it does, in one line everywhere else.
+"""Messages for failed builds: in the words of ``build`` where it has some, otherwise in one line.
 
-Errors of our own say all of it themselves. Here are those of the libraries, of the system, and our mistakes.
+A `LockbuildError` brings its own message. The others come from libraries, from the system, or from bugs in lockbuild.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HELP_FOR_FAILED_BUILDS = "https://build.pypa.io/en/stable/how-to/troubleshootin
 
 
 def report_failure(error: Exception, parsed: argparse.Namespace, console: Console) -> None:
-    """Print why a build has failed: as ``build`` words it where it does, in one line everywhere else."""
+    """Print why a build has failed."""
     if isinstance(error, BuildBackendException):
         tips = [*getattr(error, "__notes__", ()), _hint(parsed)]
         if not isinstance(error.exception, subprocess.CalledProcessError):

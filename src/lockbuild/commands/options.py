@@ -1,4 +1,4 @@
-"""The options of the command line, those of ``build`` and a few more: words in, parsed values out."""
+"""The options of ``lockbuild``: those of ``build`` and a few more."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from lockbuild.settings import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The options that `build` has too, in its order. Only these can be abbreviated: ours would make its abbreviations
-# ambiguous, today's or those of a later version.
+# The options of `build`, in its order. Only these can be abbreviated: our own would make abbreviations that `build`
+# accepts, now or in a later version, ambiguous.
 _BUILD_OPTIONS = (
     *("--help", "--version", "--quiet", "--verbose", "--outdir", "--sdist-extract-dir", "--sdist", "--wheel"),
     *("--metadata", "--report", "--config-setting", "--config-json", "--installer", "--no-isolation", "--env-dir"),
@@ -34,7 +34,7 @@ _BUILD_OPTIONS = (
 
 
 def parse(arguments: Sequence[str], prog: str = "lockbuild") -> argparse.Namespace:
-    """Return what words mean. Exits with status 2 where they are wrong usage."""
+    """Parse arguments. Exits with status 2 for wrong usage."""
     parser = make_parser(prog)
     parsed = parser.parse_args(_spelled_out(parser, arguments))
     _check_usage(parser, parsed)
@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str], prog: str = "lockbuild") -> argparse.Namespa
 
 
 def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
-    """Return the parser. Every option of ``build`` is in it, with the same defaults; a test compares the two."""
+    """Return the parser. It has every option of ``build``, with the same default; a test compares the two."""
     more: dict[str, Any] = {"suggest_on_error": True} if sys.version_info >= (3, 14) else {}
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -51,8 +51,8 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
         allow_abbrev=False,
         description=(
             "Build a source distribution (sdist) from a source tree, then a wheel from it, as `python -m build` does.\n"
-            "Any number of builds may run at once, in one tree or in many: those of setuptools wait for each other.\n\n"
-            "With `--sdist` or `--wheel` only that is built, directly from the tree."
+            "Any number of builds may run at once. With setuptools, builds of one tree wait for each other.\n\n"
+            "With `--sdist` or `--wheel`, build only that, directly from the tree."
         ),
         formatter_class=_make_formatter,
         **more,
@@ -61,7 +61,7 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
         "srcdir",
         nargs="?",
         default=_working_directory(),
-        help="source directory, .tar.gz source distribution, or (with --metadata) a .whl "
+        help="source directory, .tar.gz source distribution, or (with --metadata) .whl "
         "(default: the current working directory)",
     )
     _add_general_options(parser.add_argument_group("general options"))
@@ -73,13 +73,13 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
 
 
 def _make_formatter(prog: str) -> argparse.HelpFormatter:
-    # Without a width argparse imports `shutil` for it, and asks for a formatter for each option.
+    # Without a width, argparse imports `shutil` to find one. It makes a formatter for each option.
     return argparse.RawDescriptionHelpFormatter(prog, width=_width())
 
 
 @functools.cache
 def _width() -> int:
-    """Return how wide help is, as argparse has it: ``COLUMNS``, else the terminal's width, without two columns."""
+    """Return the width of the help as argparse computes it: ``COLUMNS`` or the terminal's width, less two columns."""
     try:
         columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(1).columns
     except (ValueError, OSError):
@@ -91,7 +91,7 @@ def _working_directory() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError:
-        # It was removed. That it is no source tree will be said in one line.
+        # It was removed. The build will report that this is not a source tree.
         return os.curdir
 
 
@@ -114,7 +114,7 @@ def _add_general_options(group: argparse._ArgumentGroup) -> None:
         dest="verbosity",
         action="count",
         default=0,
-        help="show more: what is locked and why, and the installer's output",
+        help="show more: what lockbuild locks and why, and the installer's output",
     )
 
 
@@ -123,12 +123,12 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         "--outdir",
         "-o",
         metavar="PATH",
-        help="folder for what is built, also spelled --out-dir (default: dist in the source directory)",
+        help="folder for the artifacts, also spelled --out-dir (default: dist in the source directory)",
     )
     group.add_argument(
         "--sdist-extract-dir",
         metavar="PATH",
-        help="unpack the sdist there, and keep it, when a wheel is built from an sdist (default: a temporary folder)",
+        help="when building a wheel from an sdist, unpack the sdist there and keep it (default: a temporary folder)",
     )
     group.add_argument(
         "--sdist",
@@ -151,39 +151,39 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         dest="distributions",
         action="append_const",
         const="editable",
-        help="build an editable wheel, which leads to the tree and is for an installer (PEP 660)",
+        help="build an editable wheel, which refers to the tree and is meant for an installer (PEP 660)",
     )
     group.add_argument(
         "--metadata",
         action="store_true",
-        help="print the wheel's metadata as JSON instead of building; not together with --sdist or --wheel",
+        help="print the wheel's metadata as JSON instead of building; not allowed with --sdist or --wheel",
     )
     group.add_argument(
         "--report",
         metavar="PATH",
-        help="write a JSON report of what was built (name, path, kind, size, SHA-256); with - to standard output, and "
-        "all other output to standard error",
+        help="write a JSON report of the artifacts (name, path, kind, size, SHA-256) to this file; - writes it to "
+        "standard output, and everything else to standard error",
     )
     group.add_argument(
         "--timings",
         action="store_true",
-        help="print how long each step took; with --report, write that into the report, too",
+        help="print how long each step took; with --report, add the times to the report",
     )
     group.add_argument(
         "--json",
         action="store_true",
-        help="print events, and at last the result or the error, as JSON lines on standard output, and nothing else "
-        "there; what hooks print goes to standard error",
+        help="print events, then the result or the error, as JSON lines on standard output; the output of hooks goes "
+        "to standard error",
     )
     group.add_argument(
         "--end-with-stdin",
         action="store_true",
-        help="end the build when standard input ends, as it does when the program that has started it is killed",
+        help="end the build when standard input ends, which happens when the program that started the build is killed",
     )
     group.add_argument(
         "--clear",
         action="store_true",
-        help="once the new artifacts are complete, remove the project's older ones from the output folder",
+        help="remove the project's older artifacts from the output folder once the new ones are complete",
     )
     settings = group.add_mutually_exclusive_group()
     settings.add_argument(
@@ -192,7 +192,7 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         dest="config_settings",
         action="append",
         metavar="KEY=[VALUE]",
-        help="setting for the backend; may be given several times. For one that begins with a hyphen write "
+        help="setting for the backend; may be repeated. For one that begins with a hyphen, write "
         "--config-setting=--my-setting or -C--my-setting",
     )
     settings.add_argument("--config-json", metavar="JSON_STRING", help="settings for the backend, as a JSON object")
@@ -210,44 +210,44 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
         "--no-isolation",
         "-n",
         action="store_true",
-        help="build in the environment that lockbuild runs in, which must have the build requirements",
+        help="build in the environment that lockbuild runs in, where the build requirements must be installed",
     )
     group.add_argument(
         "--env-dir",
         metavar="PATH",
-        help="make the build environment in this folder, which must be empty; it is removed after a success and kept "
-        "after a failure",
+        help="make the build environment in this folder, which must be empty; lockbuild removes it after a success "
+        "and keeps it after a failure",
     )
     group.add_argument(
         "--no-cache",
         action="store_true",
-        help="make a build environment for this build alone, instead of using one that is kept",
+        help="make a build environment for this build alone instead of using a kept one",
     )
     group.add_argument(
         "--env-max-age",
         type=duration,
         metavar="TIME",
-        help="resolve the requirements of a kept build environment again when it is older: seconds, or a number with "
-        f"s, m, h or d behind it (default: {ENV_MAX_AGE_VARIABLE}, else 24h)",
+        help="resolve the requirements again when the kept build environment is older than this: seconds, or a number "
+        f"followed by s, m, h or d (default: {ENV_MAX_AGE_VARIABLE}, else 24h)",
     )
     group.add_argument(
-        "--refresh", action="store_true", help="resolve the requirements of a kept build environment again"
+        "--refresh", action="store_true", help="resolve the requirements again, even if the kept environment is new"
     )
     group.add_argument(
         "--link-mode",
         choices=("auto", "hardlink", "copy"),
         default=os.environ.get(LINK_MODE_VARIABLE) or "auto",
-        help="how wheels get from the cache into a kept build environment; auto is the first of reflink, hard link and "
-        f"copy that works (default: {LINK_MODE_VARIABLE}, else auto)",
+        help="how to put wheels from the cache into a kept build environment; auto uses the first of reflink, hard "
+        f"link and copy that works (default: {LINK_MODE_VARIABLE}, else auto)",
     )
     group.add_argument(
-        "--dependency-constraints-txt", metavar="PATH", help="constraints.txt for the build requirements"
+        "--dependency-constraints-txt", metavar="PATH", help="constraints file for the build requirements"
     )
     group.add_argument(
         "--skip-dependency-check",
         "-x",
         action="store_true",
-        help="with --no-isolation: do not check that the build requirements are installed",
+        help="with --no-isolation, do not check that the build requirements are installed",
     )
 
 
@@ -255,21 +255,21 @@ def _add_lock_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--lock",
         choices=("auto", "always", "never"),
-        help="lock the source tree; auto does so where a hook may run setuptools (default: tool.lockbuild.lock in "
-        "pyproject.toml, else auto)",
+        help="whether to lock the source tree; auto locks it when a hook may run setuptools (default: "
+        "tool.lockbuild.lock in pyproject.toml, else auto)",
     )
     group.add_argument(
         "--lock-timeout",
         type=seconds,
         metavar="SECONDS",
-        help=f"give up, with exit status 75, when a lock is not free by then (default: {LOCK_TIMEOUT_VARIABLE}, else "
-        "wait for ever)",
+        help=f"give up with exit status 75 when a lock is not free after this time (default: {LOCK_TIMEOUT_VARIABLE}, "
+        "else wait forever)",
     )
     group.add_argument(
         "--cache-dir",
         metavar="DIR",
-        help="lockbuild's cache folder, for lock files, build environments and wheels (default: LOCKBUILD_CACHE_DIR, "
-        "else the platform's place for caches)",
+        help="folder for lock files, build environments and wheels (default: LOCKBUILD_CACHE_DIR, else the platform's "
+        "cache folder)",
     )
 
 
@@ -277,20 +277,21 @@ def _add_sharing_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--reuse",
         action=argparse.BooleanOptionalAction,
-        help="of an sdist, take the wheel that was built of it before with the same settings and environment (default: "
-        f"{REUSE_VARIABLE}, else only one whose build was under way)",
+        help="when the source is an sdist, take the wheel of an earlier build with the same sdist, settings and "
+        f"environment (default: {REUSE_VARIABLE}, else only that of a build that is still running)",
     )
     group.add_argument(
         "--coalesce",
         action="store_true",
-        help="of a tree, take what another process with --coalesce has begun to build after this one was started",
+        help="when the source is a tree, take the artifact of another --coalesce build that began after this one was "
+        "started",
     )
     group.add_argument(
         "--max-sdist-size",
         type=size,
         metavar="SIZE",
         default=DEFAULT_MAX_SDIST_SIZE,
-        help="refuse an sdist that unpacks to more: bytes, or a number with K, M, G or T behind it, or none for no "
+        help="refuse an sdist that unpacks to more than this: bytes, a number followed by K, M, G or T, or none for no "
         "limit (default: 4G)",
     )
 
@@ -307,7 +308,7 @@ def _spelled_out(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> l
     """
     Complete abbreviated options, and replace uv's ``--out-dir`` by ``--outdir``.
 
-    As a second name in the parser it would make ``--out``, which `build` accepts as an abbreviation, ambiguous.
+    In the parser, ``--out-dir`` would make ``--out`` ambiguous, which `build` accepts as an abbreviation.
     """
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     return [*(_complete(parser, word) for word in options), *arguments[len(options) :]]
@@ -326,11 +327,11 @@ def _complete(parser: argparse.ArgumentParser, word: str) -> str:
 
 
 def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """Exit with status 2 where options exclude each other, in the words of ``build``."""
+    """Exit with status 2 for options that exclude each other, in the words of ``build``."""
     if parsed.json and parsed.report == "-":
         parser.error("--report -: not allowed with --json, whose last line is the report")
     if parsed.json:
-        # A program is told by the build itself what cannot be: as an event, and in the words of the Python API.
+        # The build itself reports wrong usage to a program, as an event with the message of the Python API.
         return
     if parsed.env_dir is not None and parsed.no_isolation:
         parser.error("--env-dir: not allowed with --no-isolation")
@@ -348,4 +349,4 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
         )
     folders = (parsed.env_dir, parsed.sdist_extract_dir)
     if None not in folders and len({os.path.realpath(folder) for folder in folders}) == 1:
-        parser.error("--env-dir and --sdist-extract-dir: each needs a folder of its own")
+        parser.error("--env-dir and --sdist-extract-dir: not allowed to be the same folder")

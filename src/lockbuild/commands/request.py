@@ -1,4 +1,4 @@
-"""What a command line and the environment variables ask for together, as a `BuildRequest`."""
+"""Makes a `BuildRequest` from the command line and the environment variables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def make_request(parsed: argparse.Namespace) -> BuildRequest:
-    """Return what a parsed command line asks for, with the environment variables. Raises `SettingsError`."""
+    """Return the request of a parsed command line and the environment variables. Raises `SettingsError`."""
     if parsed.installer not in INSTALLERS:
         raise SettingsError(f"{INSTALLER_VARIABLE} must be one of {', '.join(INSTALLERS)}, not {parsed.installer!r}")
     if parsed.link_mode not in LINK_MODES:
@@ -50,7 +50,7 @@ def make_request(parsed: argparse.Namespace) -> BuildRequest:
         env_dir=parsed.env_dir,
         sdist_extract_dir=parsed.sdist_extract_dir,
         lock=parsed.lock,
-        # An infinite one is how the option overrides the variable.
+        # With an infinite one, the option overrides the variable.
         lock_timeout=None if timeout == float("inf") else timeout,
         cache_dir=parsed.cache_dir,
         use_cache=not parsed.no_cache,

@@ -1,12 +1,12 @@
-"""``lockbuild-run``: any command under the lock on a source tree, with the manners of ``flock DIR COMMAND``.
+"""``lockbuild-run``: runs any command under the lock on a source tree, as ``flock DIR COMMAND`` does.
 
-The command is a child in this process's own process group: Ctrl-C and Ctrl-Z at a terminal reach both of them, as they
-reach ``flock`` and its command. This process stays until the command has ended, passes on what is signalled to it
-alone, and ends with the command's status.
+The command is a child in this process's own process group: Ctrl-C and Ctrl-Z at a terminal reach both, as they reach
+``flock`` and its command. This process stays until the command has ended, passes on signals that were sent to it alone,
+and ends with the command's status.
 
 The command inherits the open files that carry the lock. When this process is killed with SIGKILL, the command runs on,
-as under ``flock``, and keeps the tree locked until it has ended. Otherwise the lock is free as soon as the command and
-the lockbuild builds that it has started have ended; other programs that it leaves running do not keep it.
+as under ``flock``, and keeps the tree locked until it ends. Otherwise the lock is free as soon as the command and the
+lockbuild builds that it started have ended. Other programs that it leaves running do not keep the lock.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from lockbuild.settings import LOCK_TIMEOUT_VARIABLE, from_environment, seconds
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What env(1) and the shells say of a command that is found but cannot be run, and of one that is not found.
+# The exit statuses of env(1) and shells for a command that cannot be run, and for one that is not found.
 _CANNOT_RUN = 126
 _NOT_FOUND = 127
 
-# What a tree that setuptools builds has at least one of.
+# A tree that setuptools builds has at least one of these.
 _PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
 
@@ -47,15 +47,15 @@ def main(arguments: Sequence[str], prog: str = "lockbuild-run") -> int:
     """
     Run a command under the lock on a tree; return the exit status.
 
-    That is the command's, or 128 and the number of the signal that killed it; 2 for wrong usage, 75 when the lock was
-    not free in time, 1 when it cannot be had, 126 and 127 when the command cannot be run or is not found.
+    That is the command's, or 128 + N when signal N killed it; 2 for wrong usage; 75 when the lock was not free in time;
+    1 when the tree cannot be locked; 126 when the command cannot be run, 127 when it is not found.
     """
     open_standard_streams()
     parser = _make_parser(prog)
     parsed = parser.parse_args(arguments)
     command = parsed.command[1:] if parsed.command[:1] == ["--"] else parsed.command
     if not command:
-        parser.error("a command is required, as in: lockbuild-run -- python setup.py build_ext --inplace")
+        parser.error("a command is required, for example: lockbuild-run -- python setup.py build_ext --inplace")
     console = Console(0)
     try:
         with interruptible():
@@ -71,10 +71,11 @@ def _make_parser(prog: str = "lockbuild-run") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [options] [--] COMMAND [ARGUMENT ...]",
-        description="Run a command under the lock on a source tree, for which builds with lockbuild and uv wait.\n"
-        "Builds that the command itself starts with lockbuild do not wait for it.",
-        epilog="The exit status is that of the command; 128 + N when signal N has killed it; 75 when the lock was not\n"
-        "free in time; 126 when the command cannot be run, 127 when it is not found; 2 for wrong usage.",
+        description="Run a command under the lock on a source tree. Builds with lockbuild or uv wait for it.\n"
+        "Builds that the command itself starts with lockbuild do not wait.",
+        epilog="The exit status is that of the command; 128 + N when signal N killed it; 75 when the lock was not\n"
+        "free in time; 1 when the tree cannot be locked; 126 when the command cannot be run, 127 when it is\n"
+        "not found; 2 for wrong usage.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -84,20 +85,20 @@ def _make_parser(prog: str = "lockbuild-run") -> argparse.ArgumentParser:
         "--directory",
         metavar="TREE",
         default=os.curdir,
-        help="lock this source tree, and run the command in it (default: the working directory)",
+        help="lock this source tree and run the command in it (default: the working directory)",
     )
     parser.add_argument(
         "--lock-timeout",
         type=seconds,
         metavar="SECONDS",
-        help=f"give up, with exit status 75, when the lock is not free by then (default: {LOCK_TIMEOUT_VARIABLE}, else "
-        "wait for ever)",
+        help=f"give up with exit status 75 when the lock is not free after this time (default: "
+        f"{LOCK_TIMEOUT_VARIABLE}, else wait forever)",
     )
     parser.add_argument(
         "--cache-dir",
         metavar="DIR",
-        help="lockbuild's cache folder, which holds the lock files (default: LOCKBUILD_CACHE_DIR, else the platform's "
-        "place for caches)",
+        help="the cache folder, which has the lock files (default: LOCKBUILD_CACHE_DIR, else the platform's cache "
+        "folder)",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
@@ -107,18 +108,18 @@ def _run(command: list[str], parsed: argparse.Namespace, console: Console) -> in
     timeout = parsed.lock_timeout
     if timeout is None:
         timeout = from_environment(LOCK_TIMEOUT_VARIABLE, seconds, "a number of seconds")
-    # Before the change of directory: it is relative to where the user is.
+    # Before the change of directory: the path is relative to the old one.
     cache_dir = os.path.abspath(parsed.cache_dir) if parsed.cache_dir else None
     try:
         os.chdir(parsed.directory)
         tree = os.getcwd()
     except OSError as error:
-        console.error(f"{shown(parsed.directory)} is no source tree: {error.strerror}")
+        console.error(f"{shown(parsed.directory)} is not a source tree: {error.strerror}; name one with -C")
         return 1
     if not any(os.path.exists(name) for name in _PROJECT_FILES):
         console.warn(
-            f"{shown(tree)} has no {', '.join(_PROJECT_FILES[:-1])} or {_PROJECT_FILES[-1]}: builds lock the "
-            "folder that has it, which -C names"
+            f"{shown(tree)} has no {', '.join(_PROJECT_FILES[:-1])} or {_PROJECT_FILES[-1]}; builds lock the "
+            "folder that has one: name it with -C"
         )
     with ExitStack() as stack:
         lock = stack.enter_context(SourceTreeLock(tree, cache_dir=cache_dir, timeout=timeout, reporter=console))
@@ -136,19 +137,19 @@ def _run(command: list[str], parsed: argparse.Namespace, console: Console) -> in
 
 
 def _run_child(command: list[str], environ: Mapping[str, str], descriptors: Sequence[int]) -> int:
-    """Run a command that inherits these descriptors; return its exit status, as a shell has it."""
+    """Run a command that inherits these descriptors; return its exit status as a shell reports it."""
     passed_on = {signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-    # What is ignored already is ignored by the command, too, and not passed on. A signal is only kept for us by a
-    # handler: without one some systems throw SIGCHLD away.
+    # The command inherits signals that are ignored; they are not passed on. SIGCHLD needs a handler, because some
+    # systems discard it without one.
     ignored = {number for number in passed_on if signal.getsignal(number) == signal.SIG_IGN}
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    # From here on signals wait until they are asked for: none can come between the start of the command and the moment
-    # when we know its number.
+    # From here on signals are blocked, and waited for below. None is lost between the start of the command and the
+    # moment when its process ID is known.
     waited_for = (passed_on - ignored) | {signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     for descriptor in descriptors:
         os.set_inheritable(descriptor, True)
-    # Python ignores these two for itself.
+    # Python ignores these two signals in its own process.
     child = os.posix_spawnp(command[0], command, environ, setsigmask=before, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -161,13 +162,13 @@ def _run_child(command: list[str], environ: Mapping[str, str], descriptors: Sequ
 
 
 def _wait_for_signal(numbers: set[signal.Signals]) -> tuple[int, bool]:
-    """Wait for a signal; return it, and whether it is a terminal's, which has sent it to the command as well."""
+    """Wait for a signal; return it, and whether a terminal sent it, and so sent it to the command as well."""
     if sys.platform == "darwin":
-        # It does not tell from where a signal comes. These two mostly come from the terminal.
+        # macOS does not say where a signal comes from. These two mostly come from the terminal.
         number = signal.sigwait(numbers)
         return number, number in (signal.SIGINT, signal.SIGQUIT)
     information = signal.sigwaitinfo(numbers)
-    # Positive: sent by the kernel; 0 and below: by a process (sigaction(2), SI_USER).
+    # A positive code: sent by the kernel. Zero or less: sent by a process (SI_USER in sigaction(2)).
     return information.si_signo, information.si_code > 0
 
 

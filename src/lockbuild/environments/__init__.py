@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from lockbuild.environments.kept import kept_environments
+from lockbuild.environments.key import environment_key
 from lockbuild.errors import CacheFolderError
 from lockbuild.hooks import HookEnvironment
 from lockbuild.paths import environment_folder, wheel_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Generator, Mapping
+    from types import TracebackType
 
+    from lockbuild.environments.request import EnvironmentRequest
     from lockbuild.environments.store import Generation
-    from lockbuild.events import Reporter
     from lockbuild.locks import InheritableLock
-    from lockbuild.request import BuildRequest
 
 
 class BuildEnvironment(HookEnvironment, Protocol):
-    """A place for hooks to run in. It is what ``build.ProjectBuilder.from_isolated_env`` takes, and more."""
+    """A place for hooks to run in; a context manager that ends its use. `build` calls this an isolated environment."""
 
     locks: tuple[InheritableLock, ...]
     """What hooks have to inherit, so that no process removes the environment under them."""
@@ -38,86 +39,38 @@ class BuildEnvironment(HookEnvironment, Protocol):
     def has(self, name: str) -> bool:
         """Tell whether a distribution is installed, by its normalized name."""
 
+    def install(self, requirements: Collection[str]) -> bool:
+        """Install more requirements; false for an environment that is kept, which never changes."""
 
-@contextmanager
-def build_environment(
-    requirements: Collection[str],
-    request: BuildRequest,
-    outer_locks: Sequence[InheritableLock],
-    reporter: Reporter,
-    oldest: float,
-    on_candidate: Callable[[BuildEnvironment], object] = lambda _: None,
-) -> Iterator[BuildEnvironment]:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        """End the use."""
+
+
+def candidate_environments(wanted: EnvironmentRequest) -> Generator[BuildEnvironment, None, None]:
     """
-    Yield an isolated environment in which these requirements are installed.
+    Yield environments that may be the one in which the wanted requirements are installed. The last one is.
 
-    ``outer_locks`` are held around this: an installer tells them to what it runs.
-    One from the store that was made before ``oldest``, in seconds since the epoch, is not used but made again.
-    ``on_candidate`` may use the time in which one from the store is looked at: it is told which one that is.
+    The caller can use the time in which the next step of this looks at the one that it was given: backends may be
+    imported there already, but no hook may run. The use of the last one is the caller's to end.
 
     It comes from the store, unless the user or the requirements forbid it, or there is no place for a store; then it
-    is made for this build and removed after it.
+    is made for this build alone.
     """
-    constraints = read_constraints(request.constraints_file)
+    request = wanted.build
     if request.use_cache and request.env_dir is None:
-        from lockbuild.environments.kept import kept_environment
-        from lockbuild.environments.key import environment_key
-
         try:
             store = environment_folder(request.cache_dir)
             if request.installer == "pip":
-                # It would be filled from there.
+                # Wheels come from there.
                 wheel_folder(request.cache_dir)
         except CacheFolderError as error:
-            reporter.warn(f"Not keeping the build environment: {error}")
+            wanted.reporter.warn(f"Not keeping the build environment: {error}")
         else:
-            if key := environment_key(requirements, constraints, request.installer):
-                with kept_environment(
-                    store, key, requirements, constraints, request, outer_locks, reporter, oldest, on_candidate
-                ) as kept:
-                    yield kept
+            if key := environment_key(wanted.requirements, wanted.constraints, request.installer):
+                yield from kept_environments(store, key, wanted)
                 return
-    from lockbuild.build_library import forward_log
     from lockbuild.environments.fresh import FreshEnvironment
 
-    with (
-        forward_log(reporter, request.verbosity),
-        FreshEnvironment(request.installer, request.env_dir, requirements, constraints) as fresh,
-    ):
-        yield fresh
-
-
-@contextmanager
-def extended(
-    environment: BuildEnvironment,
-    requirements: Collection[str],
-    request: BuildRequest,
-    outer_locks: Sequence[InheritableLock],
-    reporter: Reporter,
-    oldest: float,
-) -> Iterator[BuildEnvironment]:
-    """
-    Yield an environment that has more requirements than a given one.
-
-    Nothing is installed into an environment from the store: there the larger one is another one.
-    """
-    if not requirements:
-        yield environment
-        return
-    from lockbuild.environments.fresh import FreshEnvironment
-
-    if isinstance(environment, FreshEnvironment):
-        environment.install(requirements)
-        yield environment
-    else:
-        both = {*environment.requirements, *requirements}
-        with build_environment(both, request, outer_locks, reporter, oldest) as larger:
-            yield larger
-
-
-def read_constraints(path: str | None) -> str:
-    """Return the text of a constraints file, empty for none. Raises `OSError`."""
-    if path is None:
-        return ""
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+    yield FreshEnvironment(wanted).__enter__()

@@ -1,21 +1,25 @@
 """The bytecode that builds leave in a kept environment: whole, or absent.
 
-An installer compiles nothing. What a build imports, Python compiles and writes beside the source. It does so under
-another name and renames the file, but a disk that is full cuts it short, and Python does not look (``_write_atomic`` in
-``importlib``). The next build would then fail at its import, or hang.
+The installer compiles nothing. Python compiles what a build imports and writes it beside the source. It writes under
+another name and renames the file, but a full disk can cut the file short, and Python does not notice
+(``_write_atomic`` in ``importlib``). The next build would then fail at its import, or hang.
 
-So each build that ends verifies what is new, removes what is not whole, and notes the rest: size and time of change.
-The next one removes what is not noted, or not as it is noted, before a hook runs. A hook host that has been started by
-then, and may have read it, is started anew. What is absent is compiled again.
+So each build, at its end, verifies the new files, removes those that are not whole, and notes the size and time of
+change of the others. The next build removes each file that has no note, or differs from its note, before a hook runs.
+If it finds one, it restarts a hook host that may have read it. Python compiles again what is absent.
 """
 
 from __future__ import annotations
 
 import contextlib
+import marshal
 import os
+from importlib.util import MAGIC_NUMBER
+from types import CodeType
 from typing import TYPE_CHECKING
 
-from lockbuild.environments.store import look_at, read_json, write_json
+from lockbuild.environments.contents import look_at
+from lockbuild.files import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,12 +48,12 @@ def verify(generation: Generation) -> None:
     """
     Verify the bytecode that a build has left, at its end; note what is whole and remove the rest.
 
-    When two builds do so at once, the notes of one are lost, and what only it had found is compiled again.
+    When two builds do this at once, the notes of one are lost. Python then compiles again what only that one had noted.
     """
     # On a disk that is still full nothing is noted, and the next build removes what is not.
     with contextlib.suppress(OSError):
         known = _read_notes(generation)
-        found = look_at(generation.path)[1]
+        found = look_at(generation.path).bytecode
         whole = {}
         for name, identity in found.items():
             if known.get(name) == identity or _is_whole(generation.path + name):
@@ -66,10 +70,6 @@ def _is_whole(path: str) -> bool:
 
     `marshal` may fail in any way on bytes that were made to harm. Such a hook could do harm without it.
     """
-    import marshal
-    from importlib.util import MAGIC_NUMBER
-    from types import CodeType
-
     try:
         with open(path, "rb") as file:
             content = file.read()

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Self
 
 from build.env import DefaultIsolatedEnv
 
+from lockbuild.build_library import forward_log
+from lockbuild.installers import install_with_pip, log_requirements
 from lockbuild.interruption import killing_descendants
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from types import TracebackType
 
+    from lockbuild.environments.request import EnvironmentRequest
     from lockbuild.environments.store import Generation
     from lockbuild.locks import InheritableLock
-    from lockbuild.request import Installer
 
 
 class FreshEnvironment:
@@ -25,28 +27,38 @@ class FreshEnvironment:
     generation: Generation | None = None
     """It is not kept."""
 
-    def __init__(self, installer: Installer, path: str | None, requirements: Collection[str], constraints: str) -> None:
-        self._environment = DefaultIsolatedEnv(installer=installer, path=path)
-        self._requirements = tuple(requirements)
+    def __init__(self, wanted: EnvironmentRequest) -> None:
+        self._environment = DefaultIsolatedEnv(installer=wanted.build.installer, path=wanted.build.env_dir)
+        self._requirements = tuple(wanted.requirements)
         # One element, not lines: a requirement and its --hash continuation lines belong together.
-        self._constraints = (constraints,) if constraints.strip() else ()
+        self._constraints = (wanted.constraints,) if wanted.constraints.strip() else ()
+        self._log = (wanted.reporter, wanted.build.verbosity)
 
     def __enter__(self) -> Self:
         """Create the environment and install the requirements."""
-        self._environment.__enter__()
-        try:
-            with killing_descendants():
-                self._environment.install(self._requirements, self._constraints, _fresh=True)
-        except BaseException as error:
-            self._environment.__exit__(type(error), error, error.__traceback__)
-            raise
+        with forward_log(*self._log):
+            self._environment.__enter__()
+            try:
+                with killing_descendants():
+                    self._install_first()
+            except BaseException as error:
+                self._environment.__exit__(type(error), error, error.__traceback__)
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Remove it. One at a path that the user named is kept for inspection after a failure."""
-        self._environment.__exit__(kind, error, traceback)
+        with forward_log(*self._log):
+            self._environment.__exit__(kind, error, traceback)
+
+    def _install_first(self) -> None:
+        if self._environment.installer == "uv":
+            self._environment.install(self._requirements, self._constraints)
+        elif self._requirements:
+            log_requirements(self._requirements)
+            install_with_pip(self._environment, self._requirements, "".join(self._constraints), {})
 
     @property
     def requirements(self) -> tuple[str, ...]:
@@ -62,11 +74,12 @@ class FreshEnvironment:
         """Return the variables that keep the environment isolated."""
         return self._environment.make_extra_environ()
 
-    def install(self, requirements: Collection[str]) -> None:
+    def install(self, requirements: Collection[str]) -> bool:
         """Install more requirements under the constraints."""
-        with killing_descendants():
+        with forward_log(*self._log), killing_descendants():
             self._environment.install(requirements, self._constraints)
         self._requirements = (*self._requirements, *requirements)
+        return True
 
     def required_versions(self) -> dict[str, str]:
         """Return the installed versions of the distributions that the requirements name."""

@@ -11,10 +11,11 @@ import json
 import os
 import re
 import sys
+import tomllib
+from hashlib import sha256
 from importlib.machinery import EXTENSION_SUFFIXES
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lockbuild.digest import sha256
 from lockbuild.environments.local import ARCHIVES, canonical, describe, named_paths
 from lockbuild.paths import configuration_folders
 
@@ -64,8 +65,8 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 
-# The form of what is stored under a key. Another form is another key.
-_FORMAT = 2
+# The format of what is stored under a key. Another format is another key.
+_FORMAT = 3
 
 # Nearly every requirement: a name, extras, versions and a marker, in which nothing but versions and names is quoted.
 # `packaging` understands the others; its import takes longer than all the rest of this.
@@ -82,17 +83,17 @@ class EnvironmentKey(NamedTuple):
 
     digest: str
     requirements: tuple[str, ...]
-    """As they were normalized: for a person who looks into the store."""
-    from_folders: bool
-    """Whether settings name local folders with distributions."""
+    """Normalized, for messages."""
+    sources: tuple[str, ...]
+    """The local folders and archives that settings name. Each build compares what is in them."""
 
 
 def environment_key(requirements: Collection[str], constraints: str, installer: Installer) -> EnvironmentKey | None:
     """
     Return the key for requirements (PEP 508 strings), the text of a constraints file, and an installer.
 
-    ``None`` where no key could cover what would be installed: a requirement that names a local file or folder, which
-    may change at any time, or one that is not understood.
+    ``None`` where no key can cover what would be installed: for a requirement that names a local file or folder, which
+    may change at any time, or that cannot be parsed.
     """
     lines = [line.strip() for line in constraints.splitlines() if line.strip()]
     spelled = {_normalize(requirement) for requirement in requirements}
@@ -104,7 +105,7 @@ def environment_key(requirements: Collection[str], constraints: str, installer: 
     paths = {path for text in (*variables.values(), *lines) for path in named_paths(text)}
     for path, text in configuration:
         paths |= named_paths(text, os.path.dirname(path))
-    projects = {re.split(r"[^a-z0-9-]", requirement, maxsplit=1)[0] for requirement in normalized}
+    files, sources = describe(paths)
     content = {
         "format": _FORMAT,
         "interpreter": _interpreter(),
@@ -113,10 +114,11 @@ def environment_key(requirements: Collection[str], constraints: str, installer: 
         "installer": installer,
         "variables": variables,
         "configuration": [text for _, text in configuration],
-        "files": (files := describe(paths, projects)),
+        "files": files,
+        "sources": sources,
     }
     digest = sha256(json.dumps(content, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return EnvironmentKey(digest, tuple(normalized), any(isinstance(found, list) and found for _, found in files))
+    return EnvironmentKey(digest, tuple(normalized), tuple(sources))
 
 
 def _normalize(requirement: str) -> str | None:
@@ -222,8 +224,6 @@ def _read(path: str) -> str | None:
         return None
     if os.path.basename(path) != "pyproject.toml":
         return content.decode("utf-8", "surrogateescape")
-    import tomllib
-
     try:
         table = tomllib.loads(content.decode()).get("tool", {}).get("uv")
     except (ValueError, AttributeError, RecursionError):

@@ -1,40 +1,62 @@
-"""The local files and folders that settings name, described so that a change of what an installer finds is seen.
+"""The local files and folders that settings name, described so that a build notices when they change.
 
-A wheel that was rebuilt under its old name is another wheel. Archives may be of any size, so they are not read: their
-size, inode and times of change tell them apart. A folder that was copied back looks different, which costs a build the
-time to make an environment and is never wrong.
+Files such as lists of requirements are part of an environment's key, by their contents. Local distributions are not:
+a folder may hold thousands. The manifest of an environment describes those of the projects that are installed in it,
+and each build compares this description with the folder. Other projects do not matter: an installer takes another one
+only if a distribution of an installed project has changed.
+
+A wheel that was rebuilt under its old name is another wheel. Archives may be of any size, so lockbuild does not read
+them: it compares size, inode and times of change. A folder that was copied and copied back looks different. Then a
+build makes an environment again, which costs time and is never wrong.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import re
 import stat
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from lockbuild.digest import digest_of_file
+from lockbuild.files import digest_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
 # What an installer takes for a distribution, by the ending of its name.
-ARCHIVES = (".whl", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tar.xz", ".txz", ".tlz", ".tar.lz")
+ARCHIVES = (
+    ".whl",
+    ".zip",
+    ".tar",
+    ".tar.gz",
+    ".tgz",
+    ".tar.bz2",
+    ".tbz",
+    ".tar.xz",
+    ".txz",
+    ".tlz",
+    ".tar.lz",
+    ".tar.zst",
+)
 
-# Pages of links count as well, in a folder of distributions as in an index.
-_FOUND_IN_FOLDERS = (*ARCHIVES, ".tar.zst", ".html", ".htm")
+# Pages of links, in a folder of distributions and in an index.
+_PAGES = (".html", ".htm")
 
 # Larger files are no lists of requirements.
 _LARGE = 1 << 20
 
 
 def describe_files(texts: Iterable[str]) -> list[tuple[str, Any]]:
-    """Return the files and folders that texts name, seen from the working directory, with what tells of a change."""
-    return describe({path for text in texts for path in named_paths(text)})
+    """Return the files, archives and folders that texts name, with all that tells of a change."""
+    files, sources = describe({path for text in texts for path in named_paths(text)})
+    return sorted([*files, *((source, describe_source(source)) for source in sources)])
 
 
 def named_paths(text: str, folder: str = "") -> set[str]:
-    """Return the absolute paths of what exists and a text names, relative to the working directory or to a folder."""
+    """Return the absolute paths of existing files that a text names, relative to the working directory or a folder."""
     words = {*re.split(r"""[\s=,"'\[\]]+""", text), *text.split(), *re.findall(r"""["']([^"'\n]+)["']""", text)} - {""}
     # A relative path names something else in another working directory.
     paths = {os.path.abspath(os.path.join(base, path)) for path in map(_path, words) for base in {"", folder}}
@@ -55,69 +77,92 @@ def _path(word: str) -> str:
     return path.lstrip("/") if os.name == "nt" else path
 
 
-def describe(paths: Iterable[str], projects: Collection[str] = ()) -> list[tuple[str, Any]]:
+def describe(paths: Iterable[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
     """
-    Describe files by digest, archives by identity, and folders by the archives and pages that an installer finds there.
+    Return files with their digests, and the paths of the sources among these paths: archives, and folders.
 
-    ``projects`` are the normalized names of those that are required: see `_describe_folder`. Lists of requirements may
-    name further files.
+    Lists of requirements may name further ones.
     """
-    found: dict[str, Any] = {}
+    files: dict[str, str | None] = {}
+    sources = set()
     waiting = [*paths]
     while waiting:
         path = waiting.pop()
-        if path in found:
+        if path in files or path in sources:
             continue
-        found[path] = None
-        # What vanishes or cannot be read has no description.
+        # What vanishes or cannot be read has no digest.
+        files[path] = None
         with contextlib.suppress(OSError):
             status = os.stat(path)
-            if stat.S_ISDIR(status.st_mode):
-                found[path] = _describe_folder(path, projects)
-            elif path.lower().endswith(ARCHIVES):
-                found[path] = _identity(status)
+            if stat.S_ISDIR(status.st_mode) or path.lower().endswith(ARCHIVES):
+                sources.add(path)
+                del files[path]
             elif stat.S_ISREG(status.st_mode):
-                found[path] = digest_of_file(path)
+                files[path] = digest_of_file(path)
                 if status.st_size < _LARGE:
                     waiting += _named_by_requirements(path)
-    return sorted(found.items())
+    return sorted(files.items()), sorted(sources)
+
+
+def digest_of_sources(sources: Iterable[str], projects: Collection[str], made: float = math.inf) -> str:
+    """
+    Digest the distributions of these projects, by their normalized names, that are in local sources.
+
+    It is empty, and equal to no other one, if one of them was changed after ``made``, in seconds since the epoch.
+    """
+    found = [each for source in sources for each in describe_source(source, projects)]
+    if any(changed >= made * 1e9 for *_, changed in found):
+        return ""
+    return sha256(json.dumps(found).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _identity(status: os.stat_result) -> list[int]:
     return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _describe_folder(folder: str, projects: Collection[str]) -> list[Any]:
+def describe_source(source: str, projects: Collection[str] | None = None) -> list[list[Any]]:
     """
-    Describe a folder of distributions, or an index with a page for each project in a folder of its own.
+    Describe an archive, a folder of archives, or an index with a page for each project in a folder of its own.
 
-    An index may have thousands of projects: their pages are looked at, and the files behind the links only of those
-    that are required.
+    An index may have thousands of projects. With ``projects`` only the archives and pages of these are looked at, and
+    the files behind the links of their pages.
     """
-    found: list[Any] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            # A broken link, or a folder that is no project.
-            with contextlib.suppress(OSError):
-                if entry.name.lower().endswith(_FOUND_IN_FOLDERS):
-                    found.append([entry.name, *_identity(entry.stat())])
-                elif entry.is_dir():
-                    page = f"{entry.path}{os.sep}index.html"
-                    found.append([entry.name, *_identity(os.stat(page))])
+    beginnings = "" if projects is None else tuple(f"{project}-" for project in projects)
+    found: list[list[Any]] = []
+    # What vanishes or cannot be read is not there.
+    with contextlib.suppress(OSError):
+        if not os.path.isdir(source):
+            return _describe(source)
+        with os.scandir(source) as entries:
+            for entry in entries:
+                name = canonical(entry.name)
+                if entry.name.lower().endswith(_PAGES):
+                    found += _describe(entry.path)
+                elif entry.name.lower().endswith(ARCHIVES):
+                    found += _describe(entry.path) if name.startswith(beginnings) else []
+                elif projects is None or name in projects:
                     # PEP 503 has the folders of an index named by the normalized names.
-                    if entry.name in projects:
-                        found += _describe_links(page)
+                    found += _describe_page(os.path.join(entry.path, "index.html"))
     return sorted(found)
 
 
-def _describe_links(page: str) -> list[Any]:
+def _describe(path: str) -> list[list[Any]]:
+    with contextlib.suppress(OSError):
+        return [[path, *_identity(os.stat(path))]]
+    return []
+
+
+def _describe_page(page: str) -> list[list[Any]]:
+    with contextlib.suppress(OSError):
+        return [*_describe(page), *_describe_links(page)]
+    return []
+
+
+def _describe_links(page: str) -> list[list[Any]]:
     with open(page, encoding="utf-8", errors="surrogateescape") as file:
         links = re.findall(r"""href\s*=\s*["']?([^"'#?\s>]+)""", file.read(), re.IGNORECASE)
-    found: list[Any] = []
-    for path in {_path(link) if link[:5].lower() == "file:" else _path(f"file:{link}") for link in links}:
-        with contextlib.suppress(OSError):
-            found.append([path, *_identity(os.stat(os.path.join(os.path.dirname(page), path)))])
-    return found
+    paths = {_path(link) if link[:5].lower() == "file:" else _path(f"file:{link}") for link in links}
+    return [each for path in paths for each in _describe(os.path.join(os.path.dirname(page), path))]
 
 
 def _named_by_requirements(path: str) -> set[str]:

@@ -6,26 +6,30 @@ Only builds whose environment is not in the store import this.
 from __future__ import annotations
 
 import contextlib
-import os
+import subprocess
 import sysconfig
-import tempfile
 import time
 from importlib.metadata import distributions
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from build.env import DefaultIsolatedEnv
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from lockbuild.build_library import forward_log
+from lockbuild.environments.local import describe_source, digest_of_sources
+from lockbuild.environments.resolve import can_fill, fill
 from lockbuild.environments.store import Manifest
 from lockbuild.events import Reporter
+from lockbuild.installers import install_with_pip, log_requirements, run_uv, written
 from lockbuild.interruption import killing_descendants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from lockbuild.environments.key import EnvironmentKey
+    from lockbuild.environments.request import EnvironmentRequest
     from lockbuild.environments.store import Generation
-    from lockbuild.request import BuildRequest
 
 # Of two threads that ask first, one may find half of the variables (Python 3.11). The import is done by one thread.
 sysconfig.get_config_vars()
@@ -47,33 +51,35 @@ _UNREACHABLE = (
 )
 
 
-class InstallRequest(NamedTuple):
-    """What is to be installed into an environment, and for whom."""
+class IndexUnreachableError(Exception):
+    """An installer has failed because it could not reach an index."""
 
-    requirements: Collection[str]
-    constraints: str
-    """The text of a constraints file."""
-    request: BuildRequest
-    """That of the build for which the environment is made: its installer, its cache, how long it waits."""
-    variables: Mapping[str, str]
-    """What the installer's environment has beside ours."""
-    reporter: Reporter
-    from_folders: bool = False
-    """Whether settings name local folders with distributions."""
+    def __init__(self, error: subprocess.CalledProcessError) -> None:
+        self.error = error
+        super().__init__(error)
 
 
-def populate(generation: Generation, wanted: InstallRequest) -> Manifest:
+def populate(
+    generation: Generation, wanted: EnvironmentRequest, key: EnvironmentKey, variables: Mapping[str, str]
+) -> Manifest:
     """
     Make an environment in the folder of a generation; return its manifest, whose contents are still to be digested.
 
-    Raises what `build` raises, and `lockbuild.environments.resolve.fill`.
+    ``variables`` are those of the installer's environment beside ours. Raises what `build` raises, what
+    `lockbuild.environments.resolve.fill` raises, and `IndexUnreachableError`.
     """
     made = time.time()
-    with killing_descendants():
-        environment = DefaultIsolatedEnv(installer=wanted.request.installer, path=generation.path).__enter__()
-        paths = _paths(environment.path)
-        if wanted.requirements:
-            _install(environment, paths, wanted)
+    heard = InstallerOutput(wanted.reporter)
+    try:
+        with forward_log(heard, wanted.build.verbosity), killing_descendants():
+            environment = DefaultIsolatedEnv(installer=wanted.build.installer, path=generation.path).__enter__()
+            paths = _paths(environment.path)
+            if wanted.requirements:
+                _install(environment, paths, wanted, key, variables)
+    except subprocess.CalledProcessError as error:
+        if heard.index_was_unreachable:
+            raise IndexUnreachableError(error) from error
+        raise
     packages = _installed_packages({paths["purelib"], paths["platlib"]})
     names = _names(wanted.requirements)
     return Manifest(
@@ -84,41 +90,35 @@ def populate(generation: Generation, wanted: InstallRequest) -> Manifest:
         packages=packages,
         required={name: version for name, version in sorted(packages.items()) if name in names},
         contents="",
+        sources=digest_of_sources(key.sources, packages, made),
     )
 
 
-def _install(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: InstallRequest) -> None:
-    from lockbuild.build_library import log_step, run_pip, run_uv, write_requirements
+def _install(
+    environment: DefaultIsolatedEnv,
+    paths: Mapping[str, str],
+    wanted: EnvironmentRequest,
+    key: EnvironmentKey,
+    variables: Mapping[str, str],
+) -> None:
+    log_requirements(wanted.requirements)
+    if wanted.build.installer == "uv":
+        _install_with_uv(environment, wanted, key, variables)
+        return
+    if can_fill(wanted):
+        fill(environment, paths, wanted, variables)
+        return
+    install_with_pip(environment, wanted.requirements, wanted.constraints, variables)
 
-    listed = "\n".join(f"- {requirement}" for requirement in sorted(wanted.requirements))
-    log_step(f"Installing packages in isolated environment:\n{listed}")
-    if wanted.request.installer == "pip":
-        from lockbuild.environments.resolve import can_fill, fill
 
-        if can_fill(wanted):
-            fill(environment, paths, wanted)
-            return
-    # The command of `DefaultIsolatedEnv.install`, which hands on no other variables than those of this process. They
-    # are the same for all its threads.
-    with contextlib.ExitStack() as stack:
-        if wanted.request.installer == "pip":
-            folder = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="lockbuild-install-", ignore_cleanup_errors=True)
-            )
-            options = ["--ignore-installed", "--use-pep517", "--no-warn-script-location", "--no-compile", "--no-input"]
-            written = write_requirements(wanted.requirements, wanted.constraints, folder)
-            run_pip(environment, ["install", *options, *written], wanted.variables)
-        else:
-            options = [_REINSTALL] if wanted.from_folders else []
-            words = [*options, *wanted.requirements, "--python", environment.python_executable]
-            if wanted.constraints.strip():
-                # Under the name that `build` gives it, which uv's messages show.
-                descriptor, path = tempfile.mkstemp(".txt", "build-constraints-")
-                stack.callback(os.unlink, path)
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    file.write(wanted.constraints)
-                words += ["-c", path]
-            run_uv(environment, ["install", *words], wanted.variables)
+def _install_with_uv(
+    environment: DefaultIsolatedEnv, wanted: EnvironmentRequest, key: EnvironmentKey, variables: Mapping[str, str]
+) -> None:
+    """Install as `DefaultIsolatedEnv.install` does, and look past uv's cache where local distributions may be newer."""
+    reinstall = [_REINSTALL] if any(map(describe_source, key.sources)) else []
+    with written((), wanted.constraints) as files:
+        words = [*reinstall, *wanted.requirements, "--python", environment.python_executable, *files]
+        run_uv(environment, ["install", *words], variables)
 
 
 def _paths(environment: str) -> dict[str, str]:

@@ -21,8 +21,11 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from lockbuild.build_library import run_pip, write_requirements
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from lockbuild.environments.key import configuration_files
+from lockbuild.installers import run_pip, written
 from lockbuild.interruption import killing_descendants
 from lockbuild.paths import wheel_folder
 from lockbuild.wheels.destination import Destination, with_headers
@@ -35,18 +38,20 @@ if TYPE_CHECKING:
 
     from build.env import DefaultIsolatedEnv
 
-    from lockbuild.environments.populate import InstallRequest
+    from lockbuild.environments.request import EnvironmentRequest
     from lockbuild.events import Reporter
 
 
-def fill(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: InstallRequest) -> None:
+def fill(
+    environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: EnvironmentRequest, variables: Mapping[str, str]
+) -> None:
     """
     Install what is wanted into an empty environment, with what `build` has pip install.
 
-    ``paths`` are those of ``sysconfig`` for it. Raises `subprocess.CalledProcessError` when pip fails, and what
-    `install_archives` raises.
+    ``paths`` are those of ``sysconfig`` for it, ``variables`` those of pip's environment beside ours. Raises
+    `subprocess.CalledProcessError` when pip fails, and what `install_archives` raises.
     """
-    request, reporter = wanted.request, wanted.reporter
+    request, reporter = wanted.build, wanted.reporter
     named = _distributions(wanted.requirements)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     installation = Installation(
@@ -58,12 +63,15 @@ def fill(environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: Inst
     )
     store = WheelStore(wheel_folder(request.cache_dir), request.cache_dir, request.lock_timeout, reporter)
     with tempfile.TemporaryDirectory(prefix="lockbuild-wheels-", ignore_cleanup_errors=True) as folder:
-        written = write_requirements(wanted.requirements, wanted.constraints, folder)
-        words = ["wheel", "--use-pep517", "--no-input", "--wheel-dir", folder, *written]
-        with _step(reporter, "resolving"), killing_descendants():
+        with (
+            _step(reporter, "resolving"),
+            killing_descendants(),
+            written(wanted.requirements, wanted.constraints) as files,
+        ):
+            words = ["wheel", "--use-pep517", "--no-input", "--wheel-dir", folder, *files]
             # What a pip that is killed has left in its temporary folder is removed with ours.
             temporary = {"TMPDIR": tempfile.mkdtemp(prefix="", dir=folder)}
-            run_pip(environment, words, {**_settings_for_install(), **wanted.variables, **temporary})
+            run_pip(environment, words, {**_settings_for_install(), **variables, **temporary})
         archives = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".whl")]
         with _step(reporter, "filling"):
             install_archives(archives, {}, store, installation)
@@ -100,21 +108,16 @@ def _settings_for_install() -> dict[str, str]:
     return settings
 
 
-def can_fill(wanted: InstallRequest) -> bool:
+def can_fill(wanted: EnvironmentRequest) -> bool:
     """
     Tell whether `fill` does for what is wanted.
 
     It does not where something is named by its URL: for that pip leaves a direct_url.json (PEP 610) that it alone can
     write.
     """
-    from packaging.requirements import Requirement
-
     return " @ " not in wanted.constraints and not any(Requirement(each).url for each in wanted.requirements)
 
 
 def _distributions(requirements: Collection[str]) -> frozenset[str]:
     """Return the normalized names of the distributions that are required."""
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
     return frozenset(canonicalize_name(Requirement(requirement).name) for requirement in requirements)

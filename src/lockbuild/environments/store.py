@@ -7,31 +7,29 @@ In the folder of a key:
     <generation>.users/  a file for each build that runs in it, locked by that build
     <generation>.bytecode  the bytecode that builds have left in it: see `lockbuild.environments.bytecode`
 
-Making one: under the key's lock the folders that have no manifest and no users are removed (a maker that was killed
-left them), the environment is made in a new generation, and its manifest gets its name by a rename.
+To make one, a build takes the key's lock. It removes folders without a manifest and users, which a killed build has
+left. It makes the environment in a new generation, and renames the manifest to its name last.
 
-Using one takes no lock that others wait for. Two processes could still be at odds, one that begins to use a generation
-and one that removes it. The user first locks its file in ``.users`` and then looks whether the manifest is there; the
-remover first removes the manifest and then looks for users. Whichever is later sees the other.
+To use one, a build takes no lock that others wait for. Two processes can be at odds: one begins to use a generation
+while the other one removes it. The user first locks its file in ``.users`` and then looks for the manifest. The remover
+first removes the manifest and then looks for users. The later of the two sees the other.
 
-A user's lock is inherited by its hook processes, like that of a source tree: an environment is in use until the last
-hook has ended, also when the frontend was killed.
+Hook processes inherit a user's lock, like that of a source tree. So an environment is in use until the last hook has
+ended, even if the frontend was killed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.digest import sha256
-from lockbuild.files import above_standard_streams, write_whole
+from lockbuild.files import above_standard_streams, read_json, remove_anything, write_json
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 
 # Seconds since the epoch that no clock has, and more digits than the milliseconds of any have.
@@ -50,7 +48,9 @@ class Manifest(NamedTuple):
     packages: Mapping[str, str]
     """Versions by normalized name."""
     contents: str
-    """A digest of what the environment consisted of when it was complete: see `digest_of_contents`."""
+    """A digest of its files when it was complete: see `lockbuild.environments.contents`."""
+    sources: str
+    """A digest of the local distributions that it was made of: see `lockbuild.environments.local`."""
     required: Mapping[str, str] = {}
     """Of the packages, those that the requirements name."""
 
@@ -86,7 +86,7 @@ class Generation(NamedTuple):
         return manifest if _is_sound(manifest) and self._has(manifest) else None
 
     def _has(self, manifest: Manifest) -> bool:
-        """Tell whether what a manifest would have us execute lies in this environment, also by another path to it."""
+        """Tell whether the interpreter that a manifest names lies in this environment, under any path to it."""
         scripts, interpreter = os.path.split(manifest.python_executable)
         if scripts != manifest.scripts or not interpreter.startswith("python") or "\0" in interpreter + scripts:
             return False
@@ -98,7 +98,7 @@ class Generation(NamedTuple):
         write_json(self.manifest_path, manifest._asdict())
 
     def is_used(self) -> bool:
-        """Tell whether a build runs in it. Files of users that have ended are removed."""
+        """Tell whether a build runs in it. Remove the files of users that have ended."""
         used = False
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for name in os.listdir(self.users_path):
@@ -113,7 +113,7 @@ class Generation(NamedTuple):
             return 0.0
 
     def remove(self) -> bool:
-        """Remove it unless it is used; then it stays, and stays complete. Only under the key's lock."""
+        """Remove it, unless a build uses it; then it stays complete. Only under the key's lock."""
         manifest = self.read_manifest()
         remove_anything(self.manifest_path)
         if self.is_used():
@@ -121,7 +121,7 @@ class Generation(NamedTuple):
                 self.write_manifest(manifest)
             return False
         remove_anything(self.path)
-        # Also what a maker that was killed in `write_manifest` has left.
+        # Including the hidden file of a process that was killed in `write_manifest`.
         for name in os.listdir(self.folder):
             if name.startswith(f"{self.name}."):
                 remove_anything(os.path.join(self.folder, name))
@@ -130,9 +130,9 @@ class Generation(NamedTuple):
 
 class User:
     """
-    The use of a generation by one build: a locked file. A context manager that says whether the use began.
+    The use of a generation by one build: a locked file.
 
-    It looks to `HookRunner` like a lock: hooks inherit its descriptor.
+    To `HookRunner` it is a lock like any other: hooks inherit its descriptor.
     """
 
     held = None
@@ -149,23 +149,23 @@ class User:
         return () if self._descriptor is None else (self._descriptor,)
 
     def leave_to_heirs(self) -> None:
-        """Leave the file to hooks that may still run: whoever cleans up finds it locked as long as they do."""
+        """Leave the file to hooks that may still run: other processes find it locked until they have ended."""
         self._path = ""
 
     def disown_heirs(self) -> None:
-        """Have processes that inherited the open file until now count as started for another use."""
+        """Treat processes that have inherited the open file as started for another use."""
         self.epoch += 1
 
     def begin(self) -> bool:
         """Begin to use the generation; false when it is not complete any more."""
         while self._descriptor is not None:
-            # A file system without locks: nobody can tell that the file's process lives, and nobody removes it.
+            # On a file system without locks no process can tell whether this one has ended, and none removes the file.
             locked = True
             with contextlib.suppress(LocksUnsupportedError):
                 locked = try_to_lock(self._descriptor)
             is_complete = os.path.exists(self.generation.manifest_path)
-            # Last of all: between our open and our lock somebody took the file for that of a process that has ended, or
-            # before it was there saw no user and has removed the folder of them.
+            # Checked last: between our open and our lock another process may have removed the file, because it was not
+            # locked, or the folder, because it found no user in there yet.
             with contextlib.suppress(FileNotFoundError):
                 if locked and os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
                     if is_complete:
@@ -226,89 +226,10 @@ def remove_unused(folder: str, keep: Callable[[Generation], bool]) -> list[Gener
     return [found for found in generations(folder) if not keep(found) and found.remove()]
 
 
-def digest_of_contents(path: str) -> str:
-    """Return the digest of `look_at`."""
-    return look_at(path)[0]
-
-
-def look_at(path: str) -> tuple[str, dict[str, list[int]]]:
-    """
-    Digest what can be seen of an environment's files without reading them: paths, sizes, times of change, links.
-
-    Bytecode caches do not count, nor do the times of folders, which change with them: Python writes them. The second
-    result is the bytecode: size and time of change by path in the environment.
-    """
-    bytecode: dict[str, list[int]] = {}
-    digest = sha256()
-    for line in _describe_contents(path, "", bytecode):
-        digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest(), bytecode
-
-
-def _describe_contents(path: str, relative: str, bytecode: dict[str, list[int]]) -> Iterator[str]:
-    with os.scandir(path) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        name = f"{relative}/{entry.name}"
-        if entry.is_symlink():
-            yield f"{name}>{os.readlink(entry.path)}\n"
-        elif entry.is_dir():
-            if entry.name == "__pycache__":
-                _find_bytecode(entry.path, name, bytecode)
-            else:
-                yield f"{name}/\n"
-                yield from _describe_contents(entry.path, name, bytecode)
-        else:
-            status = entry.stat()
-            yield f"{name} {status.st_size} {status.st_mtime_ns} {status.st_mode:o}\n"
-
-
-def _find_bytecode(path: str, relative: str, bytecode: dict[str, list[int]]) -> None:
-    # Other builds write there: a file may be renamed between the listing and the look at it. Before that it has another
-    # ending, and is not read by Python.
-    with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.endswith(".pyc"):
-                with contextlib.suppress(FileNotFoundError):
-                    status = entry.stat(follow_symlinks=False)
-                    bytecode[f"{relative}/{entry.name}"] = [status.st_size, status.st_mtime_ns]
-
-
-def read_json(path: str) -> Any:
-    """Return what a file of the store holds, or ``None`` where it is missing, damaged, or no file."""
-    try:
-        with open(path, encoding="utf-8", opener=_open_at_once) as file:
-            return json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file, and do not wait for a writer if a FIFO is in its place."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def write_json(path: str, content: object) -> None:
-    """Write a file of the store whole, or raise `OSError` and leave nothing."""
-    write_whole(path, json.dumps(content, indent=1).encode())
-
-
-def remove_anything(path: str) -> None:
-    """Remove a file or a folder, if it is there. What cannot be removed stays."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except OSError:
-        # A folder: the error is another one on each platform.
-        import shutil
-
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def _is_sound(manifest: Manifest) -> bool:
     """Tell whether each field of a manifest has its type. What NaN is compared with is false."""
-    texts: list[object] = [manifest.python_executable, manifest.scripts, manifest.contents, *manifest.requirements]
+    texts: list[object] = [manifest.python_executable, manifest.scripts, manifest.contents, manifest.sources]
+    texts += manifest.requirements
     for versions in (manifest.packages, manifest.required):
         if not isinstance(versions, dict):
             return False

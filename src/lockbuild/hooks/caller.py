@@ -1,8 +1,7 @@
-"""A backend as the frontend calls it: pyproject-hooks' caller, with the steps and errors of ``build.ProjectBuilder``.
+"""Calls the hooks of a backend through pyproject-hooks, with the steps and errors of ``build.ProjectBuilder``.
 
-``ProjectBuilder`` would do, but to import ``build`` takes longer than all the rest of a frontend's work for a build
-whose environment is kept. It is imported as soon as something is not as it should be: then its exceptions are
-raised, and ``build`` finds the words.
+Importing ``build`` takes longer than all other work of a frontend for a build with a kept environment. So this module
+imports it only after a failure, to raise its exceptions.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class BackendCaller:
-    """The backend of a project in an environment, or without one in that of the frontend. A hook is a method."""
+    """The backend of a project, in a build environment or the frontend's own. Its methods call hooks."""
 
     def __init__(
         self, project: Project, environment: HookEnvironment | None, hooks: HookRunner, reporter: Reporter
@@ -38,7 +37,7 @@ class BackendCaller:
         self._environment = environment
         self._hooks = hooks
         self._exchange = ""
-        """The folder of the files by which the last hook was talked with."""
+        """The folder of the files that pyproject-hooks exchanged with the last hook."""
         self._caller = BuildBackendHookCaller(
             project.tree,
             project.backend,
@@ -48,7 +47,7 @@ class BackendCaller:
         )
 
     def get_requires(self, kind: Distribution, config_settings: Mapping[str, Any]) -> set[str]:
-        """Ask what else is required to build a distribution. Raises `build.BuildBackendException`."""
+        """Return the extra requirements for a distribution. Raises `build.BuildBackendException`."""
         self._reporter.log(f"Getting build dependencies for {kind}...", ("step",))
         hook = f"get_requires_for_build_{kind}"
         with self._errors_of_build(hook):
@@ -56,7 +55,7 @@ class BackendCaller:
 
     def build(self, kind: Distribution, folder: str, config_settings: Mapping[str, Any]) -> str:
         """
-        Build a distribution into a folder; return what the backend says it is called.
+        Build a distribution into a folder; return its name, as the backend gives it.
 
         Raises `build.BuildBackendException`, and `ArtifactError` when the backend gives no name.
         """
@@ -65,14 +64,14 @@ class BackendCaller:
         with self._errors_of_build(hook):
             name = getattr(self._caller, hook)(folder, config_settings)
         if not isinstance(name, str):
-            raise ArtifactError("The backend did not return the name of what it built")
+            raise ArtifactError("The backend did not return the name of an artifact")
         return name
 
     def metadata_path(self, folder: str) -> str:
         """
-        Have the metadata of the wheel written into a folder, by building the wheel if there is no other way.
+        Write the metadata of the wheel into a folder, building the wheel if there is no other way; return its path.
 
-        Raises what ``build.ProjectBuilder.metadata_path`` raises, which does it.
+        Raises what ``build.ProjectBuilder.metadata_path`` raises.
         """
         from build import ProjectBuilder
 
@@ -89,11 +88,11 @@ class BackendCaller:
 
     @contextlib.contextmanager
     def _no_exchange_left(self) -> Iterator[None]:
-        """Remove the folder in which pyproject-hooks was interrupted, in the middle of its removal perhaps."""
+        """On an interruption, remove the exchange folder, which pyproject-hooks may have removed in part."""
         try:
             yield
         except KeyboardInterrupt:
-            # `Interrupted` is one; in a program that uses the Python API it may be Python's own.
+            # `Interrupted` is a subclass. A program that uses the Python API may raise Python's own.
             if self._exchange:
                 import shutil
 
@@ -102,7 +101,7 @@ class BackendCaller:
 
     @contextlib.contextmanager
     def _errors_of_build(self, hook: str) -> Iterator[None]:
-        """Raise what ``ProjectBuilder`` would raise."""
+        """Turn errors of a hook call into those that ``ProjectBuilder`` would raise."""
         description: str | None
         failure: Exception
         try:
@@ -117,7 +116,7 @@ class BackendCaller:
         except subprocess.CalledProcessError as error:
             description = f"Backend subprocess exited when trying to invoke {hook}"
             failure = error
-        except Exception as error:  # noqa: BLE001 - whatever the hook call raises is the backend's failure
+        except Exception as error:  # noqa: BLE001 - any error of the hook call is the backend's failure
             description = None
             failure = error
         else:

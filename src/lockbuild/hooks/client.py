@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from lockbuild.errors import Interrupted
 from lockbuild.files import above_standard_streams
+from lockbuild.hooks.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ class Host:
         streams: tuple[int | None, int | None],
     ) -> None:
         """
-        Start it: ``command`` is an interpreter, and the module of a backend to import ahead or ``-``.
+        Start it: ``command`` is an interpreter, and the modules to import ahead or ``-``.
 
         ``locks`` are the open files that carry the locks under which its hooks will run, ``streams`` what they have as
         standard output and error; ``None`` is ours. Raises `OSError`.
@@ -98,8 +99,6 @@ class Host:
 
         Raises `Interrupted` when the user interrupted a hook that had been lent the terminal.
         """
-        from lockbuild.hooks.terminal import Terminal
-
         request = {"argv": [*argv], "cwd": cwd, "environ": {**environ}, "tree": tree, "nested": [*nested]}
         self._was_asked = True
         with contextlib.suppress(BrokenPipeError):
@@ -116,7 +115,7 @@ class Host:
                     if terminal.lent and number in (INTERRUPTED_STATUS, -signal.SIGINT):
                         raise Interrupted(signal.SIGINT)
                     return number
-        # The host itself was killed. Its hook is not our child, so that all we can do is to kill it, too; `end` will
+        # The host itself was killed. Its hook is not our child: we can kill it, but not wait for it. `end` will
         # say that it may still run.
         self._signal_hook(signal.SIGKILL)
         return self._process.wait() or -signal.SIGKILL

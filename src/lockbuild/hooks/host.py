@@ -3,10 +3,10 @@
 `lockbuild.hooks.client` starts it. It imports nothing of lockbuild and never sees a hook's result: that goes through
 files, as pyproject-hooks' own script writes it.
 
-Arguments: HOST BACKEND LIFELINE REQUESTS REPLIES LOCK...
-    The path of this file; the name of a module to import before the first fork, or "-"; and numbers of inherited
-    descriptors: a pipe that ends with the frontend and that nothing is written to; the pipe to read requests from; the
-    pipe to write replies to; and the open files that carry the locks under which hooks run.
+Arguments: HOST MODULES LIFELINE REQUESTS REPLIES LOCK...
+    The path of this file; the names of modules to import before the first fork, with commas between them, or "-"; and
+    numbers of inherited descriptors: a pipe that ends with the frontend and that nothing is written to; the pipe to
+    read requests from; the pipe to write replies to; and the open files that carry the locks under which hooks run.
 Requests: a line of JSON each, one after the other; the end of the pipe asks the host to end
     {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...},
      "tree": [DEVICE, INODE] of the source tree that is locked, or null,
@@ -17,10 +17,10 @@ Replies: a line each
     "ended STATUS"    it has ended, with this exit status, negative for the signal that killed it
 
 A hook process is what `python SCRIPT HOOK_NAME CONTROL_DIR` would be, from sys.argv to the way in which the interpreter
-shuts down. BACKEND is named only for backends that are known to bear it: it is imported once, while the frontend still
-prepares, and each hook is forked from there. That import may leave behind nothing that a fork does not copy, or that
-two hooks would share: see `_traces`. If it does, or fails, the host starts itself anew without BACKEND, and each hook
-imports its backend itself.
+shuts down. MODULES are named only for backends on a tested list: the backend, and what its hooks import. They are
+imported once, while the frontend still prepares, and each hook is forked from there. That import may leave behind
+nothing that a fork does not copy, or that two hooks would share: see `_traces`. If it does, or if the backend cannot be
+imported, the host starts itself anew without MODULES, and each hook imports its backend itself.
 
 The promise. The pipe of requests ends when the frontend has closed it or was killed. The host then kills the running
 hook's process group, waits for it, and ends. Host and hook both hold copies of the locks' descriptors, so that the
@@ -76,7 +76,7 @@ def start() -> None:
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     del sys.argv[1:]
-    if backend != "-" and not _import(backend, lifeline):
+    if backend != "-" and not _import(*backend.split(","), lifeline=lifeline):
         _start_anew(descriptors)
     os.close(lifeline)
     asked = _serve(requests, replies)
@@ -96,7 +96,7 @@ def _start_anew(descriptors: list[int]) -> NoReturn:
         os._exit(1)
 
 
-def _import(backend: str, lifeline: int) -> bool:
+def _import(backend: str, *more: str, lifeline: int) -> bool:
     """Import the backend for all hooks; false when it fails or leaves traces that only one hook process may have."""
     atexit.register(_spare_shared_modules)
     # It has an exit function that each hook process has to run for itself. Backends import it; so it is no trace.
@@ -109,12 +109,16 @@ def _import(backend: str, lifeline: int) -> bool:
 
     shows, warnings.showwarning = warnings.showwarning, catch  # type: ignore[assignment]
     blocked = _end_with(lifeline)
-    # Of what is imported nothing is garbage.
+    # Imports leave little garbage.
     thresholds = gc.get_threshold()
     gc.set_threshold(0)
     before = _traces()
     try:
         importlib.import_module(backend)
+        for each in more:
+            # Another version of the backend may not have it.
+            with contextlib.suppress(ImportError):
+                importlib.import_module(each)
         left_nothing = _traces() == before
     except BaseException:
         # The hook will fail at the same place, and say so to those who asked for it.
@@ -307,7 +311,7 @@ def _attend(hook: int, requests: int, replies: int, wake_up: int) -> int:
 
 
 def _reply(replies: int, line: str) -> None:
-    # Without a frontend there is nobody to tell; the end of its other pipe ends us.
+    # The frontend has ended. The end of its other pipe ends the host.
     with contextlib.suppress(BrokenPipeError):
         os.write(replies, line.encode() + b"\n")
 
@@ -322,7 +326,7 @@ def _kill_group(group: int) -> None:
 
 
 def _group_runs(group: int) -> bool:
-    """Tell whether a process of the group has not ended. One that nobody has waited for yet has, as has the leader."""
+    """Tell whether a process of the group still runs. A zombie, as the leader is, does not."""
     if not os.path.isdir("/proc/self"):
         try:
             os.killpg(group, 0)

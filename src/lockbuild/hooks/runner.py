@@ -14,6 +14,7 @@ import sys
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from lockbuild.locks import SourceTreeLock
+from lockbuild.locks.nesting import environment_for_hooks, lend_to_nested_builds, try_to_take_back
 from lockbuild.project import IMPORTED_AHEAD
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class _Origin(NamedTuple):
 
     python: str
     backend: str
-    """The module that it imports ahead, or ``-``."""
+    """The modules that it imports ahead, with commas between them, or ``-``."""
     environ: Mapping[str, str]
 
 
@@ -75,7 +76,9 @@ class HookRunner:
         # The first is the one by which pyproject-hooks tells its script of the backend.
         environ = {**os.environ, "_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
         is_ahead = self._preimport and project.backend_module in IMPORTED_AHEAD and not project.backend_path
-        backend = project.backend_module if is_ahead and not _searches_cwd(environ) else "-"
+        backend = "-"
+        if is_ahead and not _searches_cwd(environ):
+            backend = ",".join([project.backend_module, *IMPORTED_AHEAD[project.backend_module]])
         origin = _Origin(python, backend, environ)
         if self._host is None or self._origin != origin or not self._is_carried(locks):
             self.close()
@@ -100,8 +103,8 @@ class HookRunner:
         """
         Run hooks under these locks. No hook is left running afterwards, except where the kernel cannot end one.
 
-        The host ends, too, unless it is kept for a tree that needs none of these locks: its copies of their open files
-        keep nothing locked once they are released.
+        The host ends as well, unless it is kept for a tree that needs none of these locks. Its copies of their open
+        files hold no lock once it is released.
         """
         outer, self._locks = self._locks, locks
         is_kept = False
@@ -207,24 +210,18 @@ class HookRunner:
         held = [lock.held for lock in self._locks if lock.held is not None]
         if not held:
             return []
-        from lockbuild.locks.nesting import lend_to_nested_builds
-
         return lend_to_nested_builds(held)
 
     def _have_nested_builds_ended(self) -> bool:
         """Let no more builds go on under our locks; false if one still does, for which the host has to wait."""
         if not self._lent:
             return True
-        from lockbuild.locks.nesting import try_to_take_back
-
         return all(map(try_to_take_back, self._lent))
 
     def _environment_of_locks(self) -> dict[str, str]:
         held = [lock.held for lock in self._locks if lock.held is not None]
         if not held:
             return {}
-        from lockbuild.locks.nesting import environment_for_hooks
-
         return environment_for_hooks(held)
 
 

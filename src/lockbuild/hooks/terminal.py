@@ -1,11 +1,11 @@
-"""Job control: the hook's process group and the terminal that the frontend was started at.
+"""Job control: lends the frontend's terminal to the hook's process group.
 
-A hook runs in a process group of its own, so that Ctrl-C reaches the frontend alone and the frontend can end the hook
-with everything that it started. To a terminal such a group is in the background: it is stopped when it reads. People do
-read the terminal in hooks (``breakpoint()`` in a setup.py), so a hook that is stopped for that gets the terminal, as a
-shell would give it, and the frontend takes it back when the hook has ended.
+A hook runs in a process group of its own. So Ctrl-C reaches only the frontend, which can end the hook with all that it
+started. For the terminal, such a group is in the background: the kernel stops it when it reads. But a hook may have to
+read (``breakpoint()`` in a setup.py). So the frontend gives the terminal to a hook that was stopped for that, as a
+shell would, and takes it back when the hook has ended.
 
-Ctrl-Z stops the frontend; the hook has to stop and go on with it.
+Ctrl-Z stops the frontend; the hook stops and continues with it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 class Terminal:
-    """The terminal while one hook runs; a context manager. Without a terminal, it does nothing."""
+    """The terminal while one hook runs; a context manager. Without a terminal, it has no effect."""
 
     def __init__(self) -> None:
         self.group: int | None = None
-        """The hook's process group, once it is known."""
+        """The process group of the hook, once it is known."""
         self.lent = False
-        """Whether the hook has been given the terminal."""
+        """Whether the hook has the terminal."""
         self._handles_stop = False
 
     def __enter__(self) -> Self:
-        """Have Ctrl-Z stop the hook, too."""
+        """Let Ctrl-Z stop the hook as well."""
         if threading.current_thread() is threading.main_thread():
-            # Only the main thread may, and only where nobody else has a plan for the signal.
+            # Only the main thread may handle signals. A handler that the program has set stays.
             self._handles_stop = signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL
         if self._handles_stop:
             signal.signal(signal.SIGTSTP, self._stop_with_hook)
@@ -47,9 +47,9 @@ class Terminal:
         self._reclaim()
 
     def hook_was_stopped(self, number: int) -> None:
-        """React to a signal that has stopped the hook: give it the terminal, or stop with it."""
+        """React to a signal that has stopped the hook: give it the terminal, or stop as well."""
         if number not in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP) or self.group is None:
-            # A debugger, or our own _stop_with_hook: whoever stopped it will have it go on.
+            # A debugger or _stop_with_hook has stopped the hook, and will continue it.
             return
         try:
             terminal = os.open("/dev/tty", os.O_RDWR)
@@ -60,16 +60,16 @@ class Terminal:
                 self._reclaim()
                 self._stop_self(signal.SIGTSTP)
             while os.tcgetpgrp(terminal) != os.getpgrp() and not self.lent:
-                # In the background we may not give away what is not ours. We stop as any background job does that
-                # wants to read, until the shell brings us to the foreground.
+                # In the background we cannot give the terminal away. We stop like any background job that reads, until
+                # the shell brings us to the foreground.
                 self._stop_self(signal.SIGTTIN)
-                # The kernel does not stop a group that no shell looks after; then this is a slow wait.
+                # The kernel does not stop an orphaned process group. Then this loop waits.
                 time.sleep(0.05)
             _give_terminal(terminal, self.group)
             self.lent = True
             os.killpg(self.group, signal.SIGCONT)
         except OSError:
-            # The terminal or the hook has gone meanwhile; the hook's end will be reported.
+            # The terminal or the hook is gone. The host reports the end of the hook.
             pass
         finally:
             os.close(terminal)
@@ -94,7 +94,7 @@ class Terminal:
                 os.killpg(self.group, signal.SIGCONT)
 
     def _stop_self(self, number: int) -> None:
-        """Stop this process's own group; returns when it goes on."""
+        """Stop this process's own group; return when it continues."""
         handler = signal.signal(number, signal.SIG_DFL) if self._handles_stop else None
         # With its default action the signal takes effect before kill returns.
         os.killpg(os.getpgrp(), number)

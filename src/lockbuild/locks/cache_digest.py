@@ -1,4 +1,4 @@
-"""The digest of a path by which lock files are named: the one that uv computes, so that both name one lock.
+"""The digest of a path that names lock files. uv computes the same one, so that both use one lock file.
 
 uv's crate ``uv-cache-key`` feeds a ``SeaHasher`` with Rust's ``Hash for Path``. The hash is SeaHash (crate
 ``seahash`` 4, 64 bits, its default seeds); the path is hashed as its components, written without separators,
@@ -20,8 +20,8 @@ def cache_digest(path: str | os.PathLike[str]) -> str:
     """
     Digest a canonical path (absolute, without symbolic links) into 16 hexadecimal digits.
 
-    ``/srv/demo/project`` gives ``0d7f8a6ebbae0a85``. Bytes of a name that are not valid in the file system's
-    encoding are hashed as they are on disk. On Windows the digest is stable too, but not the one that uv has.
+    ``/srv/demo/project`` gives ``0d7f8a6ebbae0a85``. Bytes that are invalid in the file system's encoding are hashed
+    as they are on disk. On Windows the digest is stable but differs from uv's.
     """
     separators = os.sep + (os.altsep or "")
     text = os.fspath(path)

@@ -1,13 +1,13 @@
-"""The lock on a directory: how its targets (`lockbuild.locks.targets`) are taken, one after the other.
+"""The lock on a directory: takes its targets (`lockbuild.locks.targets`) one after the other.
 
-The order is the same for all processes, so that no two can wait for each other. Where an enclosing lock already covers
-a target (a hook that runs a build of its own tree, ``flock . lockbuild``), that one is not taken again. No process
-waits for a target while it holds another: ``flock .`` takes the directory first and ``uv build`` its own lock file, and
-a lockbuild below them wants the rest. How one that is not free is waited for is told in `lockbuild.locks.waiting`,
-which is imported then.
+All processes take the targets in the same order, so that no two wait for each other. A target that an enclosing lock
+covers is not taken again; examples are a hook that builds its own tree, and ``flock . lockbuild``. No process waits for
+a target while it holds another: ``flock .`` takes the directory first, ``uv build`` takes its own lock file first, and
+a lockbuild that either of them runs needs the other targets. `lockbuild.locks.waiting` waits for a target that is not
+free; it is imported only then.
 
-The acquisition is one generator that yields how long to sleep. Threads sleep in ``time.sleep``, coroutines in
-``asyncio.sleep`` (`SourceTreeLock`), and both run the same code.
+The acquisition is one generator that yields how long to sleep. `DirectoryLock` sleeps in ``time.sleep``, an
+asynchronous `SourceTreeLock` in ``asyncio.sleep``.
 """
 
 from __future__ import annotations
@@ -42,23 +42,24 @@ if TYPE_CHECKING:
     from lockbuild.locks.targets import ChooseTargets, Target
     from lockbuild.locks.waiting import Wait
 
-# How often the directory is made when it vanishes again at once. In /proc none can be made, and that is all it says.
+# How often to make the directory again when it vanishes at once. In /proc, making one always fails in that way.
 _ATTEMPTS = 1000
 
 
 class _StartOver(Exception):  # noqa: N818 - not an error, and never leaves this module
-    """A later target was not free. The earlier ones were given up for the wait, which is over now."""
+    """The wait for a later target is over. The earlier ones were freed for it and have to be taken again."""
 
 
 class DirectoryLock:
     """
     An exclusive lock on a directory, for every process, user and container on this machine.
 
-    A context manager. ``timeout`` is in seconds; ``None`` waits for ever. With ``create``
-    the directory is made when it is missing, also when its last holder has removed it. ``subject`` is what the lock
-    protects, and ``activity`` what its holder does meanwhile, in the words of messages. Entering raises
-    `LockTimeoutError`, `LockUnavailableError`, `CacheFolderError`; without ``create`` `SourceTreeMovedError` when
-    another directory has the path after a wait, and `OSError` when none had it before.
+    A context manager. ``timeout`` is in seconds; ``None`` waits forever. With ``create``, a missing directory is made,
+    even when its last holder has removed it. ``subject`` and ``activity`` are words for messages: what the lock
+    protects, and what its holder is doing.
+
+    Entering raises `LockTimeoutError`, `LockUnavailableError` or `CacheFolderError`. Without ``create`` it raises
+    `OSError` when there is no directory, and `SourceTreeMovedError` when the path leads to another one after a wait.
     """
 
     def __init__(
@@ -76,9 +77,9 @@ class DirectoryLock:
         self.path = os.fspath(path)
         self.subject = subject or self.path
         self.held: HeldLock | None = None
-        """What a hook's descendants need to know of this lock, while it is held."""
+        """While the lock is held: what the builds that a hook starts need to know about it."""
         self.lock_file: str | None = None
-        """The path of the lock file, once `open` has found where it is."""
+        """The path of the lock file, once `open` or the acquisition has chosen it."""
         self._activity = activity
         self._timeout = timeout
         self._reporter = reporter or Reporter()
@@ -92,20 +93,20 @@ class DirectoryLock:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """The open files that carry the lock. A process that inherits them keeps it when this one is killed."""
+        """The open files that carry the lock. A process that inherits them keeps the lock when this one is killed."""
         return self._files.descriptors
 
     @property
     def epoch(self) -> int:
-        """Changes whenever `descriptors` will be others than those that `open` has announced."""
+        """A number that changes whenever `descriptors` will differ from those that `open` has opened."""
         return self._files.epoch
 
     def open(self) -> None:
         """
-        Open what is going to be locked, without locking it.
+        Open the targets without locking them.
 
-        A process that is started with these descriptors has the lock as soon as this one has taken it. What cannot be
-        opened is left for the acquisition to report.
+        A process that is started with these descriptors holds the lock as soon as this process has taken it. The
+        acquisition reports targets that cannot be opened.
         """
         with contextlib.suppress(OSError, CacheFolderError):
             files = [target.file for target in self._targets(os.path.realpath(self.path))]
@@ -113,7 +114,7 @@ class DirectoryLock:
             self._files.open_ahead(files)
 
     def close(self) -> None:
-        """Close what was opened and is not locked. Calling it again does nothing."""
+        """Close the targets that are open but not locked. Calling it again does nothing."""
         self._files.close_ahead()
 
     def __enter__(self) -> Self:
@@ -124,8 +125,8 @@ class DirectoryLock:
         return self
 
     def acquiring(self) -> contextlib.closing[Generator[float, None, None]]:
-        """Take the lock in a context of its own: yields how long to sleep, again and again, until it is taken."""
-        # Closed at once when the wait is broken off: a lock that it has taken so far is free then.
+        """Return a context with a generator that takes the lock; until then it yields how long to sleep."""
+        # Closing the generator frees the targets taken so far when the wait is broken off.
         return contextlib.closing(self._acquire())
 
     def __exit__(self, *_: object) -> None:
@@ -138,27 +139,28 @@ class DirectoryLock:
 
     def lent(self) -> AbstractContextManager[dict[str, str]]:
         """
-        Let builds that are started in here go on under this lock, which is held: they would wait for it for ever.
+        Let builds that are started in this context go on under the lock, instead of waiting for it forever.
 
-        Yields the environment variable that they have to be started with. Leaving waits for those that still run.
+        Yields the environment variable that they have to be started with. At its end, the context waits for those that
+        still run. The lock must be held.
         """
         if self.held is None:
-            raise RuntimeError(f"this lock on {self.path} is not held; only a lock that is can be lent")
+            raise RuntimeError(f"the lock on {self.path} is not held; take it before lending it")
         return lent(self.held)
 
     def leave_to_heirs(self) -> None:
         """
-        Have the lock, which is held, outlive its release, for processes that have inherited its descriptors.
+        Keep the lock beyond its release, for processes that have inherited its descriptors.
 
-        A release frees the lock also for them. After this call it only closes our descriptors, and the kernel keeps
-        the lock until the last heir, a hook that is still dying, has ended.
+        A release would free the lock for them as well. After this call, a release only closes our descriptors. The
+        kernel keeps the lock until the last heir has ended, such as a hook that is still dying.
         """
         if self.held is not None:
             self._files.leave_to_heirs()
 
     def _acquire(self) -> Generator[float, None, None]:
         if self.held is not None:
-            raise RuntimeError(f"this lock on {self.path} is held already; make a second one to wait for it")
+            raise RuntimeError(f"this lock on {self.path} is already held; use a second one to wait for it")
         self._wait = None
         try:
             yield from self._take_all()
@@ -187,8 +189,8 @@ class DirectoryLock:
             except _StartOver:
                 continue
         after = os.stat(self.path) if os.path.isdir(self.path) else None
-        # A build that waited knows only the tree that was there when it began, and may use only the directory that
-        # it has locked: a link could have been pointed elsewhere between any two of these steps.
+        # A build that waited knows only the tree that existed when it began, and may use only the directory that it
+        # has locked. Between any two of these steps, another process could have pointed a link elsewhere.
         if (
             after is None
             or (not self._create and not os.path.samestat(before, after))
@@ -199,7 +201,7 @@ class DirectoryLock:
         self.held = HeldLock(after.st_dev, after.st_ino, own_identity(), lock_file)
 
     def _find_or_make(self) -> os.stat_result:
-        """Return what the directory is, which is made when it may be. Its last holder may just be removing it."""
+        """Return the status of the directory, which is made with ``create``. Its last holder may be removing it."""
         attempts_left = _ATTEMPTS
         while True:
             attempts_left -= 1
@@ -208,21 +210,21 @@ class DirectoryLock:
                     os.makedirs(os.path.realpath(self.path), exist_ok=True)
                 return os.stat(self.path)
             except (FileExistsError, FileNotFoundError):
-                # In the middle of that, too: makedirs finds that it exists, and then that it is no directory. By now
-                # another process may have made it again. Only what is there and is no directory is in the way.
+                # The last holder removed it between two steps, perhaps inside makedirs, which then fails because the
+                # directory first exists and then does not. Only a file of that name is an obstacle.
                 if not self._create or not attempts_left or _is_no_directory(self.path):
                     raise
 
     def _take_nested(self, enclosing: HeldLock) -> Generator[float, None, str | None]:
-        """Take the lock of builds that are nested in a build of this directory; return its file, if it has one."""
+        """Take the lock file for builds nested in the enclosing one; return its path, or ``None`` if it is gone."""
         self.lock_file = enclosing.nested_lock_file
         try:
             yield from self._take(LockFile(self.lock_file, create=False))
         except FileNotFoundError:
-            # The ancestor has ended its hooks, and a process that they left running is a stranger now.
+            # The ancestor's hooks have ended. A process that they left running waits like any other.
             return None
         self._reporter.detail(
-            f"{shown(self.path)} is locked already by process {enclosing.holder.pid}, which this runs in"
+            f"{shown(self.path)} is already locked by process {enclosing.holder.pid}, which runs this build"
         )
         return self.lock_file
 
@@ -235,7 +237,7 @@ class DirectoryLock:
         return lock_file
 
     def _take_or_replace(self, target: Target | None, lock_file: str | None = None) -> Generator[float, None, str]:
-        """Take a target, or what it names in its place; return the path of what was taken."""
+        """Take a target or its replacement; return the path of the one taken."""
         while target is not None:
             file = target.file
             try:
@@ -246,7 +248,7 @@ class DirectoryLock:
         return ""
 
     def _take(self, file: LockFile | Directory, *, may_be_enclosed: bool = False) -> Iterator[float]:
-        """Wait for one of the kernel's locks and keep it, unless it is not free because an enclosing lock covers it."""
+        """Wait for one target and keep it locked, unless an enclosing lock covers it."""
         while True:
             try:
                 descriptor = self._files.open(file)
@@ -260,14 +262,15 @@ class DirectoryLock:
                     if may_be_enclosed and self._is_enclosed(file, descriptor):
                         return
                     if self._files.are_locked:
-                        # The holder may be about to wait for one of those that we have.
+                        # The holder may be about to wait for a target that we hold.
                         self._give_up()
                         yield from self._wait_for(file, descriptor)
                         raise _StartOver
                     yield from self._wait_for(file, descriptor)
                 current = file.is_current(descriptor)
             except BaseException:
-                # Not only closed: a hook host that was started early has the same open file, and would keep its lock.
+                # Closing is not enough: a hook host that was started early has the same open file, and would keep the
+                # lock.
                 unlock(descriptor)
                 raise
             if current:
@@ -275,8 +278,8 @@ class DirectoryLock:
                 if isinstance(file, Directory):
                     self._locked = os.fstat(descriptor)
                 return
-            # Between our open and our lock the name was given to another file, which another process may hold. A
-            # directory that its last holder has removed is made again, or found to be gone by our caller.
+            # Between our open and our lock, another file got the name, and another process may hold that one. With
+            # ``create``, a directory that its last holder has removed is made again.
             unlock(descriptor)
             if self._create:
                 self._find_or_make()
@@ -288,24 +291,24 @@ class DirectoryLock:
             from lockbuild.locks.waiting import Wait
 
             self._wait = Wait(self.subject, self._activity, self._timeout, self._reporter)
-        # Who holds a directory is in the record beside the lock file.
+        # The record beside the lock file says who holds a directory.
         lock_file = file.path if isinstance(file, LockFile) else self.lock_file or file.path
         with self._files.awaiting(descriptor):
             yield from self._wait.until_locked(descriptor, lock_file)
 
     def _is_enclosed(self, file: LockFile | Directory, descriptor: int) -> bool:
         """
-        Tell whether an enclosing lock covers what is not free, as of ``flock DIR COMMAND`` that runs this process.
+        Return whether an enclosing lock covers a target that is not free, as in ``flock DIR lockbuild``.
 
-        pip and uv hand no descriptors on to their hooks. But that ``flock`` is an ancestor, which holds the directory
-        for what runs below it. A build that holds it for its own hooks is none: it has the lock file as well, and a
-        process that gets here has that.
+        pip and uv pass no descriptors on to their hooks, but there ``flock`` is an ancestor, and it holds the directory
+        for its descendants. A build that holds the directory for its own hooks is no enclosing lock: it holds the
+        lock file as well, and a process that gets here has locked that file.
         """
         inherited = inherited_lock(descriptor)
         if inherited is None and not is_held_by_ancestor(descriptor):
             return False
-        by = "the command that runs this one" if inherited is not None else "a process that this one runs in"
-        self._reporter.detail(f"{shown(file.path)} is locked already by {by}")
+        by = "the command that runs this build" if inherited is not None else "a process that runs this build"
+        self._reporter.detail(f"{shown(file.path)} is already locked by {by}")
         if isinstance(file, Directory):
             self._locked = os.fstat(descriptor)
         self._files.replace_by_enclosing(descriptor, inherited)
@@ -317,7 +320,7 @@ class DirectoryLock:
 
 
 def _is_no_directory(path: str) -> bool:
-    """Tell whether something else has a path, or the path that a link of this name leads to."""
+    """Return whether a path, or the target of a link with that path, exists and is not a directory."""
     try:
         return not stat.S_ISDIR(os.lstat(os.path.realpath(path)).st_mode)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Enclosing locks: held by a process that this one runs in, which goes on under them and waits for none of them."""
+"""Enclosing locks: a process that runs this one holds them. This one goes on under them and does not wait for them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lockbuild.processes import ancestors
 
 def inherited_lock(descriptor: int) -> int | None:
     """
-    Return a descriptor of an open file's directory that this process was started with and that carries its lock.
+    Return an inherited descriptor of the same directory as ``descriptor`` that carries the lock on it.
 
-    ``flock DIR COMMAND`` starts its command so. The kernel says in ``fdinfo`` which open file holds the lock. To try
-    to lock the inherited descriptor instead would not do: two builds that were given the same one would both succeed.
+    ``flock DIR COMMAND`` passes such a descriptor to its command. The kernel says in ``fdinfo`` which open file holds
+    the lock. Trying to lock the inherited descriptor is no test: two builds that inherited it would both succeed.
     """
     wanted = os.fstat(descriptor)
     folder = "/proc/self/fd"
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
         with contextlib.suppress(OSError):
-            # What was inherited by an exec is inheritable. What is not, another thread here has opened.
+            # A descriptor that was inherited through exec is inheritable. Others were opened in this process.
             if (
                 os.get_inheritable(int(name))
                 and os.path.samestat(os.fstat(int(name)), wanted)
@@ -31,6 +31,6 @@ def inherited_lock(descriptor: int) -> int | None:
 
 
 def is_held_by_ancestor(descriptor: int) -> bool:
-    """Tell whether an ancestor of this process holds a lock: ``uv build`` that of the tree, ``flock`` the directory."""
+    """Return whether an ancestor holds a lock, such as ``uv build`` its own lock file, or ``flock`` the directory."""
     holder = find_holder(descriptor, None)
     return holder is not None and holder.pid in ancestors()

@@ -1,23 +1,21 @@
-"""Who holds a lock: asked from the kernel where it tells, read from the holder's own record elsewhere.
+"""The process that holds a lock, for messages: as the kernel reports it, or else as the holder recorded it.
 
-The lock is the kernel's; what stands here is for people only. A record is a small JSON file beside the lock file,
-written whole (under another name, then renamed) and never into the lock file itself: where a folder is shared, a
-lock file may be a hard link that another user made to a file of ours, and whoever wrote into it would destroy that.
+A record is a small JSON file beside the lock file. It is written under another name and then renamed, and never into
+the lock file itself: in a shared folder, a lock file may be another user's hard link to one of our files, which
+writing would destroy.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import stat
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lockbuild.errors import CacheFolderError
 from lockbuild.events import Holder
-from lockbuild.files import write_whole
+from lockbuild.files import read_json, write_json
 from lockbuild.folders import open_folder
 from lockbuild.processes import (
     ProcessIdentity,
@@ -35,9 +33,9 @@ if TYPE_CHECKING:
 
 def find_holder(descriptor: int, record: str | None) -> Holder | None:
     """
-    Return who holds the lock on the file behind ``descriptor``, or ``None`` where that cannot be seen.
+    Return the process that holds the lock on the file behind ``descriptor``, or ``None`` if it cannot be seen.
 
-    ``record`` is the path of the record that a holder may have left; it counts only if its process still runs.
+    ``record`` is the path of the holder's record, if any. It counts only while its process runs.
     """
     noted = _read_record(record) if record else None
     pid = _holder_by_kernel(os.fstat(descriptor))
@@ -49,7 +47,7 @@ def find_holder(descriptor: int, record: str | None) -> Holder | None:
 
 
 def write_record(path: str) -> None:
-    """Leave a record of this process as the holder. Where the folder does not allow it there is none."""
+    """Record this process as the holder, if the folder can be written."""
     identity = own_identity()
     content = {
         "pid": identity.pid,
@@ -58,9 +56,9 @@ def write_record(path: str) -> None:
         "since": time.time(),
     }
     folder, name = os.path.split(path)
-    # Another user's record in a folder with the sticky bit cannot be replaced, say.
+    # For example, another user's record in a folder with the sticky bit cannot be replaced.
     with contextlib.suppress(OSError, CacheFolderError), open_folder(folder, shared=True) as opened:
-        write_whole(opened.at(name), json.dumps(content).encode(), 0o644, opened.descriptor)
+        write_json(opened.at(name), content, 0o644, opened.descriptor)
 
 
 def remove_record(path: str) -> None:
@@ -70,38 +68,28 @@ def remove_record(path: str) -> None:
 
 
 def record_beside(lock_file: str) -> str:
-    """Return the path of the record that the holder of a lock file leaves."""
+    """Return the path of the record for a lock file."""
     return f"{lock_file}.holder"
 
 
 def recorded_pid(path: str) -> int | None:
-    """Return the process number in a record, whether or not that process still runs."""
+    """Return the process ID in a record, whether or not that process still runs."""
     try:
-        return int(_load(path)["pid"])
+        return int(read_json(path, _RECORD_SIZE)["pid"])
     except _NO_RECORD:
         return None
 
 
-# What comes of a file that is not a record of ours: it may be anything, where other users can write in the folder.
-_NO_RECORD = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+# What a file raises that is not a record. In a shared folder, another user may have put anything there.
+_NO_RECORD = (ValueError, KeyError, TypeError, OverflowError)
 
-# More than any record has, in bytes.
+# More bytes than any record has.
 _RECORD_SIZE = 1 << 20
-
-
-def _load(path: str) -> dict[str, Any]:
-    # A FIFO must not make us wait, nor a link have us read a file that another user chose.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return {}
-        content = json.loads(file.read(_RECORD_SIZE).decode("utf-8", "surrogateescape"))
-    return content if isinstance(content, dict) else {}
 
 
 def _read_record(path: str) -> Holder | None:
     try:
-        content = _load(path)
+        content = read_json(path, _RECORD_SIZE)
         identity = ProcessIdentity(int(content["pid"]), content["started"])
         holder = Holder(identity.pid, shorten(printable(str(content["command"]))), float(content["since"]))
     except _NO_RECORD:
@@ -110,9 +98,9 @@ def _read_record(path: str) -> Holder | None:
 
 
 def _holder_by_kernel(locked: os.stat_result) -> int | None:
-    """Look for the holder of a flock in ``/proc/locks`` (proc(5)), which lists those that this process may see."""
+    """Find the holder of a flock in ``/proc/locks`` (proc(5)), which lists the locks that this process may see."""
     if not hasattr(os, "major"):
-        # Windows. Any user there may make a folder ``C:/proc`` and write into it what we would believe.
+        # Windows. There, any user may make a folder ``C:/proc`` with misleading contents.
         return None
     identity = f"{os.major(locked.st_dev):02x}:{os.minor(locked.st_dev):02x}:{locked.st_ino}"
     try:
@@ -122,7 +110,7 @@ def _holder_by_kernel(locked: os.stat_result) -> int | None:
         return None
     for line in lines:
         fields = line.split()
-        # "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF"; one that waits has "->" in the second place.
+        # "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF"; a waiting process has "->" as the second field.
         if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == identity and _may_have_open(fields[4], locked):
             return int(fields[4])
     return _holder_by_descriptors(locked)
@@ -130,9 +118,9 @@ def _holder_by_kernel(locked: os.stat_result) -> int | None:
 
 def _may_have_open(pid: str, locked: os.stat_result) -> bool:
     """
-    Tell whether a process may have a file open, as one that holds a lock on it must.
+    Return whether a process may have a file open, as the holder of a lock on it must.
 
-    The process that called flock may have ended, and another one may have its number, while a child holds the lock on.
+    A child may hold the lock after the process that called flock has ended, and another process may have its ID.
     """
     try:
         return any(True for _ in _open_files(pid, locked))
@@ -142,13 +130,13 @@ def _may_have_open(pid: str, locked: os.stat_result) -> bool:
 
 def _holder_by_descriptors(locked: os.stat_result) -> int | None:
     """
-    Look for a process that holds the lock through a descriptor it was given.
+    Find a process that holds the lock through an inherited descriptor.
 
-    ``/proc/locks`` names the process that called flock. When that frontend was killed, the hook process that inherited
-    its descriptor holds the lock on, and only ``/proc/PID/fdinfo`` still shows it.
+    ``/proc/locks`` names the process that called flock. When that frontend was killed, a hook process still holds the
+    lock through the descriptor that it inherited, and only ``/proc/PID/fdinfo`` shows it.
     """
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        # A process that has ended meanwhile, or is another user's, is passed over.
+        # Skips processes that have ended meanwhile and those of other users.
         with contextlib.suppress(OSError):
             descriptors = () if int(pid) == os.getpid() else _open_files(pid, locked)
             if any(holds_flock(f"/proc/{pid}/fdinfo/{number}") for number in descriptors):
@@ -157,7 +145,7 @@ def _holder_by_descriptors(locked: os.stat_result) -> int | None:
 
 
 def _open_files(pid: str, file: os.stat_result) -> Iterator[str]:
-    """Yield the descriptors that a process has of a file. Raises `OSError` where it does not show them."""
+    """Yield the descriptors of a file in a process. Raises `OSError` if they cannot be seen."""
     for number in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), file):
@@ -165,7 +153,7 @@ def _open_files(pid: str, file: os.stat_result) -> Iterator[str]:
 
 
 def holds_flock(fdinfo: str) -> bool:
-    """Tell whether the open file that an ``fdinfo`` file of ``/proc`` describes holds an exclusive flock."""
+    """Return whether the open file that an ``fdinfo`` file in ``/proc`` describes holds an exclusive flock."""
     try:
         with open(fdinfo, encoding="ascii", errors="replace") as file:
             lines = file.read().splitlines()

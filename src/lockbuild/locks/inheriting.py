@@ -1,7 +1,7 @@
-"""The open files that carry a lock: which a process inherits that is to hold it too, and when they are closed.
+"""The open files that carry a lock. Processes that inherit them hold the lock as well.
 
-They can be opened before they are locked. A process that is started with them has the lock as soon as this one has
-taken it, because both have the same open files; so a hook host can start while we still wait.
+They can be opened before they are locked. A process that is started with them holds the lock as soon as this process
+has taken it, because both have the same open files. So a hook host can start while its frontend still waits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OpenFiles:
-    """The open files of one lock. ``epoch`` changes whenever they are others than `descriptors` said before."""
+    """The open files of one lock. ``epoch`` changes whenever `descriptors` will differ from what they were before."""
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -29,32 +29,32 @@ class OpenFiles:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """All that carry the lock or are going to, those of enclosing locks included."""
+        """The open files that carry the lock or will, including those of enclosing locks."""
         return (*self._locked, *self._enclosing, *self._awaited, *self._ahead.values())
 
     @property
     def are_locked(self) -> bool:
-        """Whether one of them has been locked by us."""
+        """Whether this process has locked one of them."""
         return bool(self._locked)
 
     def open_ahead(self, files: Iterable[LockFile | Directory]) -> None:
-        """Open files that are going to be locked. One that cannot be opened is left for the acquisition to report."""
+        """Open files that will be locked. The acquisition reports those that cannot be opened."""
         for file in files:
             if file not in self._ahead:
                 with contextlib.suppress(OSError, NotALockFileError):
                     self._ahead[file] = file.open()
 
     def open(self, file: LockFile | Directory) -> int:
-        """Return a descriptor of a file, opened ahead or now. Raises what the file's ``open`` raises."""
+        """Return a descriptor of a file that was opened ahead or is opened now. Raises what its ``open`` raises."""
         if file in self._ahead:
             return self._ahead.pop(file)
-        # A process that was started with what was opened ahead does not have this one.
+        # A process that was started with the files opened ahead lacks this one.
         self.epoch += 1
         return file.open()
 
     @contextlib.contextmanager
     def awaiting(self, descriptor: int) -> Iterator[None]:
-        """Count a file that we wait for among the `descriptors`."""
+        """Count a file among the `descriptors` while this process waits for its lock."""
         self._awaited = (descriptor,)
         try:
             yield
@@ -62,27 +62,27 @@ class OpenFiles:
             self._awaited = ()
 
     def keep(self, descriptor: int) -> None:
-        """Keep a file that is locked now."""
+        """Keep a file that this process has locked."""
         self._locked.append(descriptor)
 
     def replace_by_enclosing(self, descriptor: int, inherited: int | None) -> None:
-        """Close a file whose lock an enclosing lock covers; ``inherited`` is the open file that carries that one."""
+        """Close a file that an enclosing lock covers; ``inherited`` is the open file that carries that lock."""
         self.epoch += 1
         if inherited is not None:
             self._enclosing.append(inherited)
         os.close(descriptor)
 
     def close_ahead(self) -> None:
-        """Close what was opened and is not locked. Calling it again does nothing."""
+        """Close the files that are open but not locked. Calling it again does nothing."""
         while self._ahead:
             os.close(self._ahead.popitem()[1])
 
     def leave_to_heirs(self) -> None:
-        """Have the lock outlive its release, for processes that have inherited it."""
+        """Keep the lock beyond its release, for processes that have inherited it."""
         self._has_heirs = True
 
     def release(self) -> None:
-        """Free what is locked; with heirs only close it, and the kernel keeps the lock until the last has ended."""
+        """Free the lock. With heirs, only close it: the kernel keeps the lock until the last heir has ended."""
         self._enclosing.clear()
         while self._locked:
             (os.close if self._has_heirs else unlock)(self._locked.pop())

@@ -1,15 +1,14 @@
-"""The two things that the kernel locks for us, a lock file and a directory, and one attempt to lock one of them.
+"""The two things that the kernel locks, a lock file and a directory, and one attempt to lock either.
 
-A lock is what ``filelock.lock_descriptor`` takes, an exclusive flock on an open file (on Windows a locked byte): the
+A lock is an exclusive flock on an open file (on Windows, a locked byte), taken by ``filelock.lock_descriptor``. The
 kernel frees it when the last process that has the open file has closed it or ended. Nothing else marks a lock, so
-nothing is stale after a crash. Three things can go wrong between opening a file and holding its lock, and each has its
-guard here:
+nothing is stale after a crash. Three things can go wrong between opening a file and holding its lock:
 
-- The file was removed, and another process has made and locked a new one of that name. `is_current` compares what is
-  open with what has the name now; the caller drops a lock that is not current and starts over.
-- Another user put a symbolic link, a FIFO or a hard link there, or in place of a folder on the way. Links are not
-  followed, only regular files are accepted, and nothing is ever written into a lock file or truncated.
-- Another user opens the file between its creation and the change of its mode. It gets its name after its mode.
+- The file was removed, and another process has made and locked a new one of that name. `is_current` compares the open
+  file with the one that has the name now. The caller drops a lock that is not current and starts over.
+- Another user put a symbolic link, a FIFO or a hard link in the place of the file or of a folder above it. Links are
+  not followed, only regular files are accepted, and a lock file is never written to or truncated.
+- A second user opens the file before its mode is set, and is refused. The file gets its mode first, then its name.
 """
 
 from __future__ import annotations
@@ -24,36 +23,35 @@ from lockbuild.errors import CacheFolderError
 from lockbuild.files import above_standard_streams, hidden_beside, link, new_file
 from lockbuild.folders import Folder, open_folder
 
-# Errors by which file systems say that they have no flock: those of flock(2), NFS without a lock daemon (ENOLCK), an
-# exclusive lock on a read-only NFSv4 descriptor (EBADF), Linux's internal ENOTSUPP that NFS lets through (524).
+# Errors that mean that a file system has no flock: those of flock(2), NFS without a lock daemon (ENOLCK), an exclusive
+# lock on a read-only NFSv4 descriptor (EBADF), and Linux's internal ENOTSUPP, which NFS lets through (524).
 _NO_LOCKS_HERE = frozenset(
     {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL, 524}
 )
 
-# Every user may lock a lock file that every user can reach; there is nothing in it to read or to spoil.
+# Every user who can reach a lock file may lock it. It is empty, so there is nothing to read or to spoil.
 _MODE = 0o666
 
 
 class LocksUnsupportedError(Exception):
-    """The file system has no locks for this file. ``str()`` of it says so."""
+    """The file system has no locks for this file. ``str()`` gives words for a message."""
 
 
 class NotALockFileError(Exception):
-    """Something that is not a regular file has the lock file's name. ``str()`` of it says what to do."""
+    """The name of the lock file belongs to something else. ``str()`` says what, and what to do about it."""
 
 
 class LockFile(NamedTuple):
-    """A file that exists to be locked. It is made when it is missing, with ``create``, and never removed."""
+    """A file that exists to be locked. With ``create``, it is made when it is missing. It is never removed."""
 
     path: str
     create: bool = True
 
     def open(self) -> int:
         """
-        Return a descriptor of the lock file, made if it was missing.
+        Return a descriptor of the lock file.
 
-        Raises `NotALockFileError`, also where another user's link is on the way, or `OSError` when it cannot be opened
-        or made.
+        Raises `NotALockFileError`, also for another user's link in the path, and `OSError`.
         """
         parent, name = os.path.split(self.path)
         try:
@@ -72,28 +70,28 @@ class LockFile(NamedTuple):
                 return _create(name, folder)
 
     def is_current(self, descriptor: int) -> bool:
-        """Tell whether the file behind ``descriptor`` still is the one that has the name."""
+        """Return whether the path still leads to the file behind ``descriptor``."""
         return _is_named(self.path, descriptor)
 
 
 class Directory(NamedTuple):
-    """A directory that is locked itself: its inode is the same for every user, mount, container and spelling."""
+    """A directory to lock. Its inode is the same for every user, mount, container and spelling of the path."""
 
     path: str
 
     def open(self) -> int:
-        """Return a descriptor of the directory. Raises `OSError`, also where directories cannot be opened."""
+        """Return a descriptor of the directory. Raises `OSError`."""
         flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
         return above_standard_streams(os.open(self.path, flags))
 
     def is_current(self, descriptor: int) -> bool:
-        """Tell whether the directory behind ``descriptor`` still is the one that has the name."""
+        """Return whether the path still leads to the directory behind ``descriptor``."""
         return _is_named(self.path, descriptor)
 
 
 def try_to_lock(descriptor: int) -> bool:
-    """Try once to lock what is open. Raises `LocksUnsupportedError` where that file system has no locks."""
-    # Imported with the first lock: a hook host that was started before imports the backend meanwhile.
+    """Try once to lock an open file. Raises `LocksUnsupportedError` if its file system has no locks."""
+    # Imported late: a hook host that was started before imports the backend meanwhile.
     from filelock import lock_descriptor
 
     try:
@@ -105,7 +103,7 @@ def try_to_lock(descriptor: int) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Free the lock, also where a process that outlives us has a copy of the descriptor; then close it."""
+    """Free the lock, even if another process has a copy of the descriptor, and close the descriptor."""
     from filelock import unlock_descriptor
 
     try:
@@ -116,14 +114,14 @@ def unlock(descriptor: int) -> None:
 
 
 def _open_regular_file(name: str, folder: Folder) -> int:
-    # Without O_CREAT: where fs.protected_regular is set, Linux refuses O_CREAT on another user's file in /tmp.
-    # With O_NONBLOCK: a FIFO or a leased file must not make the open wait.
+    # No O_CREAT: with fs.protected_regular, Linux refuses it for another user's file in /tmp.
+    # O_NONBLOCK: a FIFO or a leased file must not make the open wait.
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         descriptor = os.open(folder.at(name), flags, dir_fd=folder.descriptor)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
-            raise NotALockFileError("it is a symbolic link, which could be someone's trap; remove it") from error
+            raise NotALockFileError("it is a symbolic link that another user could have made; remove it") from error
         if error.errno in (errno.EISDIR, errno.ENXIO):
             raise NotALockFileError("it is not a regular file; remove it") from error
         raise
@@ -137,12 +135,12 @@ def _create(name: str, folder: Folder) -> int:
     """
     Create a lock file. Raises `FileExistsError` when another process was first.
 
-    The file is made under another name and linked to its own only when its mode is set: a second user who opened it
-    in between would be refused.
+    The file is made under another name, and gets its own name once its mode is set: before that, a second user would
+    be refused.
     """
     path, dir_fd = folder.at(name), folder.descriptor
     if os.name == "nt":
-        # Modes mean nothing there, and of two names that an open file has none could be removed.
+        # Modes mean nothing there, and neither of two names of an open file could be removed.
         return _new_lock_file(path, dir_fd)
     with hidden_beside(path, dir_fd) as hidden:
         descriptor = _new_lock_file(hidden, dir_fd)
@@ -152,7 +150,7 @@ def _create(name: str, folder: Folder) -> int:
             os.close(descriptor)
             raise
         except OSError:
-            # A file system without hard links. Which of two processes loses this race finds the other's file.
+            # A file system without hard links. Of two processes, the one that is late finds the other's file.
             os.close(descriptor)
             return _new_lock_file(path, dir_fd)
     return descriptor
@@ -169,7 +167,7 @@ def _new_lock_file(path: str, dir_fd: int | None) -> int:
 def _is_named(path: str, descriptor: int) -> bool:
     opened = os.fstat(descriptor)
     try:
-        named = os.stat(path, follow_symlinks=True)
+        named = os.stat(path)
     except OSError:
         return False
-    return (opened.st_dev, opened.st_ino) == (named.st_dev, named.st_ino)
+    return os.path.samestat(opened, named)

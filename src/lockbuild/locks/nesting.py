@@ -1,14 +1,14 @@
-"""A build that runs inside another one's hook: it goes on under the lock that its ancestor holds.
+"""Nested builds: a build that runs inside another build's hook goes on under the lock that its ancestor holds.
 
-A setup.py may itself run ``lockbuild`` on its own tree. It would wait for its ancestor, which waits for it. So the
-environment of every hook names, in `VARIABLE`, the locks that are held around it. A variable alone proves nothing:
-it stays behind in daemons and in files. It counts only in a process whose ancestor is the very process that it
-names. And two nested builds that one hook starts side by side exclude each other by a lock file of their own.
+A setup.py may run ``lockbuild`` on its own tree. That build would wait for its ancestor, which waits for it. So the
+environment of every hook names the enclosing locks, in `VARIABLE`. A variable alone proves nothing: daemons and files
+keep it. It counts only in a process whose ancestor is the very process that it names.
 
-That file also says whether the ancestor still lends its lock: it is made before the ancestor's hooks run, and when they
-have ended their host locks it, removes it, and only then lets go of the ancestor's lock. So a nested build that goes
-on in the background, or whose ancestor was killed, keeps strangers out as long as it runs; and one that comes too late
-finds no file and waits like any stranger.
+Nested builds that one hook starts side by side exclude each other by a lock file of their own. That file also says
+whether the ancestor still lends its lock. It is made before the ancestor's hooks run. When they have ended, their host
+locks the file, removes it, and only then frees the ancestor's lock. So a nested build that continues in the background,
+or after its ancestor was killed, excludes all other builds while it runs. A nested build that starts too late finds no
+file and waits like any other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "LOCKBUILD_HELD_LOCKS"
 
-# How often the folder for lock files is made when it vanishes again at once.
+# How often to make the folder for lock files when another process removes it at once.
 _ATTEMPTS = 20
 
 # How often to look whether a nested build has ended, in seconds.
@@ -37,7 +37,7 @@ _POLL_SECONDS = 0.01
 
 
 class HeldLock(NamedTuple):
-    """A lock on a directory, as the process that holds it tells its descendants."""
+    """A lock on a directory, as its holder describes it to its descendants."""
 
     device: int
     inode: int
@@ -46,18 +46,18 @@ class HeldLock(NamedTuple):
 
     @property
     def nested_lock_file(self) -> str:
-        """The lock file by which the builds that are nested directly in this one exclude each other."""
+        """The lock file by which builds that are nested directly in this one exclude each other."""
         return f"{self.lock_file}.{self.holder.pid}.nested"
 
 
 def environment_for_hooks(held: Sequence[HeldLock]) -> dict[str, str]:
-    """Return the environment variable that tells a hook's descendants of these locks and of those around us."""
+    """Return the environment variable that tells a hook's descendants of these locks and those that enclose us."""
     entries = [*_entries(), *held]
     return {VARIABLE: json.dumps([[e.device, e.inode, e.holder.pid, e.holder.started, e.lock_file] for e in entries])}
 
 
 def lend_to_nested_builds(held: Sequence[HeldLock]) -> list[str]:
-    """Make the lock files for builds that are nested in hooks under these locks; return their paths."""
+    """Make the lock files for builds nested in hooks under these locks; return their paths."""
     for lock in held:
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
@@ -65,7 +65,7 @@ def lend_to_nested_builds(held: Sequence[HeldLock]) -> list[str]:
                     os.close(LockFile(lock.nested_lock_file).open())
                 break
             except FileNotFoundError:
-                # Somebody who cleans up has removed the folder between two of our steps.
+                # Another process has removed the folder between two of our steps.
                 if not attempts_left:
                     raise
     return [lock.nested_lock_file for lock in held]
@@ -74,9 +74,9 @@ def lend_to_nested_builds(held: Sequence[HeldLock]) -> list[str]:
 @contextlib.contextmanager
 def lent(held: HeldLock) -> Iterator[dict[str, str]]:
     """
-    Let the builds that this process starts in here go on under a lock of its own, where no hook host sees to that.
+    Let builds that this process starts in this context go on under its lock, without a hook host.
 
-    Yields the environment variable that tells them of it. Ends when none of them runs any more.
+    Yields the environment variable that tells them of the lock. At its end, waits for those that still run.
     """
     [path] = lend_to_nested_builds([held])
     try:
@@ -86,33 +86,33 @@ def lent(held: HeldLock) -> Iterator[dict[str, str]]:
 
 
 def _take_back(path: str) -> None:
-    """Wait for a nested build that still runs, and have no further one begin."""
+    """Wait until no nested build runs, and let no other one begin."""
     while not try_to_take_back(path):
         time.sleep(_POLL_SECONDS)
 
 
 def try_to_take_back(path: str) -> bool:
-    """Have no further nested build begin, unless one still runs; return whether none does."""
-    # It may have been removed: no nested build can have begun since.
+    """Unless a nested build runs, let no other one begin; return whether none runs."""
+    # Without the file, no nested build can have begun.
     with contextlib.suppress(FileNotFoundError):
         descriptor = LockFile(path, create=False).open()
         try:
             if not try_to_lock(descriptor):
                 return False
-            # A nested build that has opened the file and gets its lock from now on finds that it is not current.
+            # A nested build that has opened the file and locks it later finds that it is not current.
             with contextlib.suppress(OSError):
                 os.unlink(path)
         finally:
             os.close(descriptor)
         if os.name == "nt":
-            # There an open file cannot be removed: neither ours, nor later one that a nested build holds.
+            # There an open file cannot be removed: neither while we have it open, nor while a nested build has.
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return True
 
 
 def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:
-    """Return the innermost lock on ``directory`` that an ancestor of this process holds for it."""
+    """Return the innermost lock on ``directory`` that an ancestor of this process lends to it."""
     mine = [e for e in _entries() if (e.device, e.inode) == (directory.st_dev, directory.st_ino)]
     if not mine:
         return None
@@ -121,14 +121,14 @@ def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:
         if can_tell_ancestors():
             if held.holder.pid in lineage and is_running(held.holder):
                 return held
-        # Windows shows no ancestors: there the record, which goes when the lock is released, has to be enough.
+        # Windows shows no ancestors. There the record counts, which its holder removes with the lock.
         elif recorded_pid(record_beside(held.lock_file)) == held.holder.pid:
             return held
     return None
 
 
 def _entries() -> list[HeldLock]:
-    """Read the variable; whatever does not have our form was not written by us and counts for nothing."""
+    """Read the variable. A value in any other form was not written by lockbuild and counts for nothing."""
     try:
         return [
             HeldLock(int(device), int(inode), ProcessIdentity(int(pid), started), str(lock_file))

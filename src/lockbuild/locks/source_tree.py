@@ -1,4 +1,4 @@
-"""The lock on a source tree: that on its directory, and uv's."""
+"""The lock on a source tree: the lock on its directory, and uv's."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 class SourceTreeLock:
     """
-    The lock on a source tree that is held around setuptools' hooks; ``uv build`` respects it too.
+    The lock on a source tree that builds hold around setuptools' hooks. ``uv build`` waits for it as well.
 
-    A context manager, plain and asynchronous. ``timeout`` is in seconds; ``None`` waits for ever. Entering raises
-    `LockTimeoutError`, `LockUnavailableError`, `CacheFolderError`; `SourceTreeMovedError` when another directory has
-    the path after a wait, and `OSError` when none had it before.
+    A context manager, plain and asynchronous. ``timeout`` is in seconds; ``None`` waits forever. Entering raises
+    `LockTimeoutError`, `LockUnavailableError` or `CacheFolderError`. It raises `OSError` when there is no directory,
+    and `SourceTreeMovedError` when the path leads to another one after a wait.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SourceTreeLock:
         self._lock.__exit__()
 
     async def __aenter__(self) -> Self:
-        """Wait for the lock and take it, while the event loop runs on."""
+        """Wait for the lock and take it. The event loop runs on meanwhile."""
         import asyncio
 
         self._warn_of_other_hosts()
@@ -71,52 +71,48 @@ class SourceTreeLock:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """The open files that carry the lock. A process that inherits them keeps it when this one is killed."""
+        """The open files that carry the lock. A process that inherits them keeps the lock when this one is killed."""
         return self._lock.descriptors
 
     @property
     def held(self) -> HeldLock | None:
-        """What a hook's descendants need to know of this lock, while it is held."""
+        """While the lock is held: what the builds that a hook starts need to know about it."""
         return self._lock.held
 
     @property
     def epoch(self) -> int:
-        """Changes whenever `descriptors` will be others than those that `open` has announced."""
+        """A number that changes whenever `descriptors` will differ from those that `open` has opened."""
         return self._lock.epoch
-
-    @property
-    def lock_file(self) -> str | None:
-        """The path of the lock file, once `open` has found where it is."""
-        return self._lock.lock_file
 
     def lent(self) -> AbstractContextManager[dict[str, str]]:
         """
-        Let builds that are started in here go on under this lock, which is held: they would wait for it for ever.
+        Let builds that are started in this context go on under the lock, instead of waiting for it forever.
 
-        Yields the environment variable that they have to be started with. Leaving waits for those that still run.
+        Yields the environment variable that they have to be started with. At its end, the context waits for those that
+        still run. The lock must be held.
         """
         return self._lock.lent()
 
     def open(self) -> None:
-        """Open what is going to be locked, without locking it; see `DirectoryLock.open`."""
+        """Open the targets without locking them; see `DirectoryLock.open`."""
         self._lock.open()
 
     def close(self) -> None:
-        """Close what was opened and is not locked. Calling it again does nothing."""
+        """Close the targets that are open but not locked. Calling it again does nothing."""
         self._lock.close()
 
     def leave_to_heirs(self) -> None:
-        """Have the lock outlive its release; see `DirectoryLock.leave_to_heirs`."""
+        """Keep the lock beyond its release; see `DirectoryLock.leave_to_heirs`."""
         self._lock.leave_to_heirs()
 
     def _warn_of_other_hosts(self) -> None:
         try:
             tree = os.stat(self.path)
         except OSError:
-            # Of a tree that is not there the lock complains.
+            # The lock will report that there is no tree.
             return
         kind = network_file_system(tree.st_dev)
-        # A build that is nested in another one leaves it to that one.
+        # For a nested build, the outer build has warned.
         if kind and held_by_ancestor(tree) is None:
             self._reporter.warn(
                 f"{shown(self.path)} is on a network file system ({kind}): builds on other hosts are not excluded; "
@@ -128,7 +124,7 @@ def _targets_of_tree(subject: str, canonical: str, cache_dir: CacheDir, reporter
     path = uv_lock_file(cache_digest(canonical))
 
     def go_without(error: Exception, _: str) -> None:
-        # It is another user's, say.
+        # For example, the file belongs to another user.
         problem = error.strerror if isinstance(error, OSError) else error
         reporter.detail(f"Not sharing uv's lock {shown(path)}: {problem}")
 
@@ -137,8 +133,8 @@ def _targets_of_tree(subject: str, canonical: str, cache_dir: CacheDir, reporter
 
 
 def uv_lock_file(digest: str) -> str:
-    """Return the path of uv's lock file for a tree."""
-    # Rust's std::env::temp_dir() looks at TMPDIR alone; Python's tempfile would also look at TEMP and TMP.
+    """Return the path of uv's lock file for a tree with this digest."""
+    # Rust's std::env::temp_dir() reads only TMPDIR; Python's tempfile would read TEMP and TMP as well.
     if sys.platform == "win32":
         import tempfile
 

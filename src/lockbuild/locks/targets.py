@@ -1,8 +1,8 @@
-"""What a lock consists of: its targets, things that the kernel locks for us, which are taken in their order.
+"""The targets of a lock: files and directories that the kernel locks, in the order in which they are taken.
 
-1. The lock file that the path's digest names, in the lock folder: it works on every platform and file system.
-2. The directory itself: its inode is the same for other users, cache folders, mounts and spellings of the path.
-3. For a source tree, the lock file by which ``uv build`` excludes itself (`lockbuild.locks.source_tree`).
+1. The lock file named by the digest of the path, in the lock folder. It works on every platform and file system.
+2. The directory itself. Its inode is the same for other users, cache folders, mounts and spellings of the path.
+3. For a source tree, the lock file that ``uv build`` locks (`lockbuild.locks.source_tree`).
 """
 
 from __future__ import annotations
@@ -23,30 +23,31 @@ if TYPE_CHECKING:
     CacheDir = str | os.PathLike[str] | None
 
     ChooseTargets = Callable[[str, str, CacheDir, Reporter], Sequence["Target"]]
-    """How the targets of a lock are chosen; as `directory_targets`, whose last argument only its users give."""
+    """Chooses the targets of a lock, given the first four arguments of `directory_targets`."""
 
 
 class Target(NamedTuple):
-    """One of the things that a lock takes."""
+    """A file or directory that a lock takes."""
 
     file: LockFile | Directory
     instead: Callable[[Exception, str], Target | None]
-    """Called with the error when it cannot be had, and with the lock file that has been taken before. Returns what is
-    taken in its place, or ``None`` when the lock goes without it and that was said; raises when it does not."""
+    """Called when the target cannot be locked, with the error and the lock file that was taken before. Returns the
+    target to take instead, or ``None`` when the lock does without. Raises when the lock needs this target."""
     may_be_enclosed: bool = True
-    """Whether a lock that a process around this one holds on it is as good as ours."""
+    """Whether an enclosing lock on the target can replace ours."""
 
 
 def directory_targets(
     subject: str, canonical: str, cache_dir: CacheDir, reporter: Reporter, kind: str = "directory"
 ) -> list[Target]:
     """
-    Choose the targets of the lock on a directory, the lock file first, whose name begins with ``kind``.
+    Choose the targets of the lock on a directory.
 
-    ``subject`` is what messages call it, ``canonical`` its path without links. Raises `CacheFolderError`.
+    ``subject`` is its name in messages, ``canonical`` its path without symbolic links. The name of the lock file begins
+    with ``kind``. Raises `CacheFolderError`.
     """
     lock_file = _lock_file(subject, f"{kind}-{cache_digest(canonical)}.lock", cache_dir, reporter)
-    # Windows opens no directories, and has neither bind mounts nor a way to remove an open lock file.
+    # Windows cannot open directories. It has no bind mounts, and no way to remove an open lock file.
     return [lock_file] if os.name == "nt" else [lock_file, _inode(subject, canonical, reporter)]
 
 
@@ -55,11 +56,11 @@ def _lock_file(subject: str, name: str, cache_dir: CacheDir, reporter: Reporter)
 
     def instead(error: Exception, lock_file: str) -> Target:
         if isinstance(error, FileNotFoundError):
-            # A cleaner has removed the folder since, with our lock file in it, perhaps while we waited.
+            # Another process has removed the folder with our lock file, perhaps while we waited.
             return _lock_file(subject, name, cache_dir, reporter)
         if not isinstance(error, LocksUnsupportedError):
             refuse(error, lock_file)
-        private = fallback_lock_folder(f"files in {shown(folder)} cannot be locked: {error}", reporter)
+        private = fallback_lock_folder(f"cannot lock files in {shown(folder)}: {error}", reporter)
         return Target(LockFile(os.path.join(private, name)), refuse, may_be_enclosed=False)
 
     def refuse(error: Exception, lock_file: str) -> NoReturn:
@@ -76,8 +77,8 @@ def _inode(subject: str, canonical: str, reporter: Reporter) -> Target:
             raise LockUnavailableError(subject, canonical, _words(error)) from error
         problem = str(error) if isinstance(error, LocksUnsupportedError) else "you may not read it"
         reporter.warn(
-            f"{shown(subject)} cannot be locked itself, {problem}: only builds that use the lock file "
-            f"{shown(lock_file)} wait for each other, not those of other users or cache folders"
+            f"Cannot lock the folder {shown(subject)}: {problem}; only builds that use the lock file "
+            f"{shown(lock_file)} wait for each other; builds by other users or with other cache folders do not"
         )
 
     return Target(Directory(canonical), instead)

@@ -1,6 +1,6 @@
-"""Waiting for a lock that is not free: how often it is tried, when the reporter hears of it, and when it is given up.
+"""Waits for a lock that is not free: tries it again, tells the reporter, and gives up after the timeout.
 
-A wait yields how long to sleep before it goes on, as the acquisition of a lock does (`lockbuild.locks.directory`).
+Like the acquisition of a lock (`lockbuild.locks.directory`), a wait yields how long to sleep before it goes on.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from lockbuild.locks.kernel import try_to_lock
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# How often a lock that is not free is tried again, in seconds. Two system calls an attempt; with several waiters,
-# one of them finds it free sooner than that.
+# How often to try again, in seconds. An attempt costs two system calls.
 _POLL_SECONDS = 0.01
 
-# After how many seconds, and how often from then on, the reporter hears of a wait.
+# After how many seconds the reporter first hears of a wait, and how often from then on.
 _REPORT_SECONDS = 0.5
 
 
 class Wait:
     """
-    The wait for a lock, which begins now. For all of the lock's targets there is one limit and one story.
+    The wait for a lock, which begins now. All targets of the lock share one timeout and one sequence of reports.
 
-    ``subject`` is what the lock protects, ``activity`` what its holder does, in the words of messages.
+    ``subject`` and ``activity`` are words for messages: what the lock protects, and what its holder is doing.
     """
 
     def __init__(self, subject: str, activity: str | None, timeout: float | None, reporter: Reporter) -> None:
@@ -41,20 +40,20 @@ class Wait:
 
     @property
     def seconds(self) -> float:
-        """How long it has lasted."""
+        """How long the wait has lasted."""
         return time.monotonic() - self._started
 
     @property
     def was_told(self) -> bool:
-        """Whether the reporter has heard of it."""
+        """Whether the reporter has heard of the wait."""
         return self._next_report > _REPORT_SECONDS
 
     def until_locked(self, descriptor: int, lock_file: str) -> Iterator[float]:
         """
-        Wait for one of the targets, an open file, until it is locked.
+        Wait until one target, an open file, is locked.
 
-        Raises `LockTimeoutError`, and `ReporterFailedError` for what the reporter raises. ``lock_file`` is the one
-        beside which a record says who holds the whole lock.
+        A record beside ``lock_file`` may say who holds the lock. Raises `LockTimeoutError`, and `ReporterFailedError`
+        when the reporter raises `OSError`.
         """
         while True:
             waited = self.seconds
@@ -73,5 +72,5 @@ class Wait:
         try:
             self._reporter.waiting(LockWait(self._subject, lock_file, holder, waited, self._timeout, self._activity))
         except OSError as error:
-            # A terminal that has gone, say. It is no reason to take uv's lock for one that cannot be had.
+            # For example, the terminal has gone. The lock must not take it for a failure to lock a target.
             raise ReporterFailedError(error) from error

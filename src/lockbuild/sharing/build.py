@@ -1,4 +1,4 @@
-"""One process's part in a shared build: it takes what another process has built, or it builds for the others too."""
+"""One process's part in a shared build: it takes the outcome of another process, or builds for the others, too."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from lockbuild.digest import digest_of_file
 from lockbuild.environments.kept import would_be_used
 from lockbuild.environments.store import age_in_words
 from lockbuild.errors import CacheFolderError
+from lockbuild.files import digest_of_file
 from lockbuild.locks import DirectoryLock
 from lockbuild.locks.nesting import held_by_ancestor
 from lockbuild.paths import builds_folder
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 def shared_build(
     source: Sdist | str, kind: Distribution, request: BuildRequest, reporter: Reporter
 ) -> SharedBuild | None:
-    """Ask for the build of an sdist or of a source tree; return ``None``, and say so, if it cannot be shared."""
-    # With --coalesce, people expect something. Without it they get what they know.
+    """Ask for the build of an sdist or of a source tree. If it cannot be shared, report why and return ``None``."""
+    # With --coalesce users expect that builds are shared. Others need no warning.
     tell = reporter.warn if request.coalesce else reporter.detail
     if reason := not_shared_because(request):
         tell(f"Not sharing this build with others: {reason}")
@@ -57,19 +57,17 @@ def shared_build(
         return None
     with contextlib.suppress(FileNotFoundError):
         if around := held_by_ancestor(os.stat(folder)):
-            reporter.detail(
-                f"Not waiting for {key.subject}: process {around.holder.pid}, which this runs in, builds it"
-            )
+            reporter.detail(f"Not waiting for {key.subject}: this runs in process {around.holder.pid}, which builds it")
             return None
     return SharedBuild(folder, key, request, reporter)
 
 
 class SharedBuild:
     """
-    A build that several processes may ask for; making it is to ask. The rest is done within `lock`, in this order.
+    A build that several processes may ask for. A process asks by making this object.
 
-    `take` returns what another process has built. If that is ``None``, this process builds within `begun`, with `lock`
-    as one of the locks around its hooks, and hands the artifact to `keep`.
+    Then it takes `lock`, and calls `take` for an artifact that another process has built. If there is none, it builds
+    within `begun`, with `lock` as one of the locks around its hooks, and hands the artifact to `keep`.
     """
 
     def __init__(self, folder: str, key: SharingKey, request: BuildRequest, reporter: Reporter) -> None:
@@ -90,14 +88,14 @@ class SharedBuild:
 
     def take(self, staging: str, oldest_environment: float) -> str | None:
         """
-        Copy what is kept into a folder of ours, if it is what we would build ourselves; return the artifact's path.
+        Copy a kept outcome that equals a build of our own into a folder; return the path of the artifact, or ``None``.
 
-        A build environment that was made before ``oldest_environment``, in seconds since the epoch, is not one that we
-        would build in.
+        An environment made before ``oldest_environment``, in seconds since the epoch, is not one that we would use.
         """
         for build, outcome in complete_builds(self.lock.path):
             if build in self._too_old or not all(
-                would_be_used(each, oldest_environment, self._request.refresh) for each in outcome.environments
+                would_be_used(each, oldest_environment, self._request.refresh, self._key.sources)
+                for each in outcome.environments
             ):
                 continue
             folder = os.path.join(staging, os.path.basename(build))
@@ -107,7 +105,7 @@ class SharedBuild:
                 is_intact = digest_of_file(artifact) == outcome.sha256
                 note_use(build)
             except OSError:
-                # What cannot be read is not there.
+                # An outcome that cannot be read counts as missing.
                 continue
             if is_intact:
                 words = f"which process {outcome.builder} built {age_in_words(outcome.made)} ago"
@@ -117,8 +115,8 @@ class SharedBuild:
 
     @contextlib.contextmanager
     def begun(self) -> Iterator[None]:
-        """Begin to build; nothing of the source was read before. At the end nothing is left that was not kept."""
-        # Without a place for it, on a full disk say, the build is not shared, and is no failure.
+        """Begin to build; read nothing of the source before. At the end, remove the build if it was not kept."""
+        # Without a place for it, on a full disk for example, the build goes on and is not shared.
         with contextlib.suppress(OSError):
             self._build = begin_build(self.lock.path)
         try:
@@ -128,17 +126,17 @@ class SharedBuild:
                 remove_build(self._build)
 
     def keep(self, artifact: str, environments: Collection[Generation | None]) -> None:
-        """Keep an artifact, with what lies beside it. Environments that are not kept are ``None``."""
+        """Keep an artifact and the files beside it. An environment that is not kept is ``None``."""
         kept = tuple(each for each in environments if each is not None)
         if not kept or len(kept) < len(environments):
             self._reporter.detail("Not sharing this build with others: its build environment is not kept")
             return
         build = self._build
+        if build is None:
+            return
         with contextlib.suppress(OSError):
-            if build is None:
-                return
             folder, name = os.path.split(artifact)
-            # A copy, although a link would do: a file in an out-dir is its user's, who may change it.
+            # No link: the file in the out-dir belongs to its user, who may change it.
             copy_files(folder, artifacts_folder(build))
             sha256 = digest_of_file(os.path.join(artifacts_folder(build), name))
             complete_build(build, Outcome(os.getpid(), time.time(), name, sha256, kept, self._key.is_of_tree))

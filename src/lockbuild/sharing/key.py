@@ -1,7 +1,7 @@
-"""The key of a shared build: all that can change its result, as far as it is known before the build.
+"""The key of a shared build: everything that can change its result and is known before the build.
 
-What only the build can find out, the generations of the environments that it runs in, is noted with its result and
-compared by each process that takes that.
+Only the build finds out in which generations of environments it runs. It notes them with its outcome, and each process
+that takes the outcome compares them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import os
 import re
 import stat
 import tempfile
+from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.digest import digest_of_file, sha256
-from lockbuild.environments import read_constraints
 from lockbuild.environments.key import WITHOUT_EFFECT as WITHOUT_EFFECT_FOR_INSTALLERS
 from lockbuild.environments.key import environment_key
 from lockbuild.environments.local import describe_files
+from lockbuild.environments.request import read_constraints
 from lockbuild.errors import shown
+from lockbuild.files import digest_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
     from lockbuild.request import BuildRequest, Distribution
     from lockbuild.sdist import Sdist
 
-# Environment variables that cannot change what is built: where and in which shell, terminal, session or job it is
-# built. Numbers that people do put into versions, such as BUILD_NUMBER, are not among them. docs/sharing.md has this
-# list, too.
+# Environment variables that cannot change the result: they tell about the shell, terminal, session or job of the build.
+# Numbers that people put into versions, such as BUILD_NUMBER, are not among them. docs/sharing.md has the same list.
 WITHOUT_EFFECT = WITHOUT_EFFECT_FOR_INSTALLERS | {
     # The shell.
     *("_", "OLDPWD", "PWD", "SHLVL", "PROMPT_COMMAND", "PS1", "PS2"),
@@ -40,9 +40,9 @@ WITHOUT_EFFECT = WITHOUT_EFFECT_FOR_INSTALLERS | {
     # The session.
     *("DBUS_SESSION_BUS_ADDRESS", "DISPLAY", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "WAYLAND_DISPLAY"),
     *("XAUTHORITY", "XDG_RUNTIME_DIR"),
-    # Folders for temporary files. A hook's have random names in them anyway.
+    # Folders for temporary files. Those of a hook have random names anyway.
     *("TEMP", "TMP", "TMPDIR"),
-    # Jobs: GitHub Actions, GitLab CI, Jenkins, pytest. Slurm's variables are left out by their prefix.
+    # Jobs of GitHub Actions, GitLab CI, Jenkins and pytest. Slurm has a prefix, below.
     *("GITHUB_ACTION", "GITHUB_ENV", "GITHUB_JOB", "GITHUB_OUTPUT", "GITHUB_PATH", "GITHUB_STATE"),
     *("GITHUB_STEP_SUMMARY", "RUNNER_TRACKING_ID"),
     *("CI_CONCURRENT_ID", "CI_CONCURRENT_PROJECT_ID", "CI_JOB_ID", "CI_JOB_NAME", "CI_JOB_STAGE", "CI_JOB_STARTED_AT"),
@@ -52,42 +52,44 @@ WITHOUT_EFFECT = WITHOUT_EFFECT_FOR_INSTALLERS | {
 }
 PREFIXES_WITHOUT_EFFECT = ("LOCKBUILD_", "SLURM_", "SSH_", "XDG_SESSION_")
 
-# Variables that name a file which decides what is built. What other variables name is not read: it may be a log.
+# Variables that name a file which decides about the result. Files of other variables are not read: one may be a log.
 _NAMES_OF_FILES = ("CMAKE_TOOLCHAIN_FILE", "DIST_EXTRA_CONFIG")
 
-# What distutils reads from the user's home.
+# Files in the user's home that distutils reads.
 _FILES_OF_THE_USER = ("~/.pydistutils.cfg", "~/pydistutils.cfg")
 
-# The form of what is stored under a key. Another form is another key.
+# The form of an outcome. Another form has another key.
 _FORMAT = 1
 
 
 class SharingKey(NamedTuple):
-    """What a build is shared under."""
+    """The key under which processes share a build."""
 
     digest: str
     subject: str
-    """What is built, in the words of messages."""
+    """The build, in the words of messages."""
     is_of_tree: bool
-    """Whether its source may change from one moment to the next, as that of an sdist cannot."""
+    """Whether its source is a tree, which may change at any time."""
+    sources: tuple[str, ...]
+    """The local folders and archives that settings name for its build environments."""
 
 
 def not_shared_because(request: BuildRequest) -> str | None:
-    """Return what in a request forbids to share its builds, in words for a person."""
+    """Return the reason for which a request's builds are not shared, in words for the user; ``None`` if they are."""
     if not request.use_cache:
         return "--no-cache"
     if not request.isolation:
-        return "with --no-isolation nobody knows whether two builds had the same things installed"
+        return "with --no-isolation two builds may have different packages installed"
     if request.env_dir or request.sdist_extract_dir:
-        return "--env-dir and --sdist-extract-dir are there to look at a build of one's own"
+        return "--env-dir and --sdist-extract-dir want the files of a build of their own"
     return None
 
 
 def sharing_key(source: Sdist | str, kind: Distribution, request: BuildRequest) -> SharingKey | None:
     """
-    Return the key of a build of an sdist or of a source tree; ``None`` when no key covers all that may change it.
+    Return the key of a build of an sdist or of a source tree; ``None`` if no key covers everything that may change it.
 
-    That of a tree does not have the tree's content.
+    The key of a tree does not cover the tree's files.
     """
     if isinstance(source, str):
         return _key_of_tree(source, kind, request)
@@ -97,7 +99,7 @@ def sharing_key(source: Sdist | str, kind: Distribution, request: BuildRequest) 
 def _key_of_tree(tree: str, kind: Distribution, request: BuildRequest) -> SharingKey | None:
     path = os.path.realpath(tree)
     folder = os.stat(path)
-    # A build reads the pyproject.toml before it begins. Another one would be another build.
+    # Except pyproject.toml, which a build reads before it asks here. With another one it would be another build.
     return _key(
         ["tree", path, folder.st_dev, folder.st_ino, _digest(os.path.join(path, "pyproject.toml"))],
         f"the {kind} of {shown(path)}",
@@ -107,7 +109,7 @@ def _key_of_tree(tree: str, kind: Distribution, request: BuildRequest) -> Sharin
 
 
 def _key(source: list[object], subject: str, kind: Distribution, request: BuildRequest) -> SharingKey | None:
-    # What the environment is made with. What it is made of, the source says.
+    # The source decides what is installed. This is about how.
     environment = environment_key((), read_constraints(request.constraints_file), request.installer)
     if environment is None:
         return None
@@ -119,7 +121,7 @@ def _key(source: list[object], subject: str, kind: Distribution, request: BuildR
         "source": source,
         "kind": kind,
         "environment": environment.digest,
-        # With their order, which the backend sees.
+        # In their order, which the backend sees.
         "settings": settings,
         "variables": variables,
         "files": [*describe_files(files), *(_digest(os.path.expanduser(path)) for path in _FILES_OF_THE_USER)],
@@ -127,7 +129,7 @@ def _key(source: list[object], subject: str, kind: Distribution, request: BuildR
     }
     text = json.dumps(content, sort_keys=True)
     digest = sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return SharingKey(digest, subject, is_of_tree=source[0] == "tree")
+    return SharingKey(digest, subject, source[0] == "tree", environment.sources)
 
 
 def _variables(environ: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -155,7 +157,7 @@ def _digest(path: str) -> str | None:
 
 
 def _umask() -> int:
-    """Return the umask. `os.umask` would have to set it, also for files that other threads make meanwhile."""
+    """Return the umask. `os.umask` can only set it, and other threads may be making files meanwhile."""
     with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8", errors="replace") as file:
         if found := re.search(r"^Umask:\s*([0-7]+)$", file.read(), re.MULTILINE):
             return int(found[1], 8)
@@ -163,7 +165,7 @@ def _umask() -> int:
 
 
 def umask_of_new_folders() -> int:
-    """Return the umask as far as a folder shows it that is made without permissions of its parent's own (ACLs)."""
+    """Return the umask that the mode of a new folder shows; a parent with a default ACL would hide it."""
     with tempfile.TemporaryDirectory(prefix="lockbuild-", ignore_cleanup_errors=True) as folder:
         probe = os.path.join(folder, "probe")
         os.mkdir(probe, 0o777)

@@ -3,21 +3,21 @@
 In the folder of a key:
 
     <name>/               a build that has begun; each has a random name of its own
-    <name>/artifacts/     what its backend has left
-    <name>/outcome.json   `Outcome`; renamed to this last, so a build without it is not complete
+    <name>/artifacts/     the files that its backend has made
+    <name>/outcome.json   `Outcome`; gets this name last, so a build without it is not complete
 
-Everything here is written and removed under the lock of the key. Reading needs it only where the files must stay.
+Writing and removing needs the lock of the key. Reading needs it only if the files have to stay.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.environments.store import Generation, generations, read_json
+from lockbuild.environments.store import Generation, generations
+from lockbuild.files import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,16 +26,16 @@ _OUTCOME = "outcome.json"
 
 
 class Outcome(NamedTuple):
-    """What a successful build has left."""
+    """The outcome of a successful build."""
 
     builder: int
-    """The process that has built."""
+    """The process that built it."""
     made: float
-    """When it was complete, in seconds since the epoch. For people: it decides nothing."""
+    """When it was complete, in seconds since the epoch. Only people use this."""
     artifact: str
     """The artifact's name in the folder of artifacts."""
     sha256: str
-    """The artifact's, in hexadecimal digits."""
+    """That of the artifact, in hexadecimal."""
     environments: tuple[Generation, ...]
     """The build environments that it was built in."""
     is_of_tree: bool
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 
 
 def artifacts_folder(build: str) -> str:
-    """Return where the artifacts of a build are."""
+    """Return the folder of a build's artifacts."""
     return os.path.join(build, "artifacts")
 
 
@@ -61,7 +61,7 @@ def is_complete(build: str) -> bool:
 
 
 def complete_builds(folder: str) -> Iterator[tuple[str, Outcome]]:
-    """Yield the folders of the complete builds under a key, with their outcomes, as far as these can be read."""
+    """Yield the folders of the complete builds under a key with their outcomes. Unreadable outcomes are left out."""
     for build in all_builds(folder):
         if outcome := _read_outcome(build):
             yield build, outcome
@@ -69,7 +69,7 @@ def complete_builds(folder: str) -> Iterator[tuple[str, Outcome]]:
 
 def begin_build(folder: str) -> str:
     """Make the folder of a build that begins now. Raises `OSError`."""
-    # Removing the whole cache by hand frees no lock. Then the folder of the key may be missing.
+    # The user may have removed the whole cache meanwhile, which frees no lock.
     os.makedirs(folder, exist_ok=True)
     build = os.path.join(folder, os.urandom(8).hex())
     os.mkdir(build, 0o700)
@@ -80,27 +80,24 @@ def complete_build(build: str, outcome: Outcome) -> None:
     """
     Complete a build whose artifacts are in place; remove all others of its key. Raises `OSError`.
 
-    Their builders have ended: they had the lock, and were killed if they have left one that is not complete.
+    The builders of the others have ended, because we hold the lock. Builds that are not complete are of killed ones.
     """
     content = outcome._asdict() | {"environments": [[each.folder, each.name] for each in outcome.environments]}
-    path = os.path.join(build, _OUTCOME)
-    with open(f"{path}.part", "x", encoding="utf-8", errors="surrogateescape") as file:
-        json.dump(content, file)
-    os.rename(f"{path}.part", path)
+    write_json(os.path.join(build, _OUTCOME), content)
     for other in all_builds(os.path.dirname(build)):
         if other != build:
             remove_build(other)
 
 
 def remove_build(build: str) -> None:
-    """Remove a build. Killed in the middle of this, it leaves one that is not complete."""
+    """Remove a build. If this process is killed meanwhile, the build is not complete any more."""
     with contextlib.suppress(OSError):
         os.unlink(os.path.join(build, _OUTCOME))
     shutil.rmtree(build, ignore_errors=True)
 
 
 def copy_files(source: str, target: str) -> None:
-    """Copy a folder. Unlike `shutil.copytree`, it makes no parents that are missing. Raises `OSError`."""
+    """Copy a folder. Unlike `shutil.copytree`, this does not make missing parents. Raises `OSError`."""
     os.mkdir(target)
     for entry in os.scandir(source):
         path = os.path.join(target, entry.name)
@@ -111,7 +108,7 @@ def copy_files(source: str, target: str) -> None:
 
 
 def last_used(build: str) -> float:
-    """Return when an outcome was made or last taken, in seconds since the epoch."""
+    """Return the time when an outcome was made or last taken, in seconds since the epoch."""
     return os.stat(os.path.join(build, _OUTCOME)).st_mtime
 
 
@@ -122,10 +119,10 @@ def note_use(build: str) -> None:
 
 def remove_unused(folder: str, oldest: float) -> int:
     """
-    Remove what no later build may take, and what was last used before ``oldest``, in seconds since the epoch.
+    Remove builds last used before ``oldest``, in seconds since the epoch, and those that no process will take.
 
-    No later build takes the outcome of a tree, or one whose environment has a successor. Returns how many complete
-    ones were removed.
+    No process takes a build of a tree later, nor one whose environment has a successor. Returns how many complete
+    builds were removed.
     """
     complete = dict(complete_builds(folder))
     removed = 0
@@ -135,13 +132,13 @@ def remove_unused(folder: str, oldest: float) -> int:
             remove_build(build)
             removed += outcome is not None
     with contextlib.suppress(OSError):
-        # Unless something is left in it.
+        # If it is empty now.
         os.rmdir(folder)
     return removed
 
 
 def _read_outcome(build: str) -> Outcome | None:
-    """Return the outcome of a build; ``None`` if it is not complete, is damaged, or is another version's."""
+    """Return the outcome of a build; ``None`` if it is not complete, damaged, or of another version of lockbuild."""
     try:
         content = read_json(os.path.join(build, _OUTCOME))
         environments = tuple(Generation(*map(_text, each)) for each in content.pop("environments"))

@@ -1,9 +1,11 @@
-"""Where wheels are installed: the folders of an environment's schemes, and which paths below them a wheel may write."""
+"""The destination of an installation: an environment's scheme folders, and the paths that wheels may write there."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,18 +14,18 @@ from lockbuild.errors import EnvironmentFolderError, WheelError, shown
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-# Asks an interpreter where its environment has what. Isolated from the working directory and from PYTHONPATH.
+# Asks an interpreter for the folders of its environment. Runs isolated from the working directory and PYTHONPATH.
 _QUESTION = "import json, sys, sysconfig; print(json.dumps([sysconfig.get_paths(), '%d.%d' % sys.version_info[:2]]))"
 
 SCHEMES = ("purelib", "platlib", "headers", "scripts", "data")
 
-# What an environment's interpreter consists of, beside it or in the environment's own folder. Letters of either case,
-# because file systems of macOS and Windows do not tell them apart.
+# Files that belong to an environment's interpreter, in its folder or the environment's. Upper and lower case are the
+# same to file systems of macOS and Windows.
 _INTERPRETER = re.compile(
     r"(python|pypy|graalpy)[\d.]*t?w?(_d)?(\.exe|\.dll|\._pth)?|pyvenv\.cfg", re.IGNORECASE | re.ASCII
 )
 
-# The longest name that common file systems have, in bytes.
+# The longest name that common file systems allow, in bytes.
 _LONGEST_NAME = 255
 
 
@@ -32,18 +34,18 @@ class Destination:
     """The folders into which wheels are installed."""
 
     schemes: Mapping[str, str]
-    """The absolute paths of `SCHEMES`; of ``headers`` the folder in which each distribution has one. ``data`` is the
-    environment itself."""
+    """The absolute paths of `SCHEMES`. ``data`` is the environment itself; in ``headers`` each distribution has a
+    folder of its own."""
     python_executable: str
-    """What the scripts are run with."""
+    """The interpreter that runs the scripts."""
 
     def folder_for(self, wheel: str, scheme: str, parts: Sequence[str], names: Collection[str]) -> str:
         """
-        Return the real path of the folder below a scheme's in which a wheel's files of these names are to be written.
+        Return the real path of the folder for a wheel's files with these names: ``parts`` below a scheme's folder.
 
-        Every path that an installation writes is asked for here before the first one is written. Raises `WheelError`,
-        with ``wheel`` as the path of the wheel file, for a path that leaves its scheme's folder or, through a symbolic
-        link, the environment; that is part of the interpreter; or where a folder and a file would have one name.
+        An installation asks for every path here before it writes the first one. Raises `WheelError` for the wheel file
+        ``wheel`` when a path leaves its scheme's folder; when a symbolic link leads it out of the environment; when it
+        is part of the interpreter; or when a folder and a file would have the same name.
         """
         for part in (*parts, *names):
             if not is_plain(part):
@@ -69,7 +71,7 @@ class Destination:
 
 
 def is_plain(name: str) -> bool:
-    """Tell whether a name is that of one file or folder wherever it is written, and shows as it is."""
+    """Tell whether a name stands for one file or folder on every platform, and has no control characters."""
     return (
         name not in {"", ".", ".."}
         and not any(character in "/\\\x7f" or character < " " for character in name)
@@ -80,13 +82,10 @@ def is_plain(name: str) -> bool:
 
 def virtual_environment(path: str, python_executable: str | None = None) -> Destination:
     """
-    Return the destination that a virtual environment is, as its own interpreter tells.
+    Ask the interpreter of a virtual environment for its folders.
 
     Raises `EnvironmentFolderError` where there is no interpreter.
     """
-    import json
-    import subprocess
-
     path = os.path.abspath(path)
     python = python_executable or os.path.join(
         path, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python"))
@@ -103,13 +102,13 @@ def virtual_environment(path: str, python_executable: str | None = None) -> Dest
 
 
 def with_headers(paths: Mapping[str, str], prefix: str, version: str) -> dict[str, str]:
-    """Return the schemes of wheels, of ``sysconfig``'s paths in a virtual environment: pip's place for headers."""
+    """Return the folders of `SCHEMES`, given ``sysconfig``'s paths; that of headers is the one that pip uses."""
     schemes = {name: paths[name] for name in ("purelib", "platlib", "scripts", "data")}
     return {**schemes, "headers": os.path.join(prefix, "include", "site", f"python{version}")}
 
 
 def _replaced(folder: str, names: Collection[str]) -> list[str]:
-    """Return the paths of what has these names in a folder already."""
+    """Return the paths in a folder that already have these names."""
     try:
         return [os.path.join(folder, name) for name in os.listdir(folder) if name in names]
     except FileNotFoundError:

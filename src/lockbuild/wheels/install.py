@@ -1,21 +1,21 @@
-"""Wheels from the store into an environment: all of them at once, one thread for each destination directory.
+"""An installation: wheels from the store go into an environment, all at once, one thread per destination directory.
 
-What is done, in this order:
+The steps, in this order:
 
-1. `lockbuild.wheels.plan` computes what goes where for all wheels together, and checks every path. Where two wheels
-   have the same path with different contents, the one whose name is later in the alphabet has it, as if they were
-   installed one after the other in this order.
-2. RECORDs of earlier installations of the same wheels are removed.
-3. Threads link the files and write those that are made for the environment: scripts and INSTALLER. Each directory has
-   one thread, and each file replaces another one of its name at one moment.
+1. `lockbuild.wheels.plan` decides the place of each file of all wheels, and checks every path. Where two wheels have
+   the same path with different contents, the wheel whose name is later in the alphabet wins, as if they were installed
+   one after the other in this order.
+2. The RECORDs of earlier installations of the same wheels are removed.
+3. Threads link the files, and write those that are made for the environment: scripts and INSTALLER. One thread fills
+   each directory. Each file replaces an older one of its name atomically.
 4. Each wheel's RECORD is written. A wheel without one is not installed: its installation was killed, and the next one
    repeats it.
 
-Only one installation runs in an environment at a time: the caller holds a lock on the environment, or is making it and
-has not told another process of it.
+One installation at a time runs in an environment: its caller holds a lock on the environment, or has made it and no
+other process knows it yet.
 
-The two bugs that this is against are of uv, issue 520 and PR 4978: a directory of several wheels was made twice and
-files in it were torn; and of two files of one path the one won whose thread was later.
+This prevents two bugs of uv (astral-sh/uv#520, astral-sh/uv#4978). Two threads made a directory of several wheels, and
+tore files in it. And of two files with one path the file of the later thread won.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import WheelError
-from lockbuild.wheels.links import Linker, remove_left_over, write_whole
+from lockbuild.files import remove_left_over, write_whole
+from lockbuild.wheels.links import Linker
 from lockbuild.wheels.plan import MadeFile, plan
 from lockbuild.wheels.store import WheelChangedError, reading
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from lockbuild.wheels.store import WheelStore
     from lockbuild.wheels.unpack import UnpackedWheel
 
-# How often an installation begins again because of a change in the store.
+# How often an installation starts again after a change in the store.
 _ATTEMPTS = 20
 
 
@@ -49,9 +50,9 @@ def install_archives(
     archives: Sequence[str], hashes: Mapping[str, str], store: WheelStore, installation: Installation
 ) -> None:
     """
-    Install wheel files by way of the store. ``hashes`` has SHA-256 digests by the names of the files.
+    Install wheel files by way of the store. ``hashes`` maps names of the files to SHA-256 digests.
 
-    Nothing else may be installed there meanwhile. Raises `WheelError`, `LockTimeoutError`, `LockUnavailableError`.
+    No other installation may run there meanwhile. Raises `WheelError`, `LockTimeoutError`, `LockUnavailableError`.
     """
     wheels = dict(zip(archives, store.add(archives, hashes, installation.threads), strict=True))
     for attempts_left in reversed(range(_ATTEMPTS)):
@@ -69,8 +70,8 @@ def _link_wheels(wheels: Mapping[str, UnpackedWheel], installation: Installation
     """
     Install unpacked wheels, by the paths of the wheel files.
 
-    Raises `WheelError`, `WheelChangedError` when the store was changed since the wheels were looked up: then the
-    installation may be repeated, as it may after any failure.
+    Raises `WheelError`, and `WheelChangedError` when the store has changed since the wheels were looked up. Then the
+    installation may be repeated, as after any failure.
     """
     placements = plan(wheels, installation)
     for placement in placements:
@@ -87,7 +88,7 @@ def _link_wheels(wheels: Mapping[str, UnpackedWheel], installation: Installation
             for _ in _counting(filled, directories, installation.reporter):
                 pass
         except BaseException:
-            # Ctrl-C, for one: what has not begun is left out.
+            # Ctrl-C, for one: directories that no thread has begun are left out.
             pool.shutdown(cancel_futures=True)
             raise
     for record, content in records.items():
@@ -96,13 +97,13 @@ def _link_wheels(wheels: Mapping[str, UnpackedWheel], installation: Installation
 
 def _fill(here: Sequence[Placement], linker: Linker) -> None:
     """Bring the files of all wheels into one directory."""
-    # RECORD too: the names of a wheel's files do not have it, because it is written last.
+    # RECORD too, which is written last and is not among the files.
     remove_left_over(here[0].directory, {"RECORD"}.union(*(placement.files for placement in here)))
     for placement in here:
         for name, file in placement.files.items():
             target = os.path.join(placement.directory, name)
             if isinstance(file, MadeFile):
-                write_whole(target, file.content, file.executable)
+                write_whole(target, file.content, 0o777 if file.executable else 0o666)
                 continue
             source = os.path.join(placement.source, name)
             with reading(placement.wheel, file, source):
@@ -110,7 +111,7 @@ def _fill(here: Sequence[Placement], linker: Linker) -> None:
 
 
 def _counting(filled: Iterable[None], directories: Sequence[Sequence[Placement]], reporter: Reporter) -> Iterator[None]:
-    """Tell, in the thread that waits for the others, how many wheels are in all their directories."""
+    """Report how many wheels are complete in all their directories, from the thread that waits for the others."""
     left = Counter(placement.archive for here in directories for placement in here)
     total = len(left)
     reporter.progress(0, total)
@@ -130,7 +131,7 @@ def _by_directory(placements: Sequence[Placement]) -> Mapping[str, list[Placemen
 
 
 def _records(placements: Sequence[Placement]) -> dict[str, bytes]:
-    """Return what each RECORD says, by its path."""
+    """Return the content of each RECORD, by its path."""
     rows: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
     for placement in placements:
         root = os.path.dirname(os.path.dirname(placement.record))
@@ -143,7 +144,7 @@ def _records(placements: Sequence[Placement]) -> dict[str, bytes]:
 
 
 def _record(info: str, rows: Iterable[tuple[str, str, str]]) -> bytes:
-    """Write rows in the order of their paths, with the ends of lines that ``csv`` has, as pip does."""
+    """Write rows in the order of their paths, with the line endings of ``csv``, as pip does."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(sorted([*rows, (f"{info}/RECORD", "", "")]))
     return text.getvalue().encode()

@@ -1,12 +1,12 @@
-"""How the bytes of a file in the store get into an environment: by a reflink, by a hard link, or by a copy.
+"""Links from files of the store into an environment: reflinks, hard links, or copies.
 
-A reflink shares the blocks until one of both files is written to; it is the best, where the file system has it (Btrfs,
+A reflink shares the blocks until either file is written to. It is the best method where the file system has it (Btrfs,
 XFS, bcachefs). A hard link is the same file under two names: an edit of one is an edit of both, and the store has to
 notice it (see `lockbuild.wheels.store`). A copy always works. A method that a file system has refused once is not tried
 again.
 
-A file is whole under its name at every moment: a new hard link is at once; everything else is made beside it under a
-hidden name and renamed.
+A file is whole under its name at every moment. A new hard link is whole at once; everything else is made under a hidden
+name and renamed (`lockbuild.files`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import shutil
 import stat
 from typing import TYPE_CHECKING, Literal
 
+from lockbuild.files import hidden_beside
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable
 
     from lockbuild.request import LinkMode
 
@@ -34,28 +36,26 @@ _METHODS: dict[LinkMode, tuple[_Method, ...]] = {
 # FICLONE of linux/fs.h: _IOW(0x94, 9, int).
 _FICLONE = 0x40049409
 
-# A file system that cannot do it: on this pair of file systems, at all, for this user, or not once more for this file.
+# The errors of a method that does not work: between these two file systems, on this one, for this user, or for a file
+# that has too many links.
 _REFUSALS = frozenset(
     getattr(errno, name)
     for name in ("EXDEV", "EOPNOTSUPP", "ENOTSUP", "ENOTTY", "ENOSYS", "EINVAL", "EPERM", "EACCES", "EMLINK")
     if hasattr(errno, name)
 )
 
-# How many digits a hidden name ends in.
-_RANDOM = 12
-
 
 class Linker:
-    """Places files of the store in one environment, in the best way that a `LinkMode` and the file systems allow."""
+    """Puts files of the store into one environment, by the best method that a `LinkMode` and the file systems allow."""
 
     def __init__(self, mode: LinkMode) -> None:
         self._methods = _METHODS[mode]
 
     def place(self, source: str, target: str) -> None:
         """
-        Give ``source`` the name ``target`` as well, or give that to a copy that has its permissions and times.
+        Link or copy ``source`` to ``target``. A copy has the permissions and times of the source.
 
-        Another file of that name gives it up at one moment. Raises `FileNotFoundError` when there is no such source.
+        An older file named ``target`` is replaced atomically. Raises `FileNotFoundError` when there is no such source.
         """
         while True:
             method = self._methods[0]
@@ -68,80 +68,39 @@ class Linker:
             except OSError as error:
                 if method == "copy" or error.errno not in _REFUSALS:
                     raise
-                # Threads may come here side by side. Each takes away what it has tried itself, and no more.
+                # Several threads may be here at once. Each drops only the method that it has tried itself.
                 self._methods = _METHODS["auto"][_METHODS["auto"].index(method) + 1 :]
 
 
 def separate(folder: str) -> None:
     """
-    Give every file below a folder that has names elsewhere, too, an inode of its own, with its permissions and times.
+    Replace every file below a folder that has more than one hard link by a copy, with its permissions and times.
 
     Other processes may read, rename and remove the files meanwhile: each is whole under its name at every moment.
     """
     for parent, _, names in os.walk(folder):
         for path in (os.path.join(parent, name) for name in names):
-            # A Python that imports from here writes bytecode: each file first under another name, which it takes away.
+            # A Python that imports from here writes bytecode. Each of its files has another name first, which vanishes.
             with contextlib.suppress(FileNotFoundError):
                 status = os.lstat(path)
                 if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
                     _copy(path, path, shutil.copyfile)
 
 
-def write_whole(target: str, content: bytes, executable: bool = False) -> None:
-    """Write a file that replaces another one of its name at one moment. The umask decides who may read it."""
-    with _beside(target) as hidden:
-        descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o777 if executable else 0o666)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(hidden, target)
-
-
-def remove_left_over(folder: str, names: Collection[str]) -> None:
-    """
-    Remove the hidden files that a killed process has left beside files of these names in a folder.
-
-    Only under a lock that excludes every other process that makes hidden files there.
-    """
-    beginnings = set(map(_beginning, names))
-    for name in os.listdir(folder):
-        beginning, end = name[:-_RANDOM], name[-_RANDOM:]
-        if beginning in beginnings and name not in names and not end.strip("0123456789abcdef"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(folder, name))
-
-
 def _hard_link(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except FileExistsError:
-        with _beside(target) as hidden:
+        with hidden_beside(target) as hidden:
             os.link(source, hidden)
             os.replace(hidden, target)
 
 
 def _copy(source: str, target: str, copy_contents: Callable[[str, str], object]) -> None:
-    with _beside(target) as hidden:
+    with hidden_beside(target) as hidden:
         copy_contents(source, hidden)
         shutil.copystat(source, hidden)
         os.replace(hidden, target)
-
-
-@contextlib.contextmanager
-def _beside(target: str) -> Iterator[str]:
-    """Yield a hidden name beside ``target``, which nothing has afterwards."""
-    folder, name = os.path.split(target)
-    hidden = os.path.join(folder, _beginning(name) + os.urandom(_RANDOM // 2).hex())
-    try:
-        yield hidden
-    finally:
-        # A rename leaves the first name when both are names of one file already (rename(2)).
-        with contextlib.suppress(OSError):
-            os.unlink(hidden)
-
-
-def _beginning(name: str) -> str:
-    """Return how the hidden names beside a name begin; each ends in `_RANDOM` hexadecimal digits."""
-    return f".{name[:40]}."
 
 
 def _reflink(source: str, target: str) -> None:

@@ -1,4 +1,4 @@
-"""What goes where when wheels are installed: computed, and every path checked, before the first file is written."""
+"""The plan of an installation: the place of each file, decided and checked before the first one is written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Installation:
     installer: str = "lockbuild"
     """What INSTALLER says."""
     requested: frozenset[str] = frozenset()
-    """The normalized names of the distributions that the user has asked for; the others are their dependencies."""
+    """The normalized names of the distributions that the user asked for; the others are their dependencies."""
     threads: int = _THREADS
 
 
@@ -67,14 +67,14 @@ class Placement:
     record: str
     """The path of its RECORD in the environment."""
     source: str
-    """The folder of its linked files in the store."""
+    """The folder of the files in the store that are linked."""
     directory: str
     files: dict[str, StoredFile | MadeFile]
     """By their names."""
 
 
 def plan(wheels: Mapping[str, UnpackedWheel], installation: Installation) -> list[Placement]:
-    """Return what all wheels bring. Raises `WheelError` while nothing is written yet."""
+    """Return the placements of all wheels. Raises `WheelError` before anything is written."""
     archives: dict[str, str] = {}
     for archive, wheel in wheels.items():
         if archives.setdefault(_name(wheel), archive) != archive:
@@ -96,13 +96,13 @@ def plan(wheels: Mapping[str, UnpackedWheel], installation: Installation) -> lis
 
 
 def _placements(archive: str, wheel: UnpackedWheel, installation: Installation) -> Iterator[Placement]:
-    """Yield what a wheel brings, directory by directory. Raises `WheelError` for a path that it may not write."""
+    """Yield the placements of a wheel, one per directory. Raises `WheelError` for a path that it may not write."""
     folder_for = installation.destination.folder_for
     record = os.path.join(folder_for(archive, wheel.root, [wheel.info], {"RECORD"}), "RECORD")
     made = _made_files(wheel, installation)
     stored = {(scheme, below): files for scheme, below, files in wheel.folders}
-    # Of two files of this wheel that have one path, pip leaves the one that it has written later: those of `.data`
-    # after the others, and scripts last.
+    # Two files of a wheel may have one path. The later one stays, as with pip: pip writes those of `.data` after the
+    # others, and scripts last.
     for scheme, below in sorted(stored.keys() | made.keys(), key=lambda place: (place[0] != wheel.root, place)):
         files: dict[str, StoredFile | MadeFile] = {
             file.name: file
@@ -118,7 +118,7 @@ def _placements(archive: str, wheel: UnpackedWheel, installation: Installation) 
 def _made_files(
     wheel: UnpackedWheel, installation: Installation
 ) -> Mapping[tuple[str, str], dict[str, StoredFile | MadeFile]]:
-    """Return the files that have this environment's paths in them, or tell how it came to be, by scheme and folder."""
+    """Return the files that are made for this environment, by scheme and folder: scripts, INSTALLER, REQUESTED."""
     python = installation.destination.python_executable
     made: dict[tuple[str, str], dict[str, StoredFile | MadeFile]] = defaultdict(dict)
     info = made[wheel.root, wheel.info]
@@ -141,7 +141,11 @@ def _made_files(
 
 
 def _is_entry_point(script: StoredFile, wheel: UnpackedWheel) -> bool:
-    """Tell whether a script in a wheel is one that is made for an entry point, as setuptools once put there; as pip."""
+    """
+    Tell whether a script in a wheel has the name of an entry point.
+
+    Old versions of setuptools put such scripts into wheels. They are made anew instead, as pip does.
+    """
     name = script.name
     for ending in (".exe", "-script.py", ".pya"):
         if name.lower().endswith(ending):
@@ -150,7 +154,7 @@ def _is_entry_point(script: StoredFile, wheel: UnpackedWheel) -> bool:
 
 
 def _folders(directories: Iterable[str]) -> set[str]:
-    """Return directories and all that they are in."""
+    """Return directories and all their parents."""
     found: set[str] = set()
     for directory in directories:
         while directory not in found:
@@ -160,7 +164,7 @@ def _folders(directories: Iterable[str]) -> set[str]:
 
 
 def _settle(placements: Sequence[Placement], reporter: Reporter) -> list[Placement]:
-    """Return placements without the files that a later one has other contents for."""
+    """Return placements without those files for which a later one has other contents."""
     taken: dict[tuple[str, str], Placement] = {}
     settled = []
     for placement in reversed(placements):

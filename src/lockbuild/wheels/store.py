@@ -1,31 +1,29 @@
-"""The store of unpacked wheels: each is unpacked once, under a lock, and found complete or not at all.
+"""The store of unpacked wheels: a process unpacks each one under a lock; others find it complete or not at all.
 
 In ``<cache>/wheels``, for each wheel by the SHA-256 of its file:
 
     <sha256>/<name>/         its files, a folder for each scheme
-    <sha256>/manifest.json   which <name> it is and what is in it, written last. Its time of change is that of the
-                             last use
+    <sha256>/manifest.json   the current <name> and its files, written last. Its time of change is the time of the last
+                             use
 
-A process that links from it holds no lock. The wheel may be removed meanwhile, or be unpacked again under another name,
-because a file was edited through its hard link in an environment. `WheelChangedError` says so, file by file; then the
-wheel file, which is at hand for as long as an installation lasts, is unpacked again.
+A process that links from the store holds no lock. Meanwhile the wheel may be removed. It may also be unpacked again
+under another name, because a file was edited through its hard link in an environment. Each file is checked for that,
+and `WheelChangedError` is raised. Then the installation, which still has the wheel file, unpacks it again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lockbuild.digest import digest_of_file
 from lockbuild.errors import WheelError
+from lockbuild.files import digest_of_file, read_json, remove_anything, write_json
 from lockbuild.locks import DirectoryLock
 from lockbuild.wheels.destination import SCHEMES, is_plain
-from lockbuild.wheels.links import write_whole
 from lockbuild.wheels.unpack import EntryPoint, StoredFile, UnpackedWheel, unpack
 
 if TYPE_CHECKING:
@@ -33,15 +31,15 @@ if TYPE_CHECKING:
 
     from lockbuild.events import Reporter
 
-# The form of a manifest. One of another form is not there.
+# The form of a manifest. A wheel with another form of manifest counts as missing.
 _FORMAT = 1
 
-# So many wheels are unpacked under their locks at a time.
+# How many wheels are locked and unpacked at a time.
 _AT_ONCE = 32
 
 
 class WheelChangedError(Exception):
-    """A file of an unpacked wheel is not what it was when it was unpacked, or was removed."""
+    """A file of an unpacked wheel was changed or removed."""
 
     def __init__(self, wheel: UnpackedWheel) -> None:
         self.wheel = wheel
@@ -54,7 +52,7 @@ class WheelStore:
 
     folder: str
     cache_dir: str | None
-    """Where its locks are."""
+    """The cache folder that has its locks."""
     lock_timeout: float | None
     reporter: Reporter
 
@@ -62,10 +60,10 @@ class WheelStore:
         self, archives: Sequence[str], hashes: Mapping[str, str] | None = None, threads: int = 1
     ) -> list[UnpackedWheel]:
         """
-        Return wheel files unpacked, by this process or by another one that was first.
+        Unpack wheel files that are not in the store yet; return all of them in the order of ``archives``.
 
-        ``hashes`` may have the SHA-256 that a file must have, in hexadecimal, by its name. Raises `WheelError`,
-        `LockTimeoutError`.
+        ``hashes`` maps names of files to the SHA-256 that they must have, in hexadecimal; it may leave files out.
+        Raises `WheelError`, `LockTimeoutError`.
         """
         with ThreadPoolExecutor(threads) as pool:
             digests = list(pool.map(digest_of_file, archives))
@@ -75,8 +73,8 @@ class WheelStore:
                     raise WheelError(archive, f"its SHA-256 is {digest}, and has to be {expected}")
             by_digest = dict(zip(digests, archives, strict=True))
             found = {digest: self._find(digest) for digest in by_digest}
-            # In the order of the digests: two processes that lack the same wheels cannot wait for each other in a
-            # circle. They wait in this thread, which a signal can interrupt. A few at a time, because of open files.
+            # In the order of the digests, so that two processes that lack the same wheels cannot deadlock. This thread
+            # waits for the locks, because a signal can interrupt it. A few at a time: each lock is an open file.
             missing = sorted(digest for digest, wheel in found.items() if wheel is None)
             for first in range(0, len(missing), _AT_ONCE):
                 batch = missing[first : first + _AT_ONCE]
@@ -88,7 +86,7 @@ class WheelStore:
         return [wheel for digest in digests if (wheel := found[digest])]
 
     def repair(self, archive: str, wheel: UnpackedWheel) -> UnpackedWheel:
-        """Return a wheel unpacked again, unless another process has done so since it was found to be changed."""
+        """Unpack a changed wheel again, unless another process already has; return it."""
         digest = os.path.basename(os.path.dirname(wheel.path))
         with self._lock(digest, archive):
             found = self._find(digest)
@@ -100,8 +98,8 @@ class WheelStore:
     def _lock(self, digest: str, archive: str) -> DirectoryLock:
         folder = self._folder(digest)
         if not _is_folder(folder):
-            # A file or a link, from a damaged disk or a backup. The lock would follow the link. This never removes the
-            # folder that another process has made here since we looked: it is no file.
+            # A file or a link, from a damaged disk or a backup. The lock would follow the link. Another process may
+            # have made the folder since we looked; this cannot remove it, because it is no file.
             with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
                 os.unlink(folder)
         return DirectoryLock(
@@ -125,12 +123,11 @@ class WheelStore:
 
 
 def read(folder: str) -> UnpackedWheel | None:
-    """Return the wheel in the folder of its digest; ``None`` when it is not complete or its manifest is damaged."""
+    """Return the wheel in the folder of its digest; ``None`` if it is not complete or its manifest is damaged."""
     if not _is_folder(folder):
         return None
     try:
-        with open(_manifest_path(folder), encoding="utf-8") as file:
-            content = json.load(file)
+        content = read_json(_manifest_path(folder))
         if content.pop("format") != _FORMAT:
             return None
         content["folders"] = tuple(
@@ -141,12 +138,12 @@ def read(folder: str) -> UnpackedWheel | None:
         if not _is_sound(wheel):
             return None
         return replace(wheel, path=os.path.join(folder, wheel.path))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
 def _is_sound(wheel: UnpackedWheel) -> bool:
-    """Tell whether what a manifest says has the right types, and paths that stay below the folder of the wheel."""
+    """Tell whether the values of a manifest have the right types, and its paths stay below the folder of the wheel."""
     files = [file for _, _, files in wheel.folders for file in files]
     folders = [below for _, below, _ in wheel.folders]
     points = wheel.entry_points
@@ -165,7 +162,7 @@ def _is_sound(wheel: UnpackedWheel) -> bool:
 
 
 def check(wheel: UnpackedWheel, file: StoredFile, path: str) -> None:
-    """Raise `WheelChangedError` when a file in the store was edited through one of its other names, or is gone."""
+    """Raise `WheelChangedError` if a file in the store was removed, or edited through another of its hard links."""
     try:
         status = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
@@ -176,12 +173,12 @@ def check(wheel: UnpackedWheel, file: StoredFile, path: str) -> None:
 
 @contextlib.contextmanager
 def reading(wheel: UnpackedWheel, file: StoredFile, path: str) -> Iterator[None]:
-    """Read a file in the store. Raises `WheelChangedError` when it is not what it was, or is removed meanwhile."""
+    """Check a file in the store that is about to be read. Raises `WheelChangedError`, also if it vanishes meanwhile."""
     check(wheel, file, path)
     try:
         yield
     except FileNotFoundError:
-        # Another process may have removed the wheel since. If it has not, the error is about another file.
+        # Another process may have removed the wheel. If not, the error is about another file.
         check(wheel, file, path)
         raise
 
@@ -198,20 +195,20 @@ def remove_if_unused(folder: str, oldest: float) -> bool:
     """
     Remove the wheel in the folder of its digest if it was last used before ``oldest``, in seconds since the epoch.
 
-    Only under the wheel's lock. Environments that have it keep their files, and a process that is linking it unpacks it
-    again. Returns whether there was one to remove.
+    Only under the wheel's lock. Environments that have the wheel keep their files; a process that is linking it unpacks
+    it again. Returns whether a complete wheel was removed.
     """
     if last_used(folder) > oldest:
         return False
     was_complete = os.path.exists(_manifest_path(folder))
-    # First, so that no process finds the half that is left when this one is killed.
-    _remove(_manifest_path(folder))
+    # First: if this process is killed later, no other one finds the rest.
+    remove_anything(_manifest_path(folder))
     shutil.rmtree(folder, ignore_errors=True)
     return was_complete
 
 
 def _unpack_anew(archive: str, folder: str) -> UnpackedWheel:
-    """Unpack a wheel file beside what is there, then let its manifest name it. Only under the wheel's lock."""
+    """Unpack a wheel file under a new name, then write the manifest that names it. Only under the wheel's lock."""
     name = os.urandom(4).hex()
     os.mkdir(os.path.join(folder, name))
     try:
@@ -221,27 +218,18 @@ def _unpack_anew(archive: str, folder: str) -> UnpackedWheel:
         raise
     manifest = _manifest_path(folder)
     if _is_folder(manifest):
-        _remove(manifest)
-    write_whole(manifest, json.dumps({"format": _FORMAT, **vars(wheel), "path": name}).encode())
-    # What a process that was killed has left, and what was changed. Another process may be linking the latter.
+        remove_anything(manifest)
+    write_json(manifest, {"format": _FORMAT, **vars(wheel), "path": name})
+    # The changed wheel, and what killed processes have left. Another process may still be linking the changed wheel.
     for other in os.listdir(folder):
         if other not in {name, os.path.basename(manifest)}:
-            _remove(os.path.join(folder, other))
+            remove_anything(os.path.join(folder, other))
     return wheel
 
 
 def _is_folder(path: str) -> bool:
-    """Tell whether there is a folder, and no link to one."""
+    """Tell whether a path is a folder, and not a link to one."""
     return os.path.isdir(path) and not os.path.islink(path)
-
-
-def _remove(path: str) -> None:
-    """Remove a file or a folder, if it is there."""
-    if _is_folder(path):
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def _is_unchanged(wheel: UnpackedWheel) -> bool:

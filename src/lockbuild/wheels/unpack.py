@@ -1,8 +1,8 @@
-"""A wheel file is taken apart: every file checked against RECORD and put where its scheme says.
+"""Unpacks a wheel file: checks every file against RECORD, and puts it into the folder of its scheme.
 
-The library ``installer`` decides what a wheel consists of: which file belongs to which scheme, which entry points it
-has. It is asked once, when the wheel is unpacked; the answer is an `UnpackedWheel`, which is all that an installation
-needs. What is made anew for each environment (RECORD, INSTALLER, scripts with a shebang) is not made here.
+The library ``installer`` reads the wheel: it knows the scheme of each file, and the entry points. It does so once, when
+the wheel is unpacked. The result is an `UnpackedWheel`, which has everything that an installation needs. Files that
+each environment has of its own (RECORD, INSTALLER, scripts with a shebang) are not made here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import stat
 import time
 import zipfile
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from hashlib import new as new_hash
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from installer.sources import WheelContentElement
     from installer.utils import Scheme
 
-# The methods of compression that `zipfile` knows, where this Python was built with them. Zstandard since Python 3.14.
+# The compression methods that `zipfile` can know; Zstandard since Python 3.14.
 _COMPRESSIONS = {
     zipfile.ZIP_STORED,
     zipfile.ZIP_DEFLATED,
@@ -40,16 +41,16 @@ _COMPRESSIONS = {
     getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED),
 }
 
-# A bit in the flags of a member.
+# A bit in the flags of a member of a ZIP file.
 _ENCRYPTED = 1
 
-# What a file system says of a path that it cannot have: two files of one name, a file in the place of a folder, a path
-# that is too long. Without a number it is an error of a decompressor.
+# Errors of a file system about a path in the wheel: two files of one name, a file in the place of a folder, a path that
+# is too long. An error without a number comes from a decompressor.
 _REFUSED_PATHS = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, None}
 
 
 class StoredFile(NamedTuple):
-    """One file of an unpacked wheel. Its time of change is that of the whole wheel."""
+    """One file of an unpacked wheel. All files of a wheel have the same time of change."""
 
     name: str
     size: int
@@ -57,11 +58,11 @@ class StoredFile(NamedTuple):
     mode: int
     """Its permissions."""
     digest: str
-    """As RECORD has it, with the name of the algorithm."""
+    """As in RECORD, with the name of the algorithm."""
 
 
 class EntryPoint(NamedTuple):
-    """A script that an installer writes."""
+    """The data from which an installer writes a script."""
 
     name: str
     module: str
@@ -71,7 +72,7 @@ class EntryPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class UnpackedWheel:
-    """A wheel that lies unpacked in a folder, in which each scheme has a folder of its own."""
+    """A wheel that is unpacked in a folder, with a folder below it for each scheme."""
 
     path: str
     name: str
@@ -82,18 +83,18 @@ class UnpackedWheel:
     info: str
     """The name of its ``.dist-info`` folder."""
     mtime_ns: int
-    """The time of change that every file was given, in nanoseconds since the epoch, a whole number of seconds."""
+    """The time of change of every file, in nanoseconds since the epoch; a whole number of seconds."""
     folders: tuple[tuple[str, str, tuple[StoredFile, ...]], ...]
-    """Scheme, folder below the scheme's with ``/``, and the files right in it."""
+    """Scheme, folder below the scheme's folder, written with ``/``, and the files directly in it."""
     entry_points: tuple[EntryPoint, ...]
 
 
 def unpack(archive: str, folder: str) -> UnpackedWheel:
     """
-    Unpack a wheel file into a folder that is there and empty.
+    Unpack a wheel file into an existing empty folder.
 
-    Raises `WheelError` for a file that would leave the folder, that RECORD does not know or knows otherwise, and for
-    what is no wheel. Raises `OSError` when the file cannot be read or the folder cannot be written.
+    Raises `WheelError` if the archive is no wheel, or has a file that would leave the folder or that differs from
+    RECORD. Raises `OSError` if the archive cannot be read or the folder cannot be written.
     """
     try:
         with zipfile.ZipFile(archive) as file:
@@ -118,25 +119,25 @@ def unpack(archive: str, folder: str) -> UnpackedWheel:
             raise
         raise WheelError(archive, f"{error.strerror or error}: {error.filename or 'the file is damaged'}") from error
     except Exception as error:
-        # Of a damaged or hostile file zipfile, the decompressors, email, configparser, csv and installer raise nearly
+        # For a damaged or hostile file, zipfile, the decompressors, email, configparser, csv and installer raise nearly
         # anything: NotImplementedError, RecursionError, zlib.error, KeyError, AssertionError.
         raise WheelError(archive, str(error) or f"it is no wheel ({type(error).__name__})") from error
 
 
 class _CheckedWheel(WheelFile):
-    """A wheel file that gives out nothing without comparing it with its RECORD."""
+    """A wheel file that compares every member that is read with its RECORD."""
 
     def __init__(self, file: zipfile.ZipFile) -> None:
         super().__init__(file)
         self._archive = file
 
     def check_members(self) -> None:
-        """Raise `WheelError` for what could be written outside of the folder or cannot be read."""
+        """Raise `WheelError` for a member that would be written outside of the folder or cannot be read."""
         for member in self._archive.infolist():
             name = member.filename
             if not all(map(is_plain, name.removesuffix("/").split("/"))):
                 raise self._error(f"{name!r} would leave the folder that it is installed in, or is no name of a file")
-            # `install` would look for its scheme for ever.
+            # With such a member, `install` would never end.
             if name == self.data_dir:
                 raise self._error(f"{name!r} is not a folder")
             if stat.S_ISLNK(member.external_attr >> 16):
@@ -147,7 +148,7 @@ class _CheckedWheel(WheelFile):
                 raise self._error(f"{name!r} has compression method {member.compress_type}, which Python does not know")
 
     def get_contents(self) -> Iterator[WheelContentElement]:
-        """Yield every file. What RECORD says of one is compared as soon as it has been read."""
+        """Yield every file. When the caller has read it, compare it with RECORD."""
         record = self.read_dist_info("RECORD").splitlines()
         known = {row[0]: row for row in parse_record_file(record)}
         # RECORD cannot hold its own digest, nor those of its signatures.
@@ -164,7 +165,7 @@ class _CheckedWheel(WheelFile):
             with self._archive.open(member) as file:
                 stream = _Hashed(file, entry.hash_.name if entry.hash_ else "sha256")
                 yield row, cast("BinaryIO", stream), bool(stat.S_ISREG(mode) and mode & 0o111)
-                # `install` skips some members; those are not installed and need no check.
+                # `install` skips some members. They are not installed and need no check.
                 if name not in unsigned and stream.was_read and entry != stream.entry(name, entry):
                     raise self._error(f"{name!r} is not what its RECORD says; the file is damaged")
 
@@ -173,7 +174,7 @@ class _CheckedWheel(WheelFile):
 
 
 class _Hashed:
-    """A stream that knows the digest of what was read from it."""
+    """A stream that computes the digest of the bytes read from it."""
 
     def __init__(self, file: IO[bytes], algorithm: str) -> None:
         self._file = file
@@ -191,18 +192,16 @@ class _Hashed:
         return content
 
     def digest(self) -> Hash:
-        """Return the digest of everything that was read, as RECORD writes it."""
-        from base64 import urlsafe_b64encode
-
+        """Return the digest of the bytes that were read, as in RECORD."""
         return Hash(self._algorithm, urlsafe_b64encode(self._hash.digest()).decode().rstrip("="))
 
     def entry(self, name: str, like: RecordEntry) -> RecordEntry:
-        """Return what RECORD should say of it, with a size if another entry has one."""
+        """Return the entry that RECORD should have, with a size if the actual entry ``like`` has one."""
         return RecordEntry(name, self.digest(), None if like.size is None else self.size)
 
 
 class _Folder(WheelDestination):
-    """Where ``installer`` puts the files: into a folder for each scheme, with a list of what there is."""
+    """The destination for ``installer``: it writes the files into a folder for each scheme, and lists them."""
 
     def __init__(self, archive: str, folder: str) -> None:
         self._archive = archive
@@ -214,7 +213,7 @@ class _Folder(WheelDestination):
         self.mtime_ns = int(time.time()) * 1_000_000_000
 
     def write_script(self, name: str, module: str, attr: str, section: ScriptSection) -> RecordEntry:
-        """Note an entry point. Its script has the path of an interpreter in it, and is not for the store."""
+        """Note an entry point. Its script will have the path of an interpreter, so it does not go into the store."""
         if not is_plain(name):
             raise WheelError(self._archive, f"its entry point {name!r} has a name that no script may have")
         self.entry_points.append(EntryPoint(name, module, attr, section))
@@ -229,7 +228,7 @@ class _Folder(WheelDestination):
         if (scheme, parent) not in self.files:
             os.makedirs(os.path.join(self._folder, scheme, parent), exist_ok=True)
         target = os.path.join(self._folder, scheme, path)
-        # The same permissions that pip gives, which adds every right to execute that there is.
+        # The permissions that pip gives: it lets everyone execute.
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o777 if is_executable else 0o666)
         with open(descriptor, "wb") as file:
             while content := stream.read(1 << 20):
@@ -249,5 +248,5 @@ class _Folder(WheelDestination):
         record_file_path: str,  # noqa: ARG002
         records: Iterable[tuple[Scheme, RecordEntry]],  # noqa: ARG002
     ) -> None:
-        """Note where the wheel's root goes. RECORD is written for each environment."""
+        """Note the scheme of the wheel's root. RECORD is written for each environment."""
         self.root = scheme
