@@ -206,6 +206,25 @@ def test_files_behind_the_links_of_an_index_matter_where_their_project_is_instal
     assert digest_of_sources(sources, {"y"}) == seen[1]
 
 
+def test_a_folder_that_has_no_page_hides_no_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("x", "z-folder"):
+        (tmp_path / name).mkdir()
+    wheel = tmp_path / "x-1-py3-none-any.whl"
+    wheel.write_text("1")
+    for patched in (os.scandir, _reversed):
+        monkeypatch.setattr(os, "scandir", patched)
+        [(_, found)] = describe_files([str(tmp_path)])
+        assert [path for path, *_ in found] == [str(wheel)]
+
+
+def test_a_folder_that_cannot_be_read_has_nothing_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert describe_files([str(tmp_path)]) == [(str(tmp_path), [])]
+
+
 def test_lists_of_requirements_that_name_each_other_are_read_once(tmp_path: Path) -> None:
     first, second = tmp_path / "first.txt", tmp_path / "second.txt"
     # The bytes of a list may be no text.
