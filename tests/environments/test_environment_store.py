@@ -100,7 +100,7 @@ def test_the_order_in_which_a_folder_is_read_does_not_matter(
     assert look_at(generation.path).digest == before
 
 
-@pytest.mark.parametrize("what", ["m.pyc", "__pycache__"])
+@pytest.mark.parametrize("what", ["n.pyc", "__pycache__"])
 def test_bytecode_that_another_build_removes_meanwhile_is_not_there(
     generation: Generation, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +117,7 @@ def test_bytecode_that_another_build_removes_meanwhile_is_not_there(
             yield entries
 
     monkeypatch.setattr(os, "scandir", late)
-    assert [*look_at(generation.path).bytecode] == (["/package/__pycache__/n.pyc"] if what == "m.pyc" else [])
+    assert [*look_at(generation.path).bytecode] == (["/package/__pycache__/m.pyc"] if what == "n.pyc" else [])
 
 
 # Users
@@ -178,10 +178,13 @@ def test_without_locks_each_user_counts_as_running(generation: Generation, monke
 def test_a_file_in_the_place_of_the_folder_of_users_is_replaced(
     generation: Generation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(path)
+
     users = Path(generation.users_path)
     users.touch()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", lambda path: os.rmdir(path))
+        patch.setattr(os, "unlink", refuse)
         assert not User(generation).begin()
     user = User(generation)
     assert user.begin()
