@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -22,7 +23,11 @@ from typing import Any
 
 import pytest
 
+from lockbuild.environments import candidate_environments
 from lockbuild.environments.contents import look_at
+from lockbuild.environments.request import EnvironmentRequest
+from lockbuild.events import Reporter
+from lockbuild.request import BuildRequest
 from machine import after_setup, as_root
 from wheelhouse import ProbeTree, copy_tree, created, processes_naming, served, site_packages
 from witness import LOCKBUILD, PATIENCE, PYTHON_BUILD, wait_until
@@ -1061,3 +1066,16 @@ def _go_on(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
+
+
+def test_a_frontend_that_fails_while_it_is_given_an_environment_leaves_none_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, say, while it starts a hook host there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    request = BuildRequest(".", use_cache=False)
+    candidates = candidate_environments(EnvironmentRequest((), "", request, 0.0, (), Reporter()))
+    environment = next(candidates)
+    assert Path(environment.python_executable).is_relative_to(tmp_path)
+    candidates.close()
+    assert list(tmp_path.iterdir()) == []

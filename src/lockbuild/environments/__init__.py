@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from lockbuild.environments.kept import kept_environments
+from lockbuild.environments.kept import handed_over, kept_environments
 from lockbuild.environments.key import environment_key
 from lockbuild.errors import CacheFolderError
 from lockbuild.hooks import HookEnvironment
@@ -73,4 +73,4 @@ def candidate_environments(wanted: EnvironmentRequest) -> Generator[BuildEnviron
                 return
     from lockbuild.environments.fresh import FreshEnvironment
 
-    yield FreshEnvironment(wanted).__enter__()
+    yield from handed_over(FreshEnvironment(wanted).__enter__())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lockbuild.environments.bytecode import keep_verified, verify
 from lockbuild.environments.contents import has_new_files, look_at
@@ -32,11 +32,14 @@ from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 
+    from lockbuild.environments.fresh import FreshEnvironment
     from lockbuild.environments.key import EnvironmentKey
     from lockbuild.environments.request import EnvironmentRequest
     from lockbuild.events import Reporter
     from lockbuild.locks import InheritableLock
     from lockbuild.request import Installer
+
+E = TypeVar("E", "KeptEnvironment", "FreshEnvironment")
 
 # How long to be content with an old environment, after an index could not be reached, before trying again, in seconds.
 _TRY_AGAIN_SECONDS = 300.0
@@ -130,6 +133,14 @@ def kept_environments(
         yield from _make(folder, key, wanted)
 
 
+def handed_over(environment: E) -> Generator[E, None, None]:
+    """Yield an environment as the last candidate. Its use ends here only if the caller fails meanwhile."""
+    with contextlib.ExitStack() as stack:
+        stack.push(environment.__exit__)
+        yield environment
+        stack.pop_all()
+
+
 def would_be_used(generation: Generation, oldest: float, refresh: bool, sources: Collection[str]) -> bool:
     """
     Tell whether a build that began now would use this very environment.
@@ -196,7 +207,7 @@ def _make(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
             return
         older = next((each for each in _complete_ones(folder) if _is_reusable(*each, key.sources)), None)
         if older and not wanted.build.refresh and _was_unreachable_lately(folder):
-            yield _use_older(*older, wanted.reporter)
+            yield from handed_over(_use_older(*older, wanted.reporter))
             return
         # What a killed maker has left, and what was changed.
         remove_unused(folder, keep=lambda generation: older is not None and generation == older[0])
@@ -222,7 +233,7 @@ def _make(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
             if older is None:
                 raise unreachable.error from None
             _note_unreachable(folder)
-            yield _use_older(*older, wanted.reporter)
+            yield from handed_over(_use_older(*older, wanted.reporter))
             return
         remove_unused(folder, keep=lambda each: each == generation)
 
