@@ -142,7 +142,7 @@ def test_the_backend_and_the_requirements_are_those_of_build(
     if has_setup_py:
         (tmp_path / "setup.py").touch()
     project = read_project(str(tmp_path))
-    assert project == Project(str(tmp_path), backend, (), requires, "auto")
+    assert project == Project(str(tmp_path), backend, (), requires, "auto", has_project_table="project" in text)
     builder = ProjectBuilder(tmp_path)
     assert (builder._backend, builder.build_system_requires) == (backend, set(requires))
 

@@ -40,8 +40,6 @@ SHARES_THE_TREE = {"pdm.backend": ".pdm-build/"}
 # would import. These imports do not look at the working directory, and leave nothing behind that a fork does not copy.
 # A test watches each of them. scikit_build_core.build is not among them: it reads pyproject.toml.
 #
-# Of setuptools' modules, only the one that validates pyproject.toml is imported ahead. A setup.py may replace classes
-# in the others before they are imported.
 IMPORTED_AHEAD: Mapping[str, tuple[str, ...]] = {
     "flit_core.buildapi": (),
     "hatchling.build": (),
@@ -49,12 +47,13 @@ IMPORTED_AHEAD: Mapping[str, tuple[str, ...]] = {
     "mesonpy": (),
     "pdm.backend": (),
     "poetry.core.masonry.api": (),
-    SETUPTOOLS_BACKEND: (
-        *("email.generator", "tarfile", "tomllib", "unicodedata"),
-        "setuptools.config._validate_pyproject",
-    ),
+    SETUPTOOLS_BACKEND: ("email.generator", "tarfile", "unicodedata"),
     "uv_build": (),
 }
+
+# What setuptools' hooks import if pyproject.toml describes the project. Of its other modules none is imported ahead:
+# a setup.py may replace classes in them before they are imported.
+_SETUPTOOLS_VALIDATION = ("tomllib", "setuptools.config._validate_pyproject")
 
 
 class Project(NamedTuple):
@@ -68,6 +67,17 @@ class Project(NamedTuple):
     requires: tuple[str, ...]
     lock: LockPolicy
     """From ``[tool.lockbuild]``; ``auto`` by default."""
+    has_project_table: bool = False
+    """Whether pyproject.toml has a ``[project]`` table (PEP 621)."""
+
+    @property
+    def imported_ahead(self) -> tuple[str, ...]:
+        """The modules to import once for all hooks, the backend first; empty if each hook has to import its own."""
+        if self.backend_path or self.backend_module not in IMPORTED_AHEAD:
+            return ()
+        is_validated = self.backend_module == SETUPTOOLS_BACKEND and self.has_project_table
+        validation = _SETUPTOOLS_VALIDATION if is_validated else ()
+        return (self.backend_module, *IMPORTED_AHEAD[self.backend_module], *validation)
 
     @property
     def backend_module(self) -> str:
@@ -119,6 +129,7 @@ def read_project(tree: str) -> Project:
         backend_path=tuple(build_system.get("backend-path", ())),
         requires=tuple(build_system["requires"]),
         lock=_read_lock_policy(pyproject.get("tool", {}), shown(path)),
+        has_project_table="project" in pyproject,
     )
 
 

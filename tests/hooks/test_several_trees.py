@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.project import IMPORTED_AHEAD
+from lockbuild.project import IMPORTED_AHEAD, Project
 from machine import is_free, is_running, linux_only, parent, start_adopted
 from wheelhouse import Wheelhouse
 from witness import LOCKBUILD, Gate, WitnessTree, wait_until
@@ -247,7 +247,8 @@ def test_backends_are_imported_alike_everywhere(environment: Path) -> None:
         done = subprocess.run([python, "-c", _WATCH, *modules], capture_output=True, text=True, check=True)
         return done.stdout.splitlines()
 
-    found = {backend: watched(backend, *more) for backend, more in IMPORTED_AHEAD.items()}
+    trees = [Project("tree", backend, (), (), "auto", has_project_table=True) for backend in IMPORTED_AHEAD]
+    found = {tree.backend: watched(*tree.imported_ahead) for tree in trees}
     assert found == {backend: ["imported"] for backend in IMPORTED_AHEAD}
     # One that does look is seen.
     assert watched("scikit_build_core.build") != ["imported"]

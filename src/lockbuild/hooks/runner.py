@@ -15,7 +15,6 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from lockbuild.locks import SourceTreeLock
 from lockbuild.locks.nesting import environment_for_hooks, lend_to_nested_builds, try_to_take_back
-from lockbuild.project import IMPORTED_AHEAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ class _Origin(NamedTuple):
     """What a host was started with."""
 
     python: str
-    backend: str
+    modules: str
     """The modules that it imports ahead, with commas between them, or ``-``."""
     environ: Mapping[str, str]
 
@@ -75,11 +74,8 @@ class HookRunner:
         isolation = (environment.make_extra_environ() if environment else None) or {}
         # The first is the one by which pyproject-hooks tells its script of the backend.
         environ = {**os.environ, "_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
-        is_ahead = self._preimport and project.backend_module in IMPORTED_AHEAD and not project.backend_path
-        backend = "-"
-        if is_ahead and not _searches_cwd(environ):
-            backend = ",".join([project.backend_module, *IMPORTED_AHEAD[project.backend_module]])
-        origin = _Origin(python, backend, environ)
+        may_import = self._preimport and not _searches_cwd(environ)
+        origin = _Origin(python, ",".join(project.imported_ahead if may_import else ()) or "-", environ)
         if self._host is None or self._origin != origin or not self._is_carried(locks):
             self.close()
             # An interpreter that is not there is missed by the look at the environment.
@@ -168,7 +164,7 @@ class HookRunner:
 
         self._open_output()
         descriptors = [descriptor for lock in locks for descriptor in lock.descriptors]
-        self._host = Host((origin.python, origin.backend), origin.environ, cwd, descriptors, self._streams())
+        self._host = Host((origin.python, origin.modules), origin.environ, cwd, descriptors, self._streams())
         self._origin = origin
         self._carried = [(lock, lock.epoch) for lock in locks]
 
