@@ -55,7 +55,6 @@ def check_artifact(staging: str, returned: str, distribution: Distribution) -> s
 
 
 def _problem_with_wheel(path: str) -> Exception | None:
-
     try:
         with zipfile.ZipFile(path) as archive:
             archive.infolist()

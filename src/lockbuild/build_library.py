@@ -67,7 +67,6 @@ def _missing(requirement: str) -> Iterator[tuple[str, ...]]:
 
 
 def _describe(chain: tuple[str, ...]) -> str:
-
     missing = Requirement(chain[-1])
     try:
         found = version(missing.name)

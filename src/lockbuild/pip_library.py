@@ -31,7 +31,6 @@ def was_disturbed(output: str) -> bool:
 
 
 def _pip_runner() -> str | None:
-
     try:
         # Not by an import: the finder of setuptools looks for imports of pip, and then withdraws its distutils.
         runner = os.path.realpath(str(distribution("pip").locate_file("pip/__pip-runner__.py")))
