@@ -47,15 +47,15 @@ class LockFile(NamedTuple):
     path: str
     create: bool = True
 
-    def open(self) -> int:
+    def open(self, *, make_folder: bool = False) -> int:
         """
-        Return a descriptor of the lock file.
+        Return a descriptor of the lock file; with ``make_folder``, its folder is made when it is missing.
 
         Raises `NotALockFileError`, also for another user's link in the path, and `OSError`.
         """
         parent, name = os.path.split(self.path)
         try:
-            with open_folder(parent, shared=True) as folder:
+            with open_folder(parent, make=make_folder, shared=True) as folder:
                 return self._open_in(folder, name)
         except CacheFolderError as error:
             raise NotALockFileError(str(error)) from error

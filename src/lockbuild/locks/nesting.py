@@ -19,7 +19,6 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.folders import open_folder
 from lockbuild.locks.holders import record_beside, recorded_pid
 from lockbuild.locks.kernel import LockFile, try_to_lock
 from lockbuild.processes import ProcessIdentity, ancestors, can_tell_ancestors, is_running
@@ -29,8 +28,9 @@ if TYPE_CHECKING:
 
 VARIABLE = "LOCKBUILD_HELD_LOCKS"
 
-# How often to make the folder for lock files when another process removes it at once.
-_ATTEMPTS = 20
+# How often to make the folder for lock files when another process removes it at once, as a cleaner may do that runs
+# without a break.
+_ATTEMPTS = 1000
 
 # How often to look whether a nested build has ended, in seconds.
 _POLL_SECONDS = 0.01
@@ -61,11 +61,10 @@ def lend_to_nested_builds(held: Sequence[HeldLock]) -> list[str]:
     for lock in held:
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
-                with open_folder(os.path.dirname(lock.nested_lock_file), make=True, shared=True):
-                    os.close(LockFile(lock.nested_lock_file).open())
+                os.close(LockFile(lock.nested_lock_file).open(make_folder=True))
                 break
             except FileNotFoundError:
-                # Another process has removed the folder between two of our steps.
+                # Another process has removed the folder after we had opened it.
                 if not attempts_left:
                     raise
     return [lock.nested_lock_file for lock in held]
