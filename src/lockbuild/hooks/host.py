@@ -266,7 +266,7 @@ def _serve(requests: int, replies: int) -> _Request | None:
 
 def _make_group() -> int:
     """
-    Return a new process group, whose leader has ended and is not yet waited for.
+    Return a new process group. Its leader ends at once, and is waited for when the group is needed no more.
 
     A hook that led its group could not start a session, as it can under ``python -m build``.
     """
@@ -274,8 +274,9 @@ def _make_group() -> int:
     if leader == 0:
         os.setpgid(0, 0)
         os._exit(0)
-    # Without WNOWAIT the number, and with it the group, would be free for others.
-    os.waitid(os.P_PID, leader, os.WEXITED | os.WNOWAIT)
+    with contextlib.suppress(OSError):
+        # Both sides do it, so that the group exists from here on. The leader may have ended.
+        os.setpgid(leader, leader)
     return leader
 
 
