@@ -6,9 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lockbuild.events import Reporter
+from lockbuild.request import BuildRequest
+from lockbuild.session import Session
 from machine import linux_only
 from witness import WitnessTree
 
@@ -80,3 +86,18 @@ def test_an_interruption_in_the_middle_of_an_import_is_one() -> None:
     """The handler looks for descendants, and reads files of /proc for that, in some encoding."""
     done = subprocess.run([sys.executable, "-c", _IN_IMPORT], capture_output=True, text=True, check=False)
     assert done.stdout == "interrupted\n", done.stderr
+
+
+def test_an_interruption_while_the_staging_folder_is_made_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = os.mkdir
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        make(*arguments, **options)
+        raise KeyboardInterrupt
+
+    temporary = Path(tempfile.gettempdir())
+    with Session(BuildRequest("."), Reporter()) as session:
+        monkeypatch.setattr(os, "mkdir", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.folder()
+    assert list(temporary.iterdir()) == []

@@ -42,7 +42,7 @@ FOLDERS = sorted({str(Path(file).parents[1]) for file in (lockbuild.__file__, pl
 # Runs lockbuild from the folders that its second argument names. Writes into the file that its first argument names:
 # the processes that were started, the modules when the first one was, and the modules at the end; a line for each.
 _RUNNER = """
-import os, sys
+import atexit, sys
 report, folders, *sys.argv[1:] = sys.argv[1:]
 sys.path += folders.split(":")
 started, before = [], []
@@ -50,12 +50,11 @@ def listen(event, arguments):
     if event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system", "os.spawn"):
         before.extend(sys.modules if not started else ())
         started.append(event)
-def write_and_exit(status, exit=os._exit):
+def write():
     with open(report, "w") as file:
         print(" ".join(started), " ".join(before), " ".join(sys.modules), sep="\\n", file=file)
-    exit(status)
 sys.addaudithook(listen)
-os._exit = write_and_exit
+atexit.register(write)
 from lockbuild.commands.program import entrypoint
 entrypoint()
 """

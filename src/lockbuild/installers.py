@@ -37,8 +37,12 @@ def install_with_pip(
 ) -> None:
     """Have pip install requirements into a new environment, as `build` does; ``variables`` are as for `run_pip`."""
     options = ["--ignore-installed", "--use-pep517", "--no-warn-script-location", "--no-compile", "--no-input"]
-    with written(requirements, constraints) as files:
-        run_pip(environment, ["install", *options, *files], variables)
+    with (
+        written(requirements, constraints) as files,
+        # An interruption kills pip, which then leaves its temporary files.
+        tempfile.TemporaryDirectory(prefix="lockbuild-pip-", ignore_cleanup_errors=True) as temporary,
+    ):
+        run_pip(environment, ["install", *options, *files], {**variables, "TMPDIR": temporary})
 
 
 @contextmanager
@@ -127,11 +131,16 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> None:
     with subprocess.Popen(
         command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
     ) as process:
-        log(subprocess.list2cmdline(command), "subprocess", "cmd")
-        assert process.stdout is not None
-        for line in process.stdout:
-            log(line, "subprocess", "stdout")
-            output.append(line)
+        try:
+            log(subprocess.list2cmdline(command), "subprocess", "cmd")
+            assert process.stdout is not None
+            for line in process.stdout:
+                log(line, "subprocess", "stdout")
+                output.append(line)
+        except BaseException:
+            # Interrupted. Leaving the context waits for the process.
+            process.kill()
+            raise
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, "".join(output))
 

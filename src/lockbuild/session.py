@@ -16,7 +16,6 @@ from lockbuild.request import BuildRequest, Timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-    from tempfile import TemporaryDirectory
 
     from lockbuild.events import Reporter
     from lockbuild.locks import InheritableLock
@@ -48,7 +47,7 @@ class Session:
         self._kept_environments: dict[frozenset[str], BuildEnvironment] = {}
         self._resources = contextlib.ExitStack()
         self._started = time.time()
-        self._staging: TemporaryDirectory[str] | None = None
+        self._staging: str | None = None
 
     def __enter__(self) -> Self:
         """Begin the build."""
@@ -58,9 +57,11 @@ class Session:
         """End the hook host and the use of environments; remove the staging folder."""
         with contextlib.ExitStack() as stack:
             if self._staging is not None:
+                import shutil
+
                 # The second time has something to do when the first is interrupted.
-                stack.callback(self._staging.cleanup)
-                stack.callback(self._staging.cleanup)
+                stack.callback(shutil.rmtree, self._staging, ignore_errors=True)
+                stack.callback(shutil.rmtree, self._staging, ignore_errors=True)
             stack.push(self._resources)
             if self._hooks is not None:
                 self._hooks.close()
@@ -91,8 +92,10 @@ class Session:
         import tempfile
 
         if self._staging is None:
-            self._staging = tempfile.TemporaryDirectory(prefix="lockbuild-", ignore_cleanup_errors=True)
-        return tempfile.mkdtemp(dir=self._staging.name)
+            # Named before it is made: an interruption may come when it is there and `mkdtemp` has not returned.
+            self._staging = os.path.join(tempfile.gettempdir(), f"lockbuild-{os.urandom(8).hex()}")
+            os.mkdir(self._staging, 0o700)
+        return tempfile.mkdtemp(dir=self._staging)
 
     def lock_directory(self, path: str) -> DirectoryLock:
         """Return the lock on a folder that the user named and that a build fills; it is made when it is missing."""

@@ -96,12 +96,13 @@ def test_a_maker_that_fails_leaves_nothing_and_the_next_one_tries_again(tree: Pr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("option", ["-v", "--no-cache"])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_an_interrupted_maker_leaves_nothing(tree: ProbeTree, number: int, status: int) -> None:
+def test_an_interrupted_maker_leaves_nothing(tree: ProbeTree, number: int, status: int, option: str) -> None:
     tree.wheelhouse.add_sdist("slow")
     tree.require("slow")
     gate = tree.make_gate()
-    maker = tree.start(env={"SDIST_GATE_SLOW": str(gate.path)})
+    maker = tree.start(option, env={"SDIST_GATE_SLOW": str(gate.path)})
     tree.wait_for_sdist("slow")
     maker.send_signal(number)
     assert maker.wait(timeout=30) == status
