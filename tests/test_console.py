@@ -155,6 +155,7 @@ def test_a_message_with_an_odd_path_is_one_line_that_any_stream_can_print(capsys
         assert all(path in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [b"a\nb", b"a\xffb", b"a\33[31mb"], ids=["newline", "no text", "escape"])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_build_of_a_tree_with_an_odd_name_works_and_its_messages_stay_lines(

@@ -141,6 +141,7 @@ def test_clear_removes_everything_and_builds_go_on(tree: ProbeTree) -> None:
     assert created(tree.build()) == 1
 
 
+@pytest.mark.slow
 def test_clear_leaves_what_a_build_uses_and_removes_it_after_a_kill(tree: ProbeTree) -> None:
     gate = tree.make_gate()
     build = tree.start(env={"PROBE_GATE": str(gate.path)})
@@ -159,6 +160,7 @@ def test_clear_leaves_what_a_build_uses_and_removes_it_after_a_kill(tree: ProbeT
     assert tree.keys() == []
 
 
+@pytest.mark.slow
 def test_clear_leaves_an_environment_that_is_just_being_made(tree: ProbeTree) -> None:
     tree.wheelhouse.add_sdist("slow")
     tree.require("slow")
@@ -181,6 +183,7 @@ def test_what_a_killed_maker_left_is_removed_by_prune(tree: ProbeTree) -> None:
     assert tree.keys() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_who_removes_the_cache_by_hand_while_an_environment_is_made_is_told_and_the_next_build_makes_it(
     tree: ProbeTree, installer: str

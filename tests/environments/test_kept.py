@@ -231,6 +231,7 @@ def test_two_threads_that_make_environments_leave_the_variables_of_their_process
 # Finding one
 
 
+@pytest.mark.slow
 def test_a_second_build_says_whose_environment_it_uses_and_makes_none(tree: ProbeTree) -> None:
     first = tree.build()
     second = tree.build()
@@ -255,6 +256,7 @@ def test_another_project_with_the_same_requirements_uses_the_same_environment(tr
     assert len(set(tree.prefixes())) == 1
 
 
+@pytest.mark.slow
 def test_a_requirement_on_a_local_file_is_installed_again_for_each_build(tree: ProbeTree) -> None:
     wheel = tree.wheelhouse.add_wheel("local")
     tree.require(f"local @ {wheel.as_uri()}")
@@ -580,6 +582,7 @@ def test_builds_that_all_refresh_share_a_resolution_that_began_after_they_did(tr
     assert created(*tree.finish(*others)) == 1
 
 
+@pytest.mark.slow
 def test_a_refresh_is_one_for_the_whole_build(tree: ProbeTree) -> None:
     tree.build()
     assert created(tree.build("--refresh", "--wheel", "--wheel")) == 1

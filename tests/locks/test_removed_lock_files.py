@@ -57,6 +57,7 @@ def test_locks_are_kept_when_files_are_removed_at_any_time(
     check_that_locks_are_kept(witness_tree, tmp_path, removal)
 
 
+@pytest.mark.slow
 def test_locks_are_kept_when_the_cache_and_uvs_lock_are_removed(witness_tree: WitnessTree, tmp_path: Path) -> None:
     check_that_locks_are_kept(witness_tree, tmp_path, remove_everything)
 

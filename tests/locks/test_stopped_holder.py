@@ -21,6 +21,7 @@ def first_line(process: subprocess.Popen[str]) -> str:
     return process.stderr.readline()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("also", [(), ("host",), ("hook",), ("host", "hook")], ids=lambda also: "+".join(also) or "-")
 def test_who_waits_for_a_stopped_build_names_it_and_goes_on_after_it(
     witness_tree: WitnessTree, also: tuple[str, ...]

@@ -84,6 +84,7 @@ def test_threads_with_other_caches_and_temporary_folders_exclude_each_other_too(
         assert not is_free(witness_tree.path)
 
 
+@pytest.mark.slow
 def test_a_thread_waits_for_a_process_and_a_process_for_a_thread(
     witness_tree: WitnessTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
