@@ -56,8 +56,8 @@ def shared_build(
         tell(f"Not sharing this build with others: {error}")
         return None
     with contextlib.suppress(FileNotFoundError):
-        if around := held_by_ancestor(os.stat(folder)):
-            reporter.detail(f"Not waiting for {key.subject}: this runs in process {around.holder.pid}, which builds it")
+        if enclosing := held_by_ancestor(os.stat(folder)):
+            reporter.detail(f"Not waiting for {key.subject}: this runs in process {enclosing.holder.pid}, which builds it")
             return None
     return SharedBuild(folder, key, request, reporter)
 
