@@ -2,16 +2,16 @@
 
 A file is made under a hidden name beside its own and then renamed. No other user can guess the hidden name. A process
 that is killed in between leaves it; `remove_left_over` removes it.
+
+``lockbuild --version`` imports this module, which therefore imports json and hashlib only where it uses them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 import sys
-from hashlib import file_digest
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def read_json(path: str, most_bytes: int = -1) -> Any:
 
     Its content may have any form.
     """
+    import json
+
     try:
         with open(os.open(path, _OLD), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -86,6 +88,8 @@ def read_json(path: str, most_bytes: int = -1) -> Any:
 
 def write_json(path: str, content: object, mode: int = 0o666, dir_fd: int | None = None) -> None:
     """Write a JSON file whole; as `write_whole`."""
+    import json
+
     write_whole(path, json.dumps(content).encode(), mode, dir_fd)
 
 
@@ -108,6 +112,8 @@ def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) 
 
 def digest_of_file(path: str) -> str:
     """Return the SHA-256 of a file's contents, in hexadecimal. Raises `OSError`."""
+    from hashlib import file_digest
+
     with open(path, "rb") as file:
         return file_digest(file, "sha256").hexdigest()
 

@@ -57,7 +57,9 @@ def shared_build(
         return None
     with contextlib.suppress(FileNotFoundError):
         if enclosing := held_by_ancestor(os.stat(folder)):
-            reporter.detail(f"Not waiting for {key.subject}: this runs in process {enclosing.holder.pid}, which builds it")
+            reporter.detail(
+                f"Not waiting for {key.subject}: this runs in process {enclosing.holder.pid}, which builds it"
+            )
             return None
     return SharedBuild(folder, key, request, reporter)
 
