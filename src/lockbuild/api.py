@@ -43,6 +43,7 @@ class BuildOptions(TypedDict, total=False):
     preimport: bool
     reuse: bool
     coalesce: bool
+    sources: Mapping[str, str | None]
     max_sdist_size: float
     clear: bool
     verbosity: int

@@ -19,6 +19,7 @@ from lockbuild.environments.key import WITHOUT_EFFECT as WITHOUT_EFFECT_FOR_INST
 from lockbuild.environments.key import environment_key
 from lockbuild.environments.local import describe_files
 from lockbuild.environments.request import read_constraints
+from lockbuild.environments.source_wheels import digests_of
 from lockbuild.errors import shown
 from lockbuild.files import digest_of_file
 
@@ -110,7 +111,8 @@ def _key_of_tree(tree: str, kind: Distribution, request: BuildRequest) -> Sharin
 
 def _key(source: list[object], subject: str, kind: Distribution, request: BuildRequest) -> SharingKey | None:
     # The source decides what is installed. This is about how.
-    environment = environment_key((), read_constraints(request.constraints_file), request.installer)
+    wheels = digests_of({name: wheel for name, wheel in request.sources.items() if wheel})
+    environment = environment_key((), read_constraints(request.constraints_file), request.installer, wheels)
     if environment is None:
         return None
     variables = dict(_variables(os.environ.items()))
