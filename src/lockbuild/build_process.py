@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 _END_SECONDS = 10.0
 
 
-async def build_in_process(request: BuildRequest, reporter: Reporter) -> BuildResult:
-    """Run a build in a process of its own. Raises what the build raises, and `WorkerError`."""
+async def build_in_process(request: BuildRequest, reporter: Reporter, output: int | None = None) -> BuildResult:
+    """
+    Run a build in a process of its own. Its hooks write to ``output``, a descriptor; by default to standard error.
+
+    Raises what the build raises, and `WorkerError`.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         # -P: the working directory, which may contain a build.py, is not on the path.
@@ -37,6 +41,7 @@ async def build_in_process(request: BuildRequest, reporter: Reporter) -> BuildRe
         env=os.environ | variables_of(request),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        stderr=output,
         # A line may have any length.
         limit=sys.maxsize,
         # Ctrl-C reaches this process alone, which decides whether to end the build.
@@ -105,6 +110,7 @@ def words_of(request: BuildRequest) -> list[str]:
         "--clear": request.clear,
     }
     words += [option for option, is_on in switches.items() if is_on]
+    words += [f"--source={name}={wheel or ''}" for name, wheel in request.sources.items()]
     return [*words, "--", request.source]
 
 

@@ -50,6 +50,10 @@ def _run(parsed: argparse.Namespace) -> int:
         with interruptible():
             if parsed.end_with_stdin:
                 end_with_stdin()
+            if isinstance(output, Console) and _is_many(parsed):
+                from lockbuild.commands.many import build_many
+
+                return build_many(parsed, output)
             _build(parsed, output)
     except Interrupted as interruption:
         return interruption.exit_status
@@ -64,6 +68,11 @@ def _run(parsed: argparse.Namespace) -> int:
             report_failure(error, parsed, output)
         return error.exit_status if isinstance(error, LockbuildError) else 1
     return 0
+
+
+def _is_many(parsed: argparse.Namespace) -> bool:
+    """Tell whether a command line asks for a run of builds."""
+    return bool(parsed.more_sources or parsed.all_packages or parsed.packages or parsed.jobs)
 
 
 def _event_writer() -> EventWriter:

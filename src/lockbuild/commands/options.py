@@ -36,7 +36,10 @@ _BUILD_OPTIONS = (
 def parse(arguments: Sequence[str], prog: str = "lockbuild") -> argparse.Namespace:
     """Parse arguments. Exits with status 2 for wrong usage."""
     parser = make_parser(prog)
-    parsed = parser.parse_args(_spelled_out(parser, arguments))
+    parsed, rest = parser.parse_known_args(_spelled_out(parser, arguments))
+    if unknown := [word for word in rest if word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    parsed.more_sources = rest
     _check_usage(parser, parsed)
     return parsed
 
@@ -64,11 +67,14 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
         help="source directory, .tar.gz source distribution, or (with --metadata) .whl "
         "(default: the current working directory)",
     )
+    # argparse would not find further ones after an option.
+    parser.set_defaults(more_sources=[])
     _add_general_options(parser.add_argument_group("general options"))
     _add_build_options(parser.add_argument_group("build options"))
     _add_environment_options(parser.add_argument_group("build environment options"))
     _add_lock_options(parser.add_argument_group("lock options"))
     _add_sharing_options(parser.add_argument_group("sharing options"))
+    _add_many_options(parser.add_argument_group("options for many builds"))
     return parser
 
 
@@ -180,6 +186,8 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="end the build when standard input ends, which happens when the program that started the build is killed",
     )
+    # A build among many is told which wheels those have built that it may need.
+    group.add_argument("--source", dest="sources", action="append", help=argparse.SUPPRESS)
     group.add_argument(
         "--clear",
         action="store_true",
@@ -296,6 +304,47 @@ def _add_sharing_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_many_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--jobs",
+        "-j",
+        type=_number_of_jobs,
+        metavar="N",
+        help="build all sources that are named, N at a time (default for more than one: the number of cores)",
+    )
+    group.add_argument(
+        "--all-packages",
+        action="store_true",
+        help="build all packages of the workspace that the source directory is in, into its dist",
+    )
+    group.add_argument(
+        "--package",
+        dest="packages",
+        action="append",
+        metavar="NAME",
+        help="build this package of the workspace, and those that it needs for its build; may be repeated",
+    )
+    group.add_argument(
+        "--no-sources",
+        action="store_true",
+        help="do not use the fresh wheels of sources that others require for their build",
+    )
+    group.add_argument("--fail-fast", action="store_true", help="start no further build after one has failed")
+    group.add_argument(
+        "--logs", metavar="DIR", help="folder for the log of each build (default: logs in the cache folder)"
+    )
+
+
+def _number_of_jobs(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+_number_of_jobs.__name__ = "number of jobs"
+
+
 class _CountDown(argparse.Action):
     def __init__(self, option_strings: Sequence[str], dest: str, default: int = 0, help: str | None = None) -> None:  # noqa: A002
         super().__init__(option_strings, dest, nargs=0, default=default, help=help)
@@ -333,6 +382,10 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
     if parsed.json:
         # The build itself reports wrong usage to a program, as an event with the message of the Python API.
         return
+    if parsed.more_sources or parsed.all_packages or parsed.packages or parsed.jobs:
+        for option in ("--metadata", "--env-dir", "--sdist-extract-dir", "--json"):
+            if getattr(parsed, option[2:].replace("-", "_")):
+                parser.error(f"{option}: not allowed with many builds")
     if parsed.env_dir is not None and parsed.no_isolation:
         parser.error("--env-dir: not allowed with --no-isolation")
     if parsed.report is not None and parsed.metadata:

@@ -1,0 +1,202 @@
+"""A run of many builds: it starts each one when what it needs is there, and yields what has become of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from lockbuild.build_process import build_in_process
+from lockbuild.errors import ArtifactError, CircleError, NeededBuildFailedError, SourceNotBuiltError, shown
+from lockbuild.events import LockWait, Reporter
+from lockbuild.many.queue import ReadyQueue
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Iterator
+    from typing import BinaryIO
+
+    from lockbuild.many.plan import Plan, PlannedBuild
+    from lockbuild.request import BuildResult
+
+
+class Outcome(NamedTuple):
+    """What has become of a build of a run: it has either a result or an error."""
+
+    build: PlannedBuild
+    result: BuildResult | None = None
+    error: Exception | None = None
+    seconds: float = 0.0
+    log: str | None = None
+    """The path of its log; ``None`` for a build that was not started."""
+
+
+class RunReporter:
+    """Hears what the builds of a run do. The methods of this class do nothing; a subclass overrides them."""
+
+    def started(self, build: PlannedBuild) -> None:
+        """Called when a build is started."""
+
+    def activity(self, build: PlannedBuild, words: str) -> None:
+        """Called when a build begins something else, such as a hook or a wait for a lock."""
+
+    def ended(self, build: PlannedBuild, *, is_over: bool) -> None:
+        """Called when a build has ended; it is not over if it has to wait for another one and is started again."""
+
+
+class Run:
+    """
+    A run of many builds, at most ``jobs`` at a time. Each writes a log into the folder ``logs``.
+
+    A provider that is not wanted is started only if another build needs it.
+    """
+
+    def __init__(self, plan: Plan, *, jobs: int, logs: str) -> None:
+        self._providers = plan.providers
+        self._jobs = jobs
+        self._logs = logs
+        self._queue: ReadyQueue[PlannedBuild] = ReadyQueue()
+        self._wheels: dict[str, str | None] = dict.fromkeys(plan.providers)
+        self._written: dict[str, PlannedBuild] = {}
+        """The builds of this run by the paths of their artifacts."""
+        self._started = 0
+        for build in plan.wanted:
+            self._want(build)
+
+    async def outcomes(self, reporter: RunReporter, *, fail_fast: bool = False) -> AsyncGenerator[Outcome, None]:
+        """
+        Yield what has become of each build, as they end. When the iterator is closed, running builds are ended.
+
+        With ``fail_fast`` no build is started after one has failed.
+        """
+        running: set[asyncio.Task[Outcome | None]] = set()
+        has_failed = False
+        try:
+            while True:
+                while len(running) < self._jobs and not (has_failed and fail_fast) and (build := self._queue.take()):
+                    running.add(asyncio.create_task(self._build(build, reporter)))
+                for outcome in self._given_up(is_stuck=not running):
+                    yield outcome
+                if not running and (not self._queue or (has_failed and fail_fast)):
+                    return
+                if running:
+                    ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in ended:
+                        if outcome_or_none := task.result():
+                            has_failed |= outcome_or_none.error is not None
+                            yield outcome_or_none
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _want(self, build: PlannedBuild) -> None:
+        """Queue a build and all that it is known to need."""
+        if build not in self._queue:
+            self._queue.add(build)
+            self._need(build, build.needs)
+
+    def _need(self, build: PlannedBuild, names: Iterable[str]) -> None:
+        for name in sorted(names):
+            # A project that needs itself gets a release of it.
+            if name != build.name and (needed := self._providers.get(name)):
+                self._want(needed)
+                self._queue.need(build, needed)
+
+    def _given_up(self, *, is_stuck: bool) -> Iterator[Outcome]:
+        """Yield the builds that need one that has failed, and, where nothing else is left, those that form circles."""
+        while True:
+            while pair := self._queue.hopeless():
+                build, needed = pair
+                self._queue.failed(build)
+                yield Outcome(build, error=NeededBuildFailedError(needed.label))
+            circle = self._queue.circle() if is_stuck else None
+            if circle is None:
+                return
+            error = CircleError([build.label for build in circle])
+            for build in circle:
+                self._queue.failed(build)
+                yield Outcome(build, error=error)
+
+    async def _build(self, build: PlannedBuild, reporter: RunReporter) -> Outcome | None:
+        """Build; ``None`` if it turns out to need another build, after which it is started again."""
+        self._started += 1
+        log = os.path.join(self._logs, f"{self._started:03}-{os.path.basename(os.path.abspath(build.label))}.log")
+        sources = {name: wheel for name, wheel in self._wheels.items() if name != build.name}
+        began = time.monotonic()
+        is_over = True
+        reporter.started(build)
+        try:
+            with open(log, "wb", buffering=0) as file:
+                try:
+                    result = await build_in_process(
+                        build.request._replace(sources=sources if build.request.isolation else {}),
+                        _Log(file, build, reporter),
+                        file.fileno(),
+                    )
+                    self._note_artifacts(build, result)
+                except SourceNotBuiltError as error:
+                    os.unlink(log)
+                    is_over = False
+                    self._need(build, error.names)
+                    return None
+                except Exception as error:
+                    file.write(f"ERROR {error}\n".encode(errors="backslashreplace"))
+                    raise
+        except Exception as error:  # noqa: BLE001 - the caller decides what a failed build means for the others
+            self._queue.failed(build)
+            return Outcome(build, error=error, seconds=time.monotonic() - began, log=log)
+        finally:
+            reporter.ended(build, is_over=is_over)
+        self._queue.done(build)
+        return Outcome(build, result, seconds=time.monotonic() - began, log=log)
+
+    def _note_artifacts(self, build: PlannedBuild, result: BuildResult) -> None:
+        """Note the artifacts of a build for those that need them. Raises `ArtifactError`."""
+        for artifact in result.artifacts:
+            path = os.path.realpath(artifact.path)
+            if path in self._written:
+                raise ArtifactError(
+                    f"{shown(artifact.path)} was written by {shown(self._written[path].label)} as well; give one of "
+                    "them another out-dir"
+                )
+            self._written[path] = build
+            if artifact.kind == "wheel" and build.name is not None and self._providers.get(build.name) == build:
+                self._wheels[build.name] = path
+
+
+class _Log(Reporter):
+    """Writes down what a build tells, and passes on what it is doing."""
+
+    def __init__(self, file: BinaryIO, build: PlannedBuild, reporter: RunReporter) -> None:
+        self._file = file
+        self._build = build
+        self._reporter = reporter
+        self._is_waiting = False
+
+    def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
+        self._write(f"* {message}" if kind == ("step",) else message)
+
+    def detail(self, message: str) -> None:
+        if self._build.request.verbosity > 0:
+            self._write(message)
+
+    def warn(self, message: str) -> None:
+        self._write(f"WARNING {message}")
+
+    def waiting(self, wait: LockWait) -> None:
+        words = f"waiting for the lock on {shown(wait.subject)}, held by {wait.holder or 'an invisible process'}"
+        if not self._is_waiting:
+            self._is_waiting = True
+            self._write(f"* {words}")
+        self._reporter.activity(self._build, words)
+
+    def got_lock(self, subject: str, waited: float) -> None:
+        self._is_waiting = False
+        self._write(f"* got the lock on {shown(subject)} after {waited:.0f} s")
+
+    def began(self, step: str) -> None:
+        self._reporter.activity(self._build, step)
+
+    def _write(self, line: str) -> None:
+        self._file.write(f"{line}\n".encode(errors="backslashreplace"))
