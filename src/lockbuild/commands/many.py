@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lockbuild.artifacts import encoded, report, write_report
 from lockbuild.commands.request import make_request
@@ -21,6 +21,7 @@ from lockbuild.many.plan import make_plan
 from lockbuild.many.run import Outcome, Run
 from lockbuild.many.show import shown_run
 from lockbuild.many.workspace import find_workspace
+from lockbuild.other_python import find_python
 from lockbuild.paths import logs_folder
 from lockbuild.request import BuildResult
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from lockbuild.console import Console
-    from lockbuild.many.plan import Plan
+    from lockbuild.many.plan import Plan, PlannedBuild
     from lockbuild.request import BuildRequest
 
 
@@ -57,7 +58,7 @@ def build_many(parsed: argparse.Namespace, console: Console) -> int:
         return 128 + interrupted_by
     result = BuildResult(tuple(artifact for each in outcomes if each.result for artifact in each.result.artifacts))
     if parsed.report is not None:
-        write_report(parsed.report, encoded(report(result.artifacts)))
+        write_report(parsed.report, encoded(_report(outcomes)))
     if not failed:
         if parsed.logs is None:
             shutil.rmtree(logs, ignore_errors=True)
@@ -68,12 +69,27 @@ def build_many(parsed: argparse.Namespace, console: Console) -> int:
 
 def _plan(parsed: argparse.Namespace, request: BuildRequest) -> Plan:
     sources = not parsed.no_sources
+    pythons = [find_python(each) for each in parsed.pythons or ()]
     if not (parsed.all_packages or parsed.packages):
-        return make_plan([request._replace(source=each) for each in (parsed.srcdir, *parsed.more_sources)], sources)
+        return make_plan(
+            [request._replace(source=each) for each in (parsed.srcdir, *parsed.more_sources)], pythons, sources=sources
+        )
     workspace = find_workspace(parsed.srcdir)
     request = request._replace(out_dir=request.out_dir or os.path.join(workspace.root, "dist"))
-    plan = make_plan([request._replace(source=os.path.relpath(each)) for each in workspace.packages], sources)
+    plan = make_plan(
+        [request._replace(source=os.path.relpath(each)) for each in workspace.packages], pythons, sources=sources
+    )
     return plan.only(parsed.packages) if parsed.packages else plan
+
+
+def _report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return the report of all builds. Where Pythons were chosen, it says which one has built what."""
+    built = [(artifact, each.build.python) for each in outcomes if each.result for artifact in each.result.artifacts]
+    content = report([artifact for artifact, _ in built])
+    for entry, (_, python) in zip(content["artifacts"], built, strict=True):
+        if python is not None:
+            entry["python"] = python.executable
+    return content
 
 
 def _until_interrupted(work: Coroutine[None, None, None]) -> int | None:
@@ -110,7 +126,7 @@ def _print_log(outcome: Outcome, console: Console) -> None:
     if outcome.log is None or (console.is_watched and outcome.error is None and outcome.build.request.verbosity <= 0):
         return
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"
-    console.line(f"::group::{shown(outcome.build.label)}" if on_github else f"* {shown(outcome.build.label)}", "bold")
+    console.line(f"::group::{_label(outcome.build)}" if on_github else f"* {_label(outcome.build)}", "bold")
     with open(outcome.log, encoding="utf-8", errors="backslashreplace") as file:
         for line in file:
             console.line(line.rstrip("\n"))
@@ -120,10 +136,16 @@ def _print_log(outcome: Outcome, console: Console) -> None:
 
 def _summarize(outcomes: Sequence[Outcome], console: Console) -> None:
     """Print a line for each build: how long it took, and its artifacts, or its error and where its log is."""
-    width = max((len(shown(each.build.label)) for each in outcomes), default=0)
+    labels = {id(each): _label(each.build) for each in outcomes}
+    width = max(map(len, labels.values()), default=0)
     for each in sorted(outcomes, key=lambda outcome: outcome.error is not None):
         if each.result is not None:
             words, style = ", ".join(artifact.name for artifact in each.result.artifacts), None
         else:
             words, style = f"{each.error}{f' (log: {shown(each.log)})' if each.log else ''}", "red"
-        console.line(f"{shown(each.build.label):{width}} {each.seconds:6.1f} s  {words}", style)
+        console.line(f"{labels[id(each)]:{width}} {each.seconds:6.1f} s  {words}", style)
+
+
+def _label(build: PlannedBuild) -> str:
+    version = "" if build.python is None else f" ({'.'.join(map(str, build.python.version))})"
+    return f"{shown(build.label)}{version}"

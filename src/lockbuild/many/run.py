@@ -7,6 +7,8 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from packaging.utils import parse_wheel_filename
+
 from lockbuild.build_process import build_in_process
 from lockbuild.errors import ArtifactError, CircleError, NeededBuildFailedError, SourceNotBuiltError, shown
 from lockbuild.events import LockWait, Reporter
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from lockbuild.many.plan import Plan, PlannedBuild
+    from lockbuild.other_python import Python
     from lockbuild.request import BuildResult
 
 
@@ -56,7 +59,8 @@ class Run:
         self._jobs = jobs
         self._logs = logs
         self._queue: ReadyQueue[PlannedBuild] = ReadyQueue()
-        self._wheels: dict[str, str | None] = dict.fromkeys(plan.providers)
+        self._wheels: dict[str, dict[Python | None, str]] = {name: {} for name in plan.providers}
+        """By the names of projects, and by the Pythons that have built them."""
         self._written: dict[str, PlannedBuild] = {}
         """The builds of this run by the paths of their artifacts."""
         self._started = 0
@@ -100,8 +104,31 @@ class Run:
         for name in sorted(names):
             # A project that needs itself gets a release of it.
             if name != build.name and (needed := self._providers.get(name)):
+                if build.python is not None and self._wheels[name] and self._wheel(name, build.python) is None:
+                    needed = needed.with_python(build.python)
                 self._want(needed)
                 self._queue.need(build, needed)
+
+    def _wheel(self, name: str, python: Python | None) -> str | None:
+        """Return the wheel of a project that serves a Python, if there is one yet."""
+        for built_with, wheel in self._wheels[name].items():
+            if built_with == python or (python is not None and serves(os.path.basename(wheel), python)):
+                return wheel
+        return None
+
+    def _want_for_other_pythons(self, build: PlannedBuild, result: BuildResult | None) -> None:
+        """Queue the builds with the other Pythons that the wheel of this one does not serve."""
+        wheels = [artifact.name for artifact in result.artifacts if artifact.kind == "wheel"] if result else []
+        sdists = [artifact.path for artifact in result.artifacts if artifact.kind == "sdist"] if result else []
+        if result and not wheels:
+            return
+        for python in build.other_pythons:
+            if not any(serves(wheel, python) for wheel in wheels):
+                again = build.with_python(python)
+                if sdists and not build.request.distributions:
+                    # As the first wheel, the others are built from the sdist.
+                    again = again._replace(request=again.request._replace(source=sdists[0]))
+                self._want(again)
 
     def _given_up(self, *, is_stuck: bool) -> Iterator[Outcome]:
         """Yield the builds that need one that has failed, and, where nothing else is left, those that form circles."""
@@ -122,7 +149,7 @@ class Run:
         """Build; ``None`` if it turns out to need another build, after which it is started again."""
         self._started += 1
         log = os.path.join(self._logs, f"{self._started:03}-{os.path.basename(os.path.abspath(build.label))}.log")
-        sources = {name: wheel for name, wheel in self._wheels.items() if name != build.name}
+        sources = {name: self._wheel(name, build.python) for name in self._wheels if name != build.name}
         began = time.monotonic()
         is_over = True
         reporter.started(build)
@@ -133,6 +160,7 @@ class Run:
                         build.request._replace(sources=sources if build.request.isolation else {}),
                         _Log(file, build, reporter),
                         file.fileno(),
+                        build.python,
                     )
                     self._note_artifacts(build, result)
                 except SourceNotBuiltError as error:
@@ -145,10 +173,12 @@ class Run:
                     raise
         except Exception as error:  # noqa: BLE001 - the caller decides what a failed build means for the others
             self._queue.failed(build)
+            self._want_for_other_pythons(build, None)
             return Outcome(build, error=error, seconds=time.monotonic() - began, log=log)
         finally:
             reporter.ended(build, is_over=is_over)
         self._queue.done(build)
+        self._want_for_other_pythons(build, result)
         return Outcome(build, result, seconds=time.monotonic() - began, log=log)
 
     def _note_artifacts(self, build: PlannedBuild, result: BuildResult) -> None:
@@ -161,8 +191,19 @@ class Run:
                     "them another out-dir"
                 )
             self._written[path] = build
-            if artifact.kind == "wheel" and build.name is not None and self._providers.get(build.name) == build:
-                self._wheels[build.name] = path
+            if artifact.kind == "wheel" and build.name in self._wheels:
+                self._wheels[build.name][build.python] = path
+
+
+def serves(wheel: str, python: Python) -> bool:
+    """Tell whether a wheel, by its name, that was built with one Python serves a newer or older one as well."""
+    for tag in parse_wheel_filename(wheel)[3]:
+        kind, version = tag.interpreter[:2], tag.interpreter[2:]
+        if (kind, tag.abi) in (("py", "none"), ("cp", "abi3")) and version.isdigit():
+            oldest = (int(version[0]), int(version[1:] or 0))
+            if oldest[0] == python.version[0] and oldest <= python.version:
+                return True
+    return False
 
 
 class _Log(Reporter):
