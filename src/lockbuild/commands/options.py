@@ -187,8 +187,6 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="end the build when standard input ends, which happens when the program that started the build is killed",
     )
-    # A build among many is told which wheels those have built that it may need.
-    group.add_argument("--source", dest="sources", action="append", help=argparse.SUPPRESS)
     group.add_argument(
         "--clear",
         action="store_true",
@@ -259,6 +257,13 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--dependency-constraints-txt", metavar="PATH", help="constraints file for the build requirements"
+    )
+    group.add_argument(
+        "--source",
+        dest="sources",
+        action="append",
+        metavar="NAME=WHEEL",
+        help="when a build requirement needs this project, install this wheel instead of a release; may be repeated",
     )
     group.add_argument(
         "--skip-dependency-check",
