@@ -86,14 +86,7 @@ class EventWriter(Reporter):
 
     def failed(self, error: Exception) -> None:
         """Write the last line of a build that has failed."""
-        self._write(
-            "error",
-            type="OSError" if isinstance(error, OSError) else type(error).__name__,
-            message=str(error),
-            exit_status=getattr(error, "exit_status", 1),
-            notes=getattr(error, "__notes__", []),
-            data=_data_of(error),
-        )
+        self._write("error", **error_fields(error))
 
     def _write(self, event: str, **fields: object) -> None:
         # In ASCII: a path may contain bytes that are not text, which JSON can carry only as escapes.
@@ -119,10 +112,7 @@ def read_event(line: bytes, reporter: Reporter) -> BuildResult | None:
             tuple(Timing(**each) for each in fields.get("timings", ())),
         )
     if event == "error":
-        error = _restored(fields["type"], fields["message"], fields["data"])
-        for note in fields["notes"]:
-            error.add_note(note)
-        raise error
+        raise restored_error(fields)
     if event == "log":
         reporter.log(fields["message"], tuple(fields["kind"]) if fields["kind"] is not None else None)
     elif event == "waiting":
@@ -130,6 +120,25 @@ def read_event(line: bytes, reporter: Reporter) -> BuildResult | None:
     elif event in _PLAIN_EVENTS:
         getattr(reporter, event)(**fields)
     return None
+
+
+def error_fields(error: Exception) -> dict[str, Any]:
+    """Return all that is known of an error, as plain data."""
+    return {
+        "type": "OSError" if isinstance(error, OSError) else type(error).__name__,
+        "message": str(error),
+        "exit_status": getattr(error, "exit_status", 1),
+        "notes": getattr(error, "__notes__", []),
+        "data": _data_of(error),
+    }
+
+
+def restored_error(fields: Mapping[str, Any]) -> Exception:
+    """Return the error of which these are the fields."""
+    error = _restored(fields["type"], fields["message"], fields["data"])
+    for note in fields["notes"]:
+        error.add_note(note)
+    return error
 
 
 def _data_of(error: Exception) -> dict[str, Any]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
+import threading
 import time
+from concurrent.futures import CancelledError, Future
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from packaging.utils import parse_wheel_filename
 
-from lockbuild.build_process import build_in_process
 from lockbuild.errors import ArtifactError, CircleError, NeededBuildFailedError, SourceNotBuiltError, shown
-from lockbuild.events import LockWait, Reporter
+from lockbuild.many.executors import build_logged, build_on
 from lockbuild.many.queue import ReadyQueue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Iterator
-    from typing import BinaryIO
+    from concurrent.futures import Executor
 
     from lockbuild.many.plan import Plan, PlannedBuild
     from lockbuild.other_python import Python
@@ -51,10 +55,13 @@ class Run:
     """
     A run of many builds, at most ``jobs`` at a time. Each writes a log into the folder ``logs``.
 
+    An ``executor`` starts them in its own threads or processes. It must be on this machine.
+
     A provider that is not wanted is started only if another build needs it.
     """
 
-    def __init__(self, plan: Plan, *, jobs: int, logs: str) -> None:
+    def __init__(self, plan: Plan, *, jobs: int, logs: str, executor: Executor | None = None) -> None:
+        self._executor = executor
         self._providers = plan.providers
         self._jobs = jobs
         self._logs = logs
@@ -153,24 +160,19 @@ class Run:
         began = time.monotonic()
         is_over = True
         reporter.started(build)
+        request = build.request._replace(sources=sources if build.request.isolation else {})
         try:
-            with open(log, "wb", buffering=0) as file:
-                try:
-                    result = await build_in_process(
-                        build.request._replace(sources=sources if build.request.isolation else {}),
-                        _Log(file, build, reporter),
-                        file.fileno(),
-                        build.python,
-                    )
-                    self._note_artifacts(build, result)
-                except SourceNotBuiltError as error:
-                    os.unlink(log)
-                    is_over = False
-                    self._need(build, error.names)
-                    return None
-                except Exception as error:
-                    file.write(f"ERROR {error}\n".encode(errors="backslashreplace"))
-                    raise
+            if self._executor is None:
+                activity = functools.partial(reporter.activity, build)
+                result = await build_logged(request, build.python, log, activity)
+            else:
+                result = await build_on(self._executor, request, build.python, log)
+            self._note_artifacts(build, result)
+        except SourceNotBuiltError as error:
+            os.unlink(log)
+            is_over = False
+            self._need(build, error.names)
+            return None
         except Exception as error:  # noqa: BLE001 - the caller decides what a failed build means for the others
             self._queue.failed(build)
             self._want_for_other_pythons(build, None)
@@ -206,38 +208,39 @@ def serves(wheel: str, python: Python) -> bool:
     return False
 
 
-class _Log(Reporter):
-    """Writes down what a build tells, and passes on what it is doing."""
+def iterate(outcomes: AsyncGenerator[Outcome, None]) -> Iterator[Outcome]:
+    """Yield outcomes as they come from an event loop in another thread. Closing this ends the builds that run."""
+    found: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
 
-    def __init__(self, file: BinaryIO, build: PlannedBuild, reporter: RunReporter) -> None:
-        self._file = file
-        self._build = build
-        self._reporter = reporter
-        self._is_waiting = False
+    async def collect() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        started.set_result((asyncio.get_running_loop(), task))
+        async with contextlib.aclosing(outcomes):
+            async for outcome in outcomes:
+                found.put(outcome)
 
-    def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
-        self._write(f"* {message}" if kind == ("step",) else message)
+    def work() -> None:
+        end: BaseException | None = None
+        try:
+            asyncio.run(collect())
+        except BaseException as error:  # noqa: BLE001 - it is raised in the other thread
+            end = error
+            # Where not even an event loop could be made.
+            started.cancel()
+        found.put(end)
 
-    def detail(self, message: str) -> None:
-        if self._build.request.verbosity > 0:
-            self._write(message)
-
-    def warn(self, message: str) -> None:
-        self._write(f"WARNING {message}")
-
-    def waiting(self, wait: LockWait) -> None:
-        words = f"waiting for the lock on {shown(wait.subject)}, held by {wait.holder or 'an invisible process'}"
-        if not self._is_waiting:
-            self._is_waiting = True
-            self._write(f"* {words}")
-        self._reporter.activity(self._build, words)
-
-    def got_lock(self, subject: str, waited: float) -> None:
-        self._is_waiting = False
-        self._write(f"* got the lock on {shown(subject)} after {waited:.0f} s")
-
-    def began(self, step: str) -> None:
-        self._reporter.activity(self._build, step)
-
-    def _write(self, line: str) -> None:
-        self._file.write(f"{line}\n".encode(errors="backslashreplace"))
+    thread = threading.Thread(target=work, name="lockbuild run")
+    thread.start()
+    try:
+        while isinstance(outcome := found.get(), Outcome):
+            yield outcome
+        if outcome is not None:
+            raise outcome
+    finally:
+        # The loop is closed if all has ended.
+        with contextlib.suppress(CancelledError, RuntimeError):
+            loop, task = started.result()
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
