@@ -52,7 +52,7 @@ def _run(parsed: argparse.Namespace) -> int:
         with interruptible():
             if parsed.end_with_stdin:
                 end_with_stdin()
-            if isinstance(output, Console) and asks_for_many(parsed):
+            if asks_for_many(parsed):
                 from lockbuild.commands.many import build_many
 
                 return build_many(parsed, output)

@@ -419,7 +419,7 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
     if parsed.pythons and parsed.no_isolation:
         parser.error("--python: not allowed with --no-isolation; run lockbuild in the environment of that Python")
     if asks_for_many(parsed):
-        for option in ("--metadata", "--env-dir", "--sdist-extract-dir", "--json"):
+        for option in ("--metadata", "--env-dir", "--sdist-extract-dir"):
             if getattr(parsed, option[2:].replace("-", "_")):
                 parser.error(f"{option}: not allowed with many builds")
     if parsed.env_dir is not None and parsed.no_isolation:
