@@ -191,6 +191,9 @@ class Console(Reporter):
         return columns if columns > 0 else 78
 
     def _fill(self, line: str, indent: str) -> str:
+        """Wrap a line as `build` does, except in a log that has no width: there it can be searched and copied."""
+        if not sys.stderr.isatty() and not os.environ.get("COLUMNS"):
+            return indent + line
         import textwrap
 
         return textwrap.fill(line, initial_indent=indent, subsequent_indent="  ", width=self._width)

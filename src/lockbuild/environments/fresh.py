@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 from build.env import DefaultIsolatedEnv
 
 from lockbuild.build_library import forward_log
-from lockbuild.installers import install_with_pip, log_requirements
+from lockbuild.installers import install_with_pip, install_with_uv, log_requirements
 from lockbuild.interruption import killing_descendants
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ class FreshEnvironment:
     def __init__(self, wanted: EnvironmentRequest) -> None:
         self._environment = DefaultIsolatedEnv(installer=wanted.build.installer, path=wanted.build.env_dir)
         self._requirements = tuple(wanted.requirements)
-        # One element, not lines: a requirement and its --hash continuation lines belong together.
-        self._constraints = (wanted.constraints,) if wanted.constraints.strip() else ()
+        self._constraints = wanted.constraints
         self._log = (wanted.reporter, wanted.build.verbosity)
 
     def __enter__(self) -> Self:
@@ -39,8 +38,7 @@ class FreshEnvironment:
         with forward_log(*self._log):
             self._environment.__enter__()
             try:
-                with killing_descendants():
-                    self._install_first()
+                self._install(self._requirements, fresh=True)
             except BaseException as error:
                 self._environment.__exit__(type(error), error, error.__traceback__)
                 raise
@@ -53,12 +51,15 @@ class FreshEnvironment:
         with forward_log(*self._log):
             self._environment.__exit__(kind, error, traceback)
 
-    def _install_first(self) -> None:
-        if self._environment.installer == "uv":
-            self._environment.install(self._requirements, self._constraints)
-        elif self._requirements:
-            log_requirements(self._requirements)
-            install_with_pip(self._environment, self._requirements, "".join(self._constraints), {})
+    def _install(self, requirements: Collection[str], *, fresh: bool) -> None:
+        if not requirements:
+            return
+        log_requirements(requirements)
+        with killing_descendants():
+            if self._environment.installer == "uv":
+                install_with_uv(self._environment, requirements, self._constraints, {})
+            else:
+                install_with_pip(self._environment, requirements, self._constraints, {}, fresh=fresh)
 
     @property
     def requirements(self) -> tuple[str, ...]:
@@ -76,8 +77,8 @@ class FreshEnvironment:
 
     def install(self, requirements: Collection[str]) -> bool:
         """Install more requirements under the constraints."""
-        with forward_log(*self._log), killing_descendants():
-            self._environment.install(requirements, self._constraints)
+        with forward_log(*self._log):
+            self._install(requirements, fresh=False)
         self._requirements = (*self._requirements, *requirements)
         return True
 

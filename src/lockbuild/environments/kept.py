@@ -24,7 +24,7 @@ from lockbuild.environments.store import (
     new_generation,
     remove_unused,
 )
-from lockbuild.errors import CacheFolderError, LockbuildError, shown
+from lockbuild.errors import CacheFolderError, InstallerError, LockbuildError, shown
 from lockbuild.files import remove_anything
 from lockbuild.locks import DirectoryLock
 from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
@@ -211,7 +211,7 @@ def _make(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
             return
         # What a killed maker has left, and what was changed.
         remove_unused(folder, keep=lambda generation: older is not None and generation == older[0])
-        from lockbuild.environments.populate import IndexUnreachableError, populate
+        from lockbuild.environments.populate import populate
 
         generation = new_generation(folder)
         try:
@@ -229,9 +229,9 @@ def _make(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
                     raise _removed(generation)
                 # The caller ends the use.
                 stack.pop_all()
-        except IndexUnreachableError as unreachable:
-            if older is None:
-                raise unreachable.error from None
+        except InstallerError as error:
+            if older is None or not error.is_unreachable:
+                raise
             _note_unreachable(folder)
             yield from handed_over(_use_older(*older, wanted.reporter))
             return
