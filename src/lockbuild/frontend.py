@@ -22,6 +22,7 @@ from lockbuild.project import (
     hint_at_shared_tree,
     is_installed_here,
     read_project,
+    warning_of_python,
 )
 from lockbuild.request import BuildRequest, BuildResult, Distribution
 from lockbuild.session import Session
@@ -197,6 +198,8 @@ def _call_hooks(
         session.begin_distribution()
         locks = [*tree.locks, *_lock_env_dir(session, tree, stack)]
         project = read_project(tree.path)
+        if warning := warning_of_python(project):
+            session.reporter.warn(warning)
         tree_lock = session.lock_source_tree(project.tree)
         stack.callback(tree_lock.close)
         task = _Task(session, tree, kind, project, tree_lock)

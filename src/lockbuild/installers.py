@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from lockbuild.build_library import log, verbosity
-from lockbuild.errors import InstallerError
+from lockbuild.errors import InstallerError, SettingsError
 from lockbuild.pip_library import pip_for, was_disturbed
 
 if TYPE_CHECKING:
@@ -23,8 +23,19 @@ if TYPE_CHECKING:
 
     from build.env import DefaultIsolatedEnv
 
+    from lockbuild.request import Installer
+
 # How often pip is run when another pip disturbs it.
 _ATTEMPTS = 5
+
+
+def isolated_environment(installer: Installer, path: str | None) -> DefaultIsolatedEnv:
+    """Return `build`'s environment, which is made when it is entered. Raises `SettingsError` when there is no uv."""
+    from build.env import DefaultIsolatedEnv
+
+    if installer == "uv":
+        _uv()
+    return DefaultIsolatedEnv(installer=installer, path=path)
 
 
 def log_requirements(requirements: Collection[str]) -> None:
@@ -161,8 +172,9 @@ def _uv() -> str:
 
         return find_uv_bin()
     except (ModuleNotFoundError, FileNotFoundError):
-        name = os.environ.get("UV") or "uv"
-        return shutil.which(name) or name
+        if path := shutil.which(os.environ.get("UV") or "uv"):
+            return path
+        raise SettingsError("There is no uv: install lockbuild[uv], or put uv on PATH") from None
 
 
 def _with_keyring(variable: str) -> dict[str, str]:

@@ -640,7 +640,7 @@ def test_without_an_old_environment_an_index_that_cannot_be_reached_is_an_error(
     env = _make_old(tree)
     shutil.rmtree(tree.store)
     last_line = tree.build(env=env, status=1).splitlines()[-1]
-    url = f"{env['PIP_INDEX_URL']}/probe-requirement/"
+    url = f"{env['PIP_INDEX_URL']}/probe-backend/"
     assert last_line == f"ERROR pip could not install build-system.requires: Could not fetch {url}: Connection refused"
     assert tree.environments() == tree.debris() == []
 

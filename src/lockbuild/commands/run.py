@@ -61,6 +61,7 @@ def main(arguments: Sequence[str], prog: str = "lockbuild-run") -> int:
         with interruptible():
             return _run(command, parsed, console)
     except Interrupted as interruption:
+        console.interrupted()
         return interruption.exit_status
     except LockbuildError as error:
         console.error(str(error))

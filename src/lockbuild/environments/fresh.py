@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from build.env import DefaultIsolatedEnv
-
 from lockbuild.build_library import forward_log
-from lockbuild.installers import install_with_pip, install_with_uv, log_requirements
+from lockbuild.installers import install_with_pip, install_with_uv, isolated_environment, log_requirements
 from lockbuild.interruption import killing_descendants
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ class FreshEnvironment:
     """It is not kept."""
 
     def __init__(self, wanted: EnvironmentRequest) -> None:
-        self._environment = DefaultIsolatedEnv(installer=wanted.build.installer, path=wanted.build.env_dir)
+        self._environment = isolated_environment(wanted.build.installer, wanted.build.env_dir)
         self._requirements = tuple(wanted.requirements)
         self._constraints = wanted.constraints
         self._log = (wanted.reporter, wanted.build.verbosity)

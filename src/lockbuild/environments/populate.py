@@ -11,7 +11,6 @@ import time
 from importlib.metadata import distributions
 from typing import TYPE_CHECKING
 
-from build.env import DefaultIsolatedEnv
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
@@ -19,11 +18,13 @@ from lockbuild.build_library import forward_log
 from lockbuild.environments.local import describe_source, digest_of_sources
 from lockbuild.environments.resolve import can_fill, fill
 from lockbuild.environments.store import Manifest
-from lockbuild.installers import install_with_pip, install_with_uv, log_requirements
+from lockbuild.installers import install_with_pip, install_with_uv, isolated_environment, log_requirements
 from lockbuild.interruption import killing_descendants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+    from build.env import DefaultIsolatedEnv
 
     from lockbuild.environments.key import EnvironmentKey
     from lockbuild.environments.request import EnvironmentRequest
@@ -48,7 +49,7 @@ def populate(
     """
     made = time.time()
     with forward_log(wanted.reporter, wanted.build.verbosity), killing_descendants():
-        environment = DefaultIsolatedEnv(installer=wanted.build.installer, path=generation.path).__enter__()
+        environment = isolated_environment(wanted.build.installer, generation.path).__enter__()
         paths = _paths(environment.path)
         if wanted.requirements:
             _install(environment, paths, wanted, key, variables)

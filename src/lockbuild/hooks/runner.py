@@ -121,8 +121,8 @@ class HookRunner:
         """
         Run one hook: ``cmd`` is an interpreter, pyproject-hooks' script and its arguments.
 
-        Raises `subprocess.CalledProcessError` when it ends with anything but status 0; its ``stderr`` is the reason, if
-        that is known. Raises `Interrupted` when the user interrupted a hook that had been lent the terminal.
+        Raises `subprocess.CalledProcessError` when it ends with anything but status 0; its ``stderr`` is the
+        reason. Raises `Interrupted` when the user interrupted a hook that had been lent the terminal.
         """
         environ = dict(extra_environ or {}) | self._environment_of_locks()
         cwd = cwd or os.getcwd()
@@ -229,7 +229,7 @@ def _reason(status: int, exchange: str) -> str:
         return f"it was killed by {signal.Signals(-status).name}"
     with contextlib.suppress(OSError), open(os.path.join(exchange, "reason"), encoding="utf-8") as file:
         return file.read()
-    return ""
+    return f"its exit status is {status}"
 
 
 def _searches_cwd(environ: Mapping[str, str]) -> bool:
