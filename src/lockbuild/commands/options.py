@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from lockbuild import __version__
+from lockbuild.commands.parser import Parser
 from lockbuild.settings import (
     DEFAULT_MAX_SDIST_SIZE,
-    ENV_MAX_AGE_VARIABLE,
     INSTALLER_VARIABLE,
     LINK_MODE_VARIABLE,
-    LOCK_TIMEOUT_VARIABLE,
-    REUSE_VARIABLE,
     duration,
     seconds,
     size,
@@ -43,26 +39,21 @@ def parse(arguments: Sequence[str], prog: str = "lockbuild") -> argparse.Namespa
 
 def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
     """Return the parser. It has every option of ``build``, with the same default; a test compares the two."""
-    more: dict[str, Any] = {"suggest_on_error": True} if sys.version_info >= (3, 14) else {}
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
+        usage="%(prog)s [options] [srcdir]",
         add_help=False,
-        # `parse` completes abbreviations.
-        allow_abbrev=False,
         description=(
-            "Build a source distribution (sdist) from a source tree, then a wheel from it, as `python -m build` does.\n"
-            "Any number of builds may run at once. With setuptools, builds of one tree wait for each other.\n\n"
-            "With `--sdist` or `--wheel`, build only that, directly from the tree."
+            "Build an sdist from a source tree, then a wheel from it, as `python -m build`\n"
+            "does. With --sdist or --wheel, build only that. Any number may run at once."
         ),
-        formatter_class=_make_formatter,
-        **more,
+        epilog="More: https://lockbuild.readthedocs.io/en/latest/command-line.html",
     )
     parser.add_argument(
         "srcdir",
         nargs="?",
         default=_working_directory(),
-        help="source directory, .tar.gz source distribution, or (with --metadata) .whl "
-        "(default: the current working directory)",
+        help="a tree (default: .), an sdist, or a wheel",
     )
     _add_general_options(parser.add_argument_group("general options"))
     _add_build_options(parser.add_argument_group("build options"))
@@ -70,21 +61,6 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
     _add_lock_options(parser.add_argument_group("lock options"))
     _add_sharing_options(parser.add_argument_group("sharing options"))
     return parser
-
-
-def _make_formatter(prog: str) -> argparse.HelpFormatter:
-    # Without a width, argparse imports `shutil` to find one. It makes a formatter for each option.
-    return argparse.RawDescriptionHelpFormatter(prog, width=_width())
-
-
-@functools.cache
-def _width() -> int:
-    """Return the width of the help as argparse computes it: ``COLUMNS`` or the terminal's width, less two columns."""
-    try:
-        columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(1).columns
-    except (ValueError, OSError):
-        columns = 80
-    return (columns or 80) - 2
 
 
 def _working_directory() -> str:
@@ -96,7 +72,7 @@ def _working_directory() -> str:
 
 
 def _add_general_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-h", "--help", action="help", help="show this help message and exit")
+    group.add_argument("-h", "--help", action="help", help="show this help and exit")
     group.add_argument(
         "--version",
         "-V",
@@ -114,7 +90,7 @@ def _add_general_options(group: argparse._ArgumentGroup) -> None:
         dest="verbosity",
         action="count",
         default=0,
-        help="show more: what lockbuild locks and why, and the installer's output",
+        help="show the lock, and what the installer says",
     )
 
 
@@ -123,12 +99,12 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         "--outdir",
         "-o",
         metavar="PATH",
-        help="folder for the artifacts, also spelled --out-dir (default: dist in the source directory)",
+        help="folder for artifacts (default: SRCDIR/dist)",
     )
     group.add_argument(
         "--sdist-extract-dir",
         metavar="PATH",
-        help="when building a wheel from an sdist, unpack the sdist there and keep it (default: a temporary folder)",
+        help="unpack the sdist there, and keep it",
     )
     group.add_argument(
         "--sdist",
@@ -136,7 +112,7 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         dest="distributions",
         action="append_const",
         const="sdist",
-        help="build a source distribution, directly from the tree",
+        help="build an sdist, directly from the tree",
     )
     group.add_argument(
         "--wheel",
@@ -151,39 +127,37 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         dest="distributions",
         action="append_const",
         const="editable",
-        help="build an editable wheel, which refers to the tree and is meant for an installer (PEP 660)",
+        help="build an editable wheel (PEP 660)",
     )
     group.add_argument(
         "--metadata",
         action="store_true",
-        help="print the wheel's metadata as JSON instead of building; not allowed with --sdist or --wheel",
+        help="print the wheel's metadata as JSON instead",
     )
     group.add_argument(
         "--report",
         metavar="PATH",
-        help="write a JSON report of the artifacts (name, path, kind, size, SHA-256) to this file; - writes it to "
-        "standard output, and everything else to standard error",
+        help="write a JSON report; - is standard output",
     )
     group.add_argument(
         "--timings",
         action="store_true",
-        help="print how long each step took; with --report, add the times to the report",
+        help="print how long each step took",
     )
     group.add_argument(
         "--json",
         action="store_true",
-        help="print events, then the result or the error, as JSON lines on standard output; the output of hooks goes "
-        "to standard error",
+        help="print events and the result as JSON lines",
     )
     group.add_argument(
         "--end-with-stdin",
         action="store_true",
-        help="end the build when standard input ends, which happens when the program that started the build is killed",
+        help="end the build when standard input ends",
     )
     group.add_argument(
         "--clear",
         action="store_true",
-        help="remove the project's older artifacts from the output folder once the new ones are complete",
+        help="remove older artifacts after a success",
     )
     settings = group.add_mutually_exclusive_group()
     settings.add_argument(
@@ -192,8 +166,7 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         dest="config_settings",
         action="append",
         metavar="KEY=[VALUE]",
-        help="setting for the backend; may be repeated. For one that begins with a hyphen, write "
-        "--config-setting=--my-setting or -C--my-setting",
+        help="setting for the backend; may be repeated",
     )
     settings.add_argument("--config-json", metavar="JSON_STRING", help="settings for the backend, as a JSON object")
 
@@ -204,41 +177,37 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
         "--installer",
         choices=("pip", "uv"),
         default=os.environ.get(INSTALLER_VARIABLE) or "pip",
-        help=f"installer of the build requirements (default: {INSTALLER_VARIABLE}, else pip)",
+        help="installer of build requirements (default: pip)",
     )
     kind.add_argument(
         "--no-isolation",
         "-n",
         action="store_true",
-        help="build in the environment that lockbuild runs in, where the build requirements must be installed",
+        help="build in the environment of lockbuild",
     )
     group.add_argument(
         "--env-dir",
         metavar="PATH",
-        help="make the build environment in this folder, which must be empty; lockbuild removes it after a success "
-        "and keeps it after a failure",
+        help="make the build environment there",
     )
     group.add_argument(
         "--no-cache",
         action="store_true",
-        help="make a build environment for this build alone instead of using a kept one",
+        help="make an environment for this build alone",
     )
     group.add_argument(
         "--env-max-age",
         type=duration,
         metavar="TIME",
-        help="resolve the requirements again when the kept build environment is older than this: seconds, or a number "
-        f"followed by s, m, h or d (default: {ENV_MAX_AGE_VARIABLE}, else 24h)",
+        help="resolve again when older (default: 24h)",
     )
-    group.add_argument(
-        "--refresh", action="store_true", help="resolve the requirements again, even if the kept environment is new"
-    )
+    group.add_argument("--refresh", action="store_true", help="resolve the requirements again now")
     group.add_argument(
         "--link-mode",
         choices=("auto", "hardlink", "copy"),
+        metavar="MODE",
         default=os.environ.get(LINK_MODE_VARIABLE) or "auto",
-        help="how to put wheels from the cache into a kept build environment; auto uses the first of reflink, hard "
-        f"link and copy that works (default: {LINK_MODE_VARIABLE}, else auto)",
+        help="auto, hardlink or copy: how to place wheels",
     )
     group.add_argument(
         "--dependency-constraints-txt", metavar="PATH", help="constraints file for the build requirements"
@@ -247,7 +216,7 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
         "--skip-dependency-check",
         "-x",
         action="store_true",
-        help="with --no-isolation, do not check that the build requirements are installed",
+        help="with -n, do not check the requirements",
     )
 
 
@@ -255,21 +224,18 @@ def _add_lock_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--lock",
         choices=("auto", "always", "never"),
-        help="whether to lock the source tree; auto locks it when a hook may run setuptools (default: "
-        "tool.lockbuild.lock in pyproject.toml, else auto)",
+        help="whether to lock the tree (default: auto)",
     )
     group.add_argument(
         "--lock-timeout",
         type=seconds,
         metavar="SECONDS",
-        help=f"give up with exit status 75 when a lock is not free after this time (default: {LOCK_TIMEOUT_VARIABLE}, "
-        "else wait forever)",
+        help="give up when a lock is not free by then",
     )
     group.add_argument(
         "--cache-dir",
         metavar="DIR",
-        help="folder for lock files, build environments and wheels (default: LOCKBUILD_CACHE_DIR, else the platform's "
-        "cache folder)",
+        help="folder for locks, environments and wheels",
     )
 
 
@@ -277,22 +243,19 @@ def _add_sharing_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--reuse",
         action=argparse.BooleanOptionalAction,
-        help="when the source is an sdist, take the wheel of an earlier build with the same sdist, settings and "
-        f"environment (default: {REUSE_VARIABLE}, else only that of a build that is still running)",
+        help="of an sdist, take an earlier build's wheel",
     )
     group.add_argument(
         "--coalesce",
         action="store_true",
-        help="when the source is a tree, take the artifact of another --coalesce build that began after this one was "
-        "started",
+        help="share a build of the tree with others",
     )
     group.add_argument(
         "--max-sdist-size",
         type=size,
         metavar="SIZE",
         default=DEFAULT_MAX_SDIST_SIZE,
-        help="refuse an sdist that unpacks to more than this: bytes, a number followed by K, M, G or T, or none for no "
-        "limit (default: 4G)",
+        help="refuse a larger sdist (default: 4G)",
     )
 
 
