@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from lockbuild.hooks import client
 from machine import is_running, parent
-from witness import LOCKBUILD, PLAIN, PYTHON_BUILD, WitnessTree, wait_until
+from witness import LOCKBUILD, PATIENCE, PLAIN, PYTHON_BUILD, WitnessTree, wait_until
 
 WHEEL = "witness-1.0-py3-none-any.whl"
 
@@ -359,3 +360,18 @@ def test_a_hook_that_kills_its_host_fails_the_build(witness_tree: WitnessTree) -
     assert_fails(witness_tree, build)
     wait_until(lambda: not is_running(hook), "the end of the hook")
     assert_lock_is_free(witness_tree)
+
+
+def test_a_host_whose_environment_is_being_removed_says_nothing(environment: Path) -> None:
+    # It imports a backend that leaves a thread, and so has to start itself anew. By then its interpreter is gone.
+    [packages] = environment.glob("lib/*/site-packages")
+    removing = "import os, sys, threading\nos.unlink(sys.executable)\n"
+    removing += "threading.Thread(target=threading.Event().wait).start()\n"
+    (packages / "removing.py").write_text(removing)
+    lifeline, requests, replies = os.pipe(), os.pipe(), os.pipe()
+    inherited = (lifeline[0], requests[0], replies[1])
+    words = [str(environment / "bin" / "python"), "-c", client._EXECUTE, client._HOST, "removing", *map(str, inherited)]
+    ended = subprocess.run(words, pass_fds=inherited, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    for descriptor in (*lifeline, *requests, *replies):
+        os.close(descriptor)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
