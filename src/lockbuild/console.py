@@ -50,6 +50,7 @@ _STEPS = {
     "environment": "Making the build environment",
     "resolving": "Finding and fetching the build requirements",
     "filling": "Filling the build environment",
+    "unpack": "Reading and unpacking the sdist",
     "publish": "Publishing",
 }
 
