@@ -7,18 +7,23 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lockbuild.api import BuildOptions, async_build, build, project_wheel_metadata
+    from lockbuild.api import BuildOptions, async_build, build, build_many, project_wheel_metadata
     from lockbuild.errors import (
         ArtifactError,
         CacheFolderError,
+        CircleError,
         EnvironmentFolderError,
         InstallerError,
         LockbuildError,
         LockTimeoutError,
         LockUnavailableError,
+        NeededBuildFailedError,
         OutDirError,
+        PlanError,
+        PythonNotFoundError,
         SdistError,
         SettingsError,
+        SourceNotBuiltError,
         SourceTreeMovedError,
         UnmetDependenciesError,
         WheelError,
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     )
     from lockbuild.events import Holder, LockWait, Reporter
     from lockbuild.locks import SourceTreeLock
+    from lockbuild.many.plan import PlannedBuild
+    from lockbuild.many.run import Outcome
     from lockbuild.request import Artifact, BuildRequest, BuildResult, Timing
     from lockbuild.wheels import install_wheels
 
@@ -38,6 +45,7 @@ __all__ = [
     "BuildRequest",
     "BuildResult",
     "CacheFolderError",
+    "CircleError",
     "EnvironmentFolderError",
     "Holder",
     "InstallerError",
@@ -45,10 +53,16 @@ __all__ = [
     "LockUnavailableError",
     "LockWait",
     "LockbuildError",
+    "NeededBuildFailedError",
     "OutDirError",
+    "Outcome",
+    "PlanError",
+    "PlannedBuild",
+    "PythonNotFoundError",
     "Reporter",
     "SdistError",
     "SettingsError",
+    "SourceNotBuiltError",
     "SourceTreeLock",
     "SourceTreeMovedError",
     "Timing",
@@ -57,6 +71,7 @@ __all__ = [
     "WorkerError",
     "async_build",
     "build",
+    "build_many",
     "install_wheels",
     "project_wheel_metadata",
 ]
@@ -69,11 +84,14 @@ _MODULES = {
     "BuildResult": "request",
     "Holder": "events",
     "LockWait": "events",
+    "Outcome": "many.run",
+    "PlannedBuild": "many.plan",
     "Reporter": "events",
     "SourceTreeLock": "locks",
     "Timing": "request",
     "async_build": "api",
     "build": "api",
+    "build_many": "api",
     "install_wheels": "wheels",
     "project_wheel_metadata": "api",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import CacheFolderError, shown
@@ -52,6 +53,13 @@ def environment_folder(requested: str | os.PathLike[str] | None) -> str:
 def builds_folder(requested: str | os.PathLike[str] | None) -> str:
     """Return the folder of shared builds, which is private like `environment_folder`."""
     return _private_folder(requested, "builds")
+
+
+def logs_folder(requested: str | os.PathLike[str] | None) -> str:
+    """Return a new folder for the logs of a run, in a folder that is private like `environment_folder`."""
+    from tempfile import mkdtemp
+
+    return mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=_private_folder(requested, "logs"))
 
 
 def wheel_folder(requested: str | os.PathLike[str] | None) -> str:

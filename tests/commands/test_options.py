@@ -64,7 +64,6 @@ COMMAND_LINES = [
     ["--metadata", "a.whl"],
     ["--report", "r.json", "--sdist-extract-dir", "x", "--env-dir", "e", "--dependency-constraints-txt", "c"],
     # These are errors in both.
-    ["one", "two"],
     ["-q", "-v"],
     ["--quiet", "--verbose"],
     ["-n", "--installer", "uv"],
@@ -164,7 +163,8 @@ def test_the_same_options_exclude_each_other() -> None:
 def test_no_option_of_ours_takes_a_letter_that_build_may_come_to_use() -> None:
     more = set(make_parser()._option_string_actions) - set(BUILD_OPTIONS)
     assert "--lock" in more
-    assert [option for option in more if not option.startswith("--")] == []
+    # The letter of make, ninja and cargo.
+    assert [option for option in more if not option.startswith("--")] == ["-j"]
 
 
 def test_options_of_ours_are_not_abbreviated() -> None:
@@ -232,9 +232,10 @@ def test_the_help_fits_80_columns_and_two_screens(command: str) -> None:
     )
     lines = shown.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= 2 * 30
-    # Each option has its own line.
-    assert command != "build" or f"{'  -w, --wheel':32}build a wheel, directly from the tree" in lines
+    assert len(lines) <= 2 * 35
+    # Each option has one line.
+    assert not any(line.startswith(" " * 38) for line in lines if command == "build")
+    assert command != "build" or f"{'  -w, --wheel':38}build a wheel, directly from the tree" in lines
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,11 @@ _BUILD_OPTIONS = (
 def parse(arguments: Sequence[str], prog: str = "lockbuild") -> argparse.Namespace:
     """Parse arguments. Exits with status 2 for wrong usage."""
     parser = make_parser(prog)
-    parsed = parser.parse_args(_spelled_out(parser, arguments))
+    parsed, rest = parser.parse_known_args(_spelled_out(parser, arguments))
+    if unknown := [word for word in rest if word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    parsed.more_sources = rest
+    parsed.words = arguments
     _check_usage(parser, parsed)
     return parsed
 
@@ -41,7 +45,7 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
     """Return the parser. It has every option of ``build``, with the same default; a test compares the two."""
     parser = Parser(
         prog=prog,
-        usage="%(prog)s [options] [srcdir]",
+        usage="%(prog)s [options] [srcdir ...]",
         add_help=False,
         description=(
             "Build an sdist from a source tree, then a wheel from it, as `python -m build`\n"
@@ -50,16 +54,16 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
         epilog="More: https://lockbuild.readthedocs.io/en/latest/command-line.html",
     )
     parser.add_argument(
-        "srcdir",
-        nargs="?",
-        default=_working_directory(),
-        help="a tree (default: .), an sdist, or a wheel",
+        "srcdir", nargs="?", default=_working_directory(), help="a tree (default: .), an sdist, or a wheel"
     )
+    # argparse would not find further ones after an option.
+    parser.set_defaults(more_sources=[])
     _add_general_options(parser.add_argument_group("general options"))
     _add_build_options(parser.add_argument_group("build options"))
     _add_environment_options(parser.add_argument_group("build environment options"))
     _add_lock_options(parser.add_argument_group("lock options"))
     _add_sharing_options(parser.add_argument_group("sharing options"))
+    _add_many_options(parser.add_argument_group("options for many builds"))
     return parser
 
 
@@ -85,27 +89,13 @@ def _add_general_options(group: argparse._ArgumentGroup) -> None:
         "--quiet", "-q", dest="verbosity", action=_CountDown, default=0, help="show less; twice: only errors"
     )
     verbosity.add_argument(
-        "--verbose",
-        "-v",
-        dest="verbosity",
-        action="count",
-        default=0,
-        help="show the lock, and what the installer says",
+        "--verbose", "-v", dest="verbosity", action="count", default=0, help="show more: the lock, the installer"
     )
 
 
 def _add_build_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--outdir",
-        "-o",
-        metavar="PATH",
-        help="folder for artifacts (default: SRCDIR/dist)",
-    )
-    group.add_argument(
-        "--sdist-extract-dir",
-        metavar="PATH",
-        help="unpack the sdist there, and keep it",
-    )
+    group.add_argument("--outdir", "-o", metavar="PATH", help="folder for artifacts (default: dist)")
+    group.add_argument("--sdist-extract-dir", metavar="PATH", help="unpack the sdist there, and keep it")
     group.add_argument(
         "--sdist",
         "-s",
@@ -129,36 +119,12 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         const="editable",
         help="build an editable wheel (PEP 660)",
     )
-    group.add_argument(
-        "--metadata",
-        action="store_true",
-        help="print the wheel's metadata as JSON instead",
-    )
-    group.add_argument(
-        "--report",
-        metavar="PATH",
-        help="write a JSON report; - is standard output",
-    )
-    group.add_argument(
-        "--timings",
-        action="store_true",
-        help="print how long each step took",
-    )
-    group.add_argument(
-        "--json",
-        action="store_true",
-        help="print events and the result as JSON lines",
-    )
-    group.add_argument(
-        "--end-with-stdin",
-        action="store_true",
-        help="end the build when standard input ends",
-    )
-    group.add_argument(
-        "--clear",
-        action="store_true",
-        help="remove older artifacts after a success",
-    )
+    group.add_argument("--metadata", action="store_true", help="print metadata as JSON, build nothing")
+    group.add_argument("--report", metavar="PATH", help="write a JSON report; -: standard output")
+    group.add_argument("--timings", action="store_true", help="print how long each step took")
+    group.add_argument("--json", action="store_true", help="print events and result as JSON lines")
+    group.add_argument("--end-with-stdin", action="store_true", help="end the build when standard input ends")
+    group.add_argument("--clear", action="store_true", help="remove older artifacts after a success")
     settings = group.add_mutually_exclusive_group()
     settings.add_argument(
         "--config-setting",
@@ -168,7 +134,7 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         metavar="KEY=[VALUE]",
         help="setting for the backend; may be repeated",
     )
-    settings.add_argument("--config-json", metavar="JSON_STRING", help="settings for the backend, as a JSON object")
+    settings.add_argument("--config-json", metavar="JSON_STRING", help="settings for the backend, as JSON")
 
 
 def _add_environment_options(group: argparse._ArgumentGroup) -> None:
@@ -177,79 +143,43 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
         "--installer",
         choices=("pip", "uv"),
         default=os.environ.get(INSTALLER_VARIABLE) or "pip",
-        help="installer of build requirements (default: pip)",
+        help="installs requirements (default: pip)",
     )
-    kind.add_argument(
-        "--no-isolation",
-        "-n",
-        action="store_true",
-        help="build in the environment of lockbuild",
-    )
+    kind.add_argument("--no-isolation", "-n", action="store_true", help="build in the environment of lockbuild")
     group.add_argument(
-        "--env-dir",
-        metavar="PATH",
-        help="make the build environment there",
+        "--python", dest="pythons", action="append", metavar="PYTHON", help="build with this Python; may be repeated"
     )
-    group.add_argument(
-        "--no-cache",
-        action="store_true",
-        help="make an environment for this build alone",
-    )
-    group.add_argument(
-        "--env-max-age",
-        type=duration,
-        metavar="TIME",
-        help="resolve again when older (default: 24h)",
-    )
+    group.add_argument("--env-dir", metavar="PATH", help="make the build environment there")
+    group.add_argument("--no-cache", action="store_true", help="make an environment for this build only")
+    group.add_argument("--env-max-age", type=duration, metavar="TIME", help="resolve again when older (default: 24h)")
     group.add_argument("--refresh", action="store_true", help="resolve the requirements again now")
     group.add_argument(
         "--link-mode",
         choices=("auto", "hardlink", "copy"),
         metavar="MODE",
         default=os.environ.get(LINK_MODE_VARIABLE) or "auto",
-        help="auto, hardlink or copy: how to place wheels",
+        help="place wheels by: auto, hardlink, copy",
+    )
+    group.add_argument("--dependency-constraints-txt", metavar="PATH", help="constraints for the build requirements")
+    group.add_argument(
+        "--source", dest="sources", action="append", metavar="NAME=WHEEL", help="install this wheel of a requirement"
     )
     group.add_argument(
-        "--dependency-constraints-txt", metavar="PATH", help="constraints file for the build requirements"
-    )
-    group.add_argument(
-        "--skip-dependency-check",
-        "-x",
-        action="store_true",
-        help="with -n, do not check the requirements",
+        "--skip-dependency-check", "-x", action="store_true", help="with -n, do not check the requirements"
     )
 
 
 def _add_lock_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--lock", choices=("auto", "always", "never"), help="whether to lock the tree (default: auto)")
     group.add_argument(
-        "--lock",
-        choices=("auto", "always", "never"),
-        help="whether to lock the tree (default: auto)",
+        "--lock-timeout", type=seconds, metavar="SECONDS", help="give up when a lock is not free by then"
     )
-    group.add_argument(
-        "--lock-timeout",
-        type=seconds,
-        metavar="SECONDS",
-        help="give up when a lock is not free by then",
-    )
-    group.add_argument(
-        "--cache-dir",
-        metavar="DIR",
-        help="folder for locks, environments and wheels",
-    )
+    group.add_argument("--cache-dir", metavar="DIR", help="folder for locks, environments, wheels")
 
 
 def _add_sharing_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--reuse",
-        action=argparse.BooleanOptionalAction,
-        help="of an sdist, take an earlier build's wheel",
-    )
-    group.add_argument(
-        "--coalesce",
-        action="store_true",
-        help="share a build of the tree with others",
-    )
+    group.add_argument("--reuse", action=argparse.BooleanOptionalAction, help="of an sdist, take an earlier wheel")
+    group.add_argument("--coalesce", action="store_true", help="share a build of the tree with others")
     group.add_argument(
         "--max-sdist-size",
         type=size,
@@ -257,6 +187,27 @@ def _add_sharing_options(group: argparse._ArgumentGroup) -> None:
         default=DEFAULT_MAX_SDIST_SIZE,
         help="refuse a larger sdist (default: 4G)",
     )
+
+
+def _add_many_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--jobs", "-j", type=_number_of_jobs, metavar="N", help="build N of the sources at a time")
+    group.add_argument("--all-packages", action="store_true", help="build all packages of the workspace")
+    group.add_argument(
+        "--package", dest="packages", action="append", metavar="NAME", help="build this package and what it needs"
+    )
+    group.add_argument("--no-sources", action="store_true", help="do not use wheels of this run for others")
+    group.add_argument("--fail-fast", action="store_true", help="start no build after one has failed")
+    group.add_argument("--logs", metavar="DIR", help="folder for the log of each build")
+
+
+def _number_of_jobs(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+_number_of_jobs.__name__ = "number of jobs"
 
 
 class _CountDown(argparse.Action):
@@ -289,6 +240,26 @@ def _complete(parser: argparse.ArgumentParser, word: str) -> str:
     return f"{option}{equals}{value}"
 
 
+def asks_for_many(parsed: argparse.Namespace) -> bool:
+    """Tell whether a command line asks for a run of builds, rather than for one build in this process."""
+    several_pythons = len(parsed.pythons or ()) > 1
+    return bool(parsed.more_sources or parsed.all_packages or parsed.packages or parsed.jobs or several_pythons)
+
+
+def without_python(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line less the option ``--python``."""
+    left = []
+    waiting = iter(words)
+    for word in waiting:
+        if word == "--python":
+            next(waiting)
+        elif not word.startswith("--python="):
+            left.append(word)
+        if word == "--":
+            return [*left, *waiting]
+    return left
+
+
 def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     """Exit with status 2 for options that exclude each other, in the words of ``build``."""
     if parsed.json and parsed.report == "-":
@@ -296,6 +267,12 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
     if parsed.json:
         # The build itself reports wrong usage to a program, as an event with the message of the Python API.
         return
+    if parsed.pythons and parsed.no_isolation:
+        parser.error("--python: not allowed with --no-isolation; run lockbuild in the environment of that Python")
+    if asks_for_many(parsed):
+        for option in ("--metadata", "--env-dir", "--sdist-extract-dir"):
+            if getattr(parsed, option[2:].replace("-", "_")):
+                parser.error(f"{option}: not allowed with many builds")
     if parsed.env_dir is not None and parsed.no_isolation:
         parser.error("--env-dir: not allowed with --no-isolation")
     if parsed.report is not None and parsed.metadata:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 # The column in which the help of an option begins. What is left of 80 columns is enough for a short sentence.
-_HELP_COLUMN = 32
+_HELP_COLUMN = 38
 
 
 class Parser(argparse.ArgumentParser):

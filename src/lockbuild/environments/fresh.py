@@ -27,8 +27,8 @@ class FreshEnvironment:
 
     def __init__(self, wanted: EnvironmentRequest) -> None:
         self._environment = isolated_environment(wanted.build.installer, wanted.build.env_dir)
+        self._wanted = wanted
         self._requirements = tuple(wanted.requirements)
-        self._constraints = wanted.constraints
         self._log = (wanted.reporter, wanted.build.verbosity)
 
     def __enter__(self) -> Self:
@@ -53,11 +53,12 @@ class FreshEnvironment:
         if not requirements:
             return
         log_requirements(requirements)
+        constraints = self._wanted.constraints_for_installer()
         with killing_descendants():
             if self._environment.installer == "uv":
-                install_with_uv(self._environment, requirements, self._constraints, {})
+                install_with_uv(self._environment, requirements, constraints, {})
             else:
-                install_with_pip(self._environment, requirements, self._constraints, {}, fresh=fresh)
+                install_with_pip(self._environment, requirements, constraints, {}, fresh=fresh)
 
     @property
     def requirements(self) -> tuple[str, ...]:
@@ -75,9 +76,10 @@ class FreshEnvironment:
 
     def install(self, requirements: Collection[str]) -> bool:
         """Install more requirements under the constraints."""
+        self._requirements = (*self._requirements, *requirements)
+        self._wanted = self._wanted.with_wheels_for(self._requirements)
         with forward_log(*self._log):
             self._install(requirements, fresh=False)
-        self._requirements = (*self._requirements, *requirements)
         return True
 
     def required_versions(self) -> dict[str, str]:

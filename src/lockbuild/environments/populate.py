@@ -77,13 +77,14 @@ def _install(
     log_requirements(wanted.requirements)
     if wanted.build.installer == "uv":
         # Where local distributions may be newer, uv looks past its cache.
-        options = [_REINSTALL] if any(map(describe_source, key.sources)) else []
-        install_with_uv(environment, wanted.requirements, wanted.constraints, variables, options=options)
+        options = [_REINSTALL] if wanted.wheels or any(map(describe_source, key.sources)) else []
+        constraints = wanted.constraints_for_installer()
+        install_with_uv(environment, wanted.requirements, constraints, variables, options=options)
         return
     if can_fill(wanted):
         fill(environment, paths, wanted, variables)
         return
-    install_with_pip(environment, wanted.requirements, wanted.constraints, variables)
+    install_with_pip(environment, wanted.requirements, wanted.constraints_for_installer(), variables)
 
 
 def _paths(environment: str) -> dict[str, str]:
