@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import sys
 import tomllib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,6 +74,8 @@ class Project(NamedTuple):
     """From ``[tool.lockbuild]``; ``auto`` by default."""
     has_project_table: bool = False
     """Whether pyproject.toml has a ``[project]`` table (PEP 621)."""
+    requires_python: str | None = None
+    """From ``[project]``, if it stands there."""
 
     @property
     def imported_ahead(self) -> tuple[str, ...]:
@@ -133,7 +137,33 @@ def read_project(tree: str) -> Project:
         requires=tuple(build_system["requires"]),
         lock=_read_lock_policy(pyproject.get("tool", {}), shown(path)),
         has_project_table="project" in pyproject,
+        requires_python=_read_requires_python(pyproject),
     )
+
+
+def warning_of_python(project: Project) -> str | None:
+    """Return a warning for a project that says it does not run on this Python. `build` builds it all the same."""
+    wanted, version = project.requires_python, sys.version_info[:3]
+    if wanted is None:
+        return None
+    running = ".".join(map(str, version))
+    if plain := re.fullmatch(r">= *(\d+)\.(\d+)", wanted):
+        is_supported = version >= (int(plain[1]), int(plain[2]))
+    else:
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+        try:
+            is_supported = SpecifierSet(wanted).contains(running, prereleases=True)
+        except InvalidSpecifier:
+            # The backend reports it.
+            return None
+    return None if is_supported else f"The project requires Python {shown(wanted)}, and is built with Python {running}"
+
+
+def _read_requires_python(pyproject: Mapping[str, Any]) -> str | None:
+    table = pyproject.get("project")
+    wanted = table.get("requires-python") if isinstance(table, dict) else None
+    return wanted if isinstance(wanted, str) else None
 
 
 def _is_plainly_legacy(pyproject: Mapping[str, Any], tree: str) -> bool:

@@ -9,7 +9,9 @@ import argparse
 import contextlib
 import io
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,77 @@ def test_what_follows_two_hyphens_is_a_source_also_when_it_is_spelled_like_an_op
     built = _lockbuild(witness_tree, "--wheel", "--", "--out-dir")
     assert built.returncode == 1
     assert built.stderr.splitlines()[-1] == "ERROR Source --out-dir is not a directory"
+
+
+@pytest.mark.parametrize("command", ["build", "run", "cache"])
+def test_the_help_fits_80_columns_and_two_screens(command: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", f"lockbuild.commands.{command}" if command != "build" else "lockbuild", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"COLUMNS": "80"},
+    )
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 2 * 35
+    # Each option has one line.
+    assert not any(line.startswith(" " * 38) for line in lines if command == "build")
+    assert command != "build" or f"{'  -w, --wheel':38}build a wheel, directly from the tree" in lines
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "hint", "problem"),
+    [
+        ("lockbuild", ["--whel"], "did you mean --wheel? {} --help", "unrecognized arguments: --whel"),
+        (
+            "lockbuild",
+            ["--lok=x"],
+            "did you mean --lock? {} --help",
+            "unrecognized arguments: --lok=x",
+        ),
+        (
+            "lockbuild",
+            ["--metadata", "-s"],
+            "python -m lockbuild --help",
+            "--metadata: not allowed with --sdist or --wheel",
+        ),
+        (
+            "lockbuild.commands.cache",
+            ["prune", "--older-than"],
+            "lockbuild-cache prune --help",
+            "argument --older-than",
+        ),
+        ("lockbuild.commands.run", ["--no-such-thing"], "{} --help", "unrecognized"),
+    ],
+)
+def test_wrong_usage_is_a_hint_and_one_line(module: str, words: list[str], hint: str, problem: str) -> None:
+    refused = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    tip, error = refused.stderr.splitlines()
+    hint = hint.format(f"python -m {module}")
+    assert tip == f"TIP {hint} lists all options"
+    assert error.startswith(f"{hint.rpartition('? ')[2].removesuffix(' --help')}: error: {problem}")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize(
+    ("command", "parser", "word", "completed"),
+    [
+        ("lockbuild", "options.make_parser", "--whe", "--wheel"),
+        ("lockbuild-run", "run.make_parser", "--lock", "--lock-timeout"),
+        ("lockbuild-cache", "cache.make_parser", "pru", "prune"),
+    ],
+)
+def test_shtab_makes_completions_of_the_parsers(
+    tmp_path: Path, command: str, parser: str, word: str, completed: str
+) -> None:
+    made = [sys.executable, "-m", "shtab", "--shell=bash", f"lockbuild.commands.{parser}"]
+    (tmp_path / "script").write_text(subprocess.run(made, capture_output=True, text=True, check=True).stdout)
+    ask = f". {tmp_path}/script; COMP_WORDS=({command} {word}); COMP_CWORD=1; set -- $(complete -p {command}); "
+    ask += f"while [ $1 != -F ]; do shift; done; $2 {command} {word}; echo ${{COMPREPLY[@]}}"
+    found = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [completed]
 
 
 def test_out_dir_without_a_value_is_wrong_usage(witness_tree: WitnessTree) -> None:
