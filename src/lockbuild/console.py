@@ -279,7 +279,13 @@ def _annotation(message: str, place: Place | None) -> str:
     text = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     if place is None:
         return f"::error::{text}"
-    file = place.file.replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
+    # A forge knows files by their paths in the repository.
+    try:
+        file = os.path.relpath(place.file, os.environ.get("GITHUB_WORKSPACE") or os.curdir)
+    except ValueError:
+        # On another drive of Windows.
+        file = place.file
+    file = file.replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
     return f"::error file={shown(file)},line={place.line}::{text}"
 
 

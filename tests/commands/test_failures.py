@@ -125,10 +125,10 @@ def test_a_project_for_another_python_is_built_with_one_warning_before(
 
 
 def test_on_github_an_error_is_shown_at_the_line_of_the_file(witness_tree: WitnessTree) -> None:
-    env = {"GITHUB_ACTIONS": "true"}
-    path = witness_tree.path / "pyproject.toml"
+    env = {"GITHUB_ACTIONS": "true", "GITHUB_WORKSPACE": str(witness_tree.path.parent)}
+    path = "tree/pyproject.toml"
     # A setting of ours, an error of build, and one of a backend.
-    valid = path.read_text()
+    valid = (witness_tree.path / "pyproject.toml").read_text()
     replace(witness_tree, valid + "\n[tool.lockbuild]\nlock = '100%'\n")
     *_, annotation, last = fail(witness_tree, env=env)
     assert annotation == f"::error file={path},line=1::{last.removeprefix('ERROR ').replace('%', '%25')}"
