@@ -35,15 +35,14 @@ if TYPE_CHECKING:
     from lockbuild.event_lines import EventWriter
     from lockbuild.many.plan import Plan, PlannedBuild
     from lockbuild.other_python import Python
-    from lockbuild.request import Artifact, BuildRequest
+    from lockbuild.request import Artifact
 
 
 def build_many(parsed: argparse.Namespace, output: Console | EventWriter) -> int:
     """Build all that a command line names; return the exit status. Raises what keeps the run from being started."""
     with interruptible():
-        request = make_request(parsed)
-        plan = _plan(parsed, request)
-        logs = parsed.logs or logs_folder(request.cache_dir)
+        plan = _plan(parsed)
+        logs = parsed.logs or logs_folder(parsed.cache_dir)
         os.makedirs(logs, exist_ok=True)
     outcomes: list[Outcome] = []
     run = Run(plan, jobs=parsed.jobs or os.cpu_count() or 1, logs=logs)
@@ -70,18 +69,14 @@ def build_many(parsed: argparse.Namespace, output: Console | EventWriter) -> int
     return LockTimeoutError.exit_status if all(isinstance(each.error, LockTimeoutError) for each in failed) else 1
 
 
-def _plan(parsed: argparse.Namespace, request: BuildRequest) -> Plan:
-    sources = not parsed.no_sources
+def _plan(parsed: argparse.Namespace) -> Plan:
     pythons = [find_python(each) for each in parsed.pythons or ()]
-    if not (parsed.all_packages or parsed.packages):
-        return make_plan(
-            [request._replace(source=each) for each in (parsed.srcdir, *parsed.more_sources)], pythons, sources=sources
-        )
-    workspace = find_workspace(parsed.srcdir)
-    request = request._replace(out_dir=request.out_dir or os.path.join(workspace.root, "dist"))
-    plan = make_plan(
-        [request._replace(source=os.path.relpath(each)) for each in workspace.packages], pythons, sources=sources
-    )
+    trees, out_dir = [parsed.srcdir, *parsed.more_sources], parsed.outdir
+    if parsed.all_packages or parsed.packages:
+        workspace = find_workspace(parsed.srcdir)
+        trees, out_dir = [*map(os.path.relpath, workspace.packages)], out_dir or os.path.join(workspace.root, "dist")
+    requests = [make_request(parsed, tree)._replace(out_dir=out_dir) for tree in trees]
+    plan = make_plan(requests, pythons, sources=not parsed.no_sources)
     return plan.only(parsed.packages) if parsed.packages else plan
 
 

@@ -10,8 +10,6 @@ from lockbuild import __version__
 from lockbuild.commands.parser import Parser
 from lockbuild.settings import (
     DEFAULT_MAX_SDIST_SIZE,
-    INSTALLER_VARIABLE,
-    LINK_MODE_VARIABLE,
     duration,
     seconds,
     size,
@@ -142,7 +140,6 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
     kind.add_argument(
         "--installer",
         choices=("pip", "uv"),
-        default=os.environ.get(INSTALLER_VARIABLE) or "pip",
         help="installs requirements (default: pip)",
     )
     kind.add_argument("--no-isolation", "-n", action="store_true", help="build in the environment of lockbuild")
@@ -157,7 +154,6 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
         "--link-mode",
         choices=("auto", "hardlink", "copy"),
         metavar="MODE",
-        default=os.environ.get(LINK_MODE_VARIABLE) or "auto",
         help="place wheels by: auto, hardlink, copy",
     )
     group.add_argument("--dependency-constraints-txt", metavar="PATH", help="constraints for the build requirements")
