@@ -116,6 +116,9 @@ _OF_OTHER_VERSIONS = {
     "ERROR: Could not find a version that satisfies the requirement x>9 (from versions: 1, 2, 3, 4, 5, 6)\n": (
         "Could not find a version that satisfies the requirement x>9 (from versions: …, 4, 5, 6)"
     ),
+    "ERROR: Exception:\nTraceback (most recent call last):\n  File x\nDeprecationWarning: old\n": (
+        "DeprecationWarning: old"
+    ),
     "something else\nwent wrong.\n": "went wrong",
     "": "it printed nothing",
 }

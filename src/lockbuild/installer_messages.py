@@ -36,7 +36,10 @@ _ERROR_OF_PIP = r"(ERROR:|error:|\u00d7) "
 _TEMPORARY_FILE = re.compile(r" \(from (-r |line \d+ of )\S+build-(requirements|constraints)-\S+( \(line \d+\))?\)")
 
 # Lines that pip prints after the one with the reason.
-_WITHOUT_REASON = ("No matching distribution found", "ResolutionImpossible", "subprocess-exited", "metadata-generation")
+_WITHOUT_REASON = (
+    *("No matching distribution found", "ResolutionImpossible", "subprocess-exited", "metadata-generation"),
+    "Exception:",
+)
 
 # How many of the versions that do not match are named: the newest ones.
 _VERSIONS_NAMED = 3
@@ -84,8 +87,7 @@ def _reason_of_uv(lines: list[str]) -> str:
     # "Request failed after 3 retries" says less than the link after it, which has the address.
     first = next((link for link in links if "://" in link), links[0])
     # What a backend has printed, for a requirement that uv builds, stands below the chain.
-    raised = (line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception): ", line))
-    return f"{first.rstrip(':')}: {next(raised, re.sub(r' .os error [0-9]+.$', '', links[-1]))}"
+    return f"{first.rstrip(':')}: {next(_raised(lines), re.sub(r' .os error [0-9]+.$', '', links[-1]))}"
 
 
 def _reasons_of_pip(lines: list[str]) -> Iterator[str]:
@@ -101,7 +103,13 @@ def _reasons_of_pip(lines: list[str]) -> Iterator[str]:
         if error.startswith("Cannot install "):
             yield f"{error.rstrip('.')}: {'; '.join(_conflict(lines))}"
         yield f"{error.rstrip('.')}: {lines[ends[0] - 1]}" if ends else error
-    yield from reversed(errors)
+    # pip itself may end with a traceback.
+    yield from (*_raised(lines), *reversed(errors))
+
+
+def _raised(lines: list[str]) -> Iterator[str]:
+    """Yield the last lines of tracebacks, the last one first."""
+    return (line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Warning): ", line))
 
 
 def _conflict(lines: list[str]) -> Iterator[str]:

@@ -247,7 +247,7 @@ def seen(row: Row, outcome: Outcome, part: str) -> object:
     if part == "stderr" and row.reuses_environment:
         return MAKING_AN_ENVIRONMENT.sub("", outcome.stderr)
     if part == "stderr" and outcome.status == 1:
-        return REASON.sub(r"\1\n", BEFORE.sub("", outcome.stderr))
+        return REASON.sub(r"\1", BEFORE.sub("", outcome.stderr))
     if part == "stderr" and outcome.status == 2:
         # The usage before it names our further options.
         return outcome.stderr.splitlines()[-1]
