@@ -152,6 +152,15 @@ def test_a_wheel_that_is_not_what_its_record_says_is_refused(house: Wheelhouse, 
     assert list(site_packages(environment).iterdir()) == []
 
 
+def test_a_wheel_that_cannot_be_read_is_named(tmp_path: Path, environment: Path) -> None:
+    wheel = tmp_path / "bad-1.0-py3-none-any.whl"
+    with refused(wheel, environment) as [message]:
+        assert message.endswith("it cannot be read: No such file or directory")
+    wheel.mkdir()
+    with refused(wheel, environment) as [message]:
+        assert message.endswith("it cannot be read: Is a directory")
+
+
 def test_a_wheel_with_another_hash_is_refused(house: Wheelhouse, environment: Path) -> None:
     wheel = house.add_wheel("alpha")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
