@@ -122,6 +122,7 @@ def build_many(
     executor are waited for. Raises `PlanError` and `PythonNotFoundError` before anything is built.
     """
     # It imports asyncio.
+    from lockbuild.many.executors import on_this_machine
     from lockbuild.many.plan import make_plan
     from lockbuild.many.run import Run, RunReporter, iterate
     from lockbuild.other_python import find_python
@@ -133,7 +134,7 @@ def build_many(
         logs = logs_folder(wanted[0].cache_dir if wanted else None)
     else:
         os.makedirs(logs, exist_ok=True)
-    run = Run(plan, jobs=jobs or os.cpu_count() or 1, logs=os.fspath(logs), executor=executor)
+    run = Run(plan, on_this_machine(jobs, executor), logs=os.fspath(logs))
     return iterate(run.outcomes(RunReporter(), fail_fast=fail_fast))
 
 

@@ -157,6 +157,10 @@ class WorkerError(LockbuildError):
         super().__init__(f"The build process ended unexpectedly with status {status}; start the build again")
 
 
+class ExecutorError(LockbuildError):
+    """A scheduler cannot be reached, or its workers cannot run a build."""
+
+
 class PlanError(LockbuildError):
     """Builds of one run exclude each other, or a source of it cannot be found."""
 

@@ -39,7 +39,7 @@ class Session:
     ) -> None:
         self.request = request
         self.reporter = reporter
-        self.out_dir = _out_dir_of(request)
+        self.out_dir = out_dir_of(request)
         self.collects_output = collects_output
         self.timings: list[Timing] = []
         self._distributions_left = distributions
@@ -184,7 +184,7 @@ class Session:
         return show
 
 
-def _out_dir_of(request: BuildRequest) -> str:
+def out_dir_of(request: BuildRequest) -> str:
     """Return the out-dir of a request, as ``build`` chooses it when none is given."""
     if request.out_dir is not None:
         return request.out_dir

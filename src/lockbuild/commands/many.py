@@ -19,8 +19,11 @@ from lockbuild.console import Console, Place
 from lockbuild.errors import LockTimeoutError, shown
 from lockbuild.event_lines import error_fields
 from lockbuild.interruption import interruptible
+from lockbuild.many.executors import on_this_machine
 from lockbuild.many.plan import make_plan
+from lockbuild.many.remote import on_workers
 from lockbuild.many.run import Outcome, Run, RunReporter
+from lockbuild.many.run import Place as PlaceForBuilds
 from lockbuild.many.show import shown_run
 from lockbuild.many.workspace import find_workspace
 from lockbuild.other_python import find_python
@@ -30,7 +33,7 @@ from lockbuild.request import BuildResult
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Coroutine, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from lockbuild.event_lines import EventWriter
     from lockbuild.many.plan import Plan, PlannedBuild
@@ -45,7 +48,7 @@ def build_many(parsed: argparse.Namespace, output: Console | EventWriter) -> int
         logs = parsed.logs or logs_folder(parsed.cache_dir)
         os.makedirs(logs, exist_ok=True)
     outcomes: list[Outcome] = []
-    run = Run(plan, jobs=parsed.jobs or os.cpu_count() or 1, logs=logs)
+    run = Run(plan, _place_for_builds(parsed), logs=logs)
     audience = _People(output) if isinstance(output, Console) else _Programs(output)
     with audience.hearing(len(plan.wanted)) as reporter:
 
@@ -78,6 +81,12 @@ def _plan(parsed: argparse.Namespace) -> Plan:
     requests = [make_request(parsed, tree)._replace(out_dir=out_dir) for tree in trees]
     plan = make_plan(requests, pythons, sources=not parsed.no_sources)
     return plan.only(parsed.packages) if parsed.packages else plan
+
+
+def _place_for_builds(parsed: argparse.Namespace) -> AbstractAsyncContextManager[PlaceForBuilds]:
+    if parsed.executor is None:
+        return on_this_machine(parsed.jobs)
+    return on_workers(parsed.executor, parsed.jobs, parsed.pass_env or ())
 
 
 def _report(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -193,6 +193,12 @@ def _add_many_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--no-sources", action="store_true", help="do not use wheels of this run for others")
     group.add_argument("--fail-fast", action="store_true", help="start no build after one has failed")
+    group.add_argument(
+        "--executor", type=_dask_address, metavar="dask:ADDRESS", help="build on the workers of a dask scheduler"
+    )
+    group.add_argument(
+        "--pass-env", action="append", metavar="NAME", help="pass this variable to the workers; may be repeated"
+    )
     group.add_argument("--logs", metavar="DIR", help="folder for the log of each build")
 
 
@@ -204,6 +210,16 @@ def _number_of_jobs(text: str) -> int:
 
 
 _number_of_jobs.__name__ = "number of jobs"
+
+
+def _dask_address(text: str) -> str:
+    engine, _, address = text.partition(":")
+    if engine != "dask" or not address:
+        raise ValueError(text)
+    return address
+
+
+_dask_address.__name__ = "executor"
 
 
 class _CountDown(argparse.Action):
@@ -239,7 +255,8 @@ def _complete(parser: argparse.ArgumentParser, word: str) -> str:
 def asks_for_many(parsed: argparse.Namespace) -> bool:
     """Tell whether a command line asks for a run of builds, rather than for one build in this process."""
     several_pythons = len(parsed.pythons or ()) > 1
-    return bool(parsed.more_sources or parsed.all_packages or parsed.packages or parsed.jobs or several_pythons)
+    several_sources = parsed.more_sources or parsed.all_packages or parsed.packages
+    return bool(several_sources or parsed.jobs or several_pythons or parsed.executor)
 
 
 def without_python(words: Sequence[str]) -> list[str]:
@@ -265,6 +282,8 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
         return
     if parsed.pythons and parsed.no_isolation:
         parser.error("--python: not allowed with --no-isolation; run lockbuild in the environment of that Python")
+    if parsed.pythons and parsed.executor:
+        parser.error("--python: not allowed with --executor; start the workers with that Python")
     if asks_for_many(parsed):
         for option in ("--metadata", "--env-dir", "--sdist-extract-dir"):
             if getattr(parsed, option[2:].replace("-", "_")):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 from lockbuild.build_process import build_in_process
@@ -17,7 +18,7 @@ from lockbuild.many.jobserver import slots
 from lockbuild.many.log import BuildLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from concurrent.futures import Executor
 
     from lockbuild.many.jobserver import Slots
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 class Processes:
     """Processes that this one starts, as many at a time as there are slots."""
 
-    def __init__(self, free: Slots, variables: Mapping[str, str]) -> None:
+    def __init__(self, jobs: int, free: Slots, variables: Mapping[str, str]) -> None:
+        self.jobs = jobs
         self._free = free
         self._variables = variables
 
@@ -37,13 +39,14 @@ class Processes:
     ) -> BuildResult:
         """Run a build that writes a log. Raises what the build raises."""
         async with self._free.taken():
-            return await _build_logged(request, python, log, activity, self._variables)
+            return await build_logged(request, python, log, activity, self._variables)
 
 
 class OnExecutor:
     """Processes that an executor on this machine starts, as many at a time as it likes."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, jobs: int, executor: Executor) -> None:
+        self.jobs = jobs
         self._executor = executor
 
     async def build(
@@ -58,23 +61,27 @@ class OnExecutor:
         return result
 
 
-@contextlib.contextmanager
-def place_for_builds(jobs: int, executor: Executor | None) -> Iterator[Processes | OnExecutor]:
-    """Yield the place where the builds of a run take place."""
+@contextlib.asynccontextmanager
+async def on_this_machine(
+    jobs: int | None = None, executor: Executor | None = None
+) -> AsyncGenerator[Processes | OnExecutor, None]:
+    """Yield a place for builds, ``jobs`` at a time; by default, as many as there are cores."""
+    jobs = jobs or os.cpu_count() or 1
     if executor is not None:
-        yield OnExecutor(executor)
+        yield OnExecutor(jobs, executor)
         return
     with slots(jobs) as (free, variables):
-        yield Processes(free, variables)
+        yield Processes(jobs, free, variables)
 
 
-async def _build_logged(
+async def build_logged(
     request: BuildRequest,
     python: Python | None,
     log: str,
     activity: Callable[[str], None],
     variables: Mapping[str, str],
 ) -> BuildResult:
+    """Run a build in a process that this one starts, and write a log. Raises what the build raises."""
     with open(log, "wb", buffering=0) as file:
         reporter = BuildLog(file, request.verbosity, activity)
         try:
@@ -87,6 +94,6 @@ async def _build_logged(
 def _build(request: BuildRequest, python: Python | None, log: str) -> BuildResult | dict[str, Any]:
     """Run a build; return its result, or what is known of its error."""
     try:
-        return asyncio.run(_build_logged(request, python, log, lambda _: None, {}))
+        return asyncio.run(build_logged(request, python, log, lambda _: None, {}))
     except Exception as error:  # noqa: BLE001 - it is raised where the run is
         return error_fields(error)

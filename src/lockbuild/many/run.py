@@ -10,21 +10,20 @@ import threading
 import time
 from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from packaging.utils import parse_wheel_filename
 
 from lockbuild.errors import ArtifactError, CircleError, NeededBuildFailedError, SourceNotBuiltError, shown
-from lockbuild.many.executors import OnExecutor, Processes, place_for_builds
 from lockbuild.many.queue import ReadyQueue
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Iterator
-    from concurrent.futures import Executor
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from lockbuild.many.plan import Plan, PlannedBuild
     from lockbuild.other_python import Python
-    from lockbuild.request import BuildResult
+    from lockbuild.request import BuildRequest, BuildResult
 
 
 class Outcome(NamedTuple):
@@ -51,19 +50,28 @@ class RunReporter:
         """Called when a build has ended; it is not over if it has to wait for another one and is started again."""
 
 
+class Place(Protocol):
+    """Where builds take place: on this machine, or on others."""
+
+    jobs: int
+    """How many builds to start at a time."""
+
+    async def build(
+        self, request: BuildRequest, python: Python | None, log: str, activity: Callable[[str], None]
+    ) -> BuildResult:
+        """Run a build that writes a log. Raises what the build raises."""
+
+
 class Run:
     """
-    A run of many builds, at most ``jobs`` at a time. Each writes a log into the folder ``logs``.
-
-    An ``executor`` starts them in its own threads or processes. It must be on this machine.
+    A run of many builds at a place. Each writes a log into the folder ``logs``.
 
     A provider that is not wanted is started only if another build needs it.
     """
 
-    def __init__(self, plan: Plan, *, jobs: int, logs: str, executor: Executor | None = None) -> None:
-        self._executor = executor
+    def __init__(self, plan: Plan, place: AbstractAsyncContextManager[Place], *, logs: str) -> None:
+        self._place = place
         self._providers = plan.providers
-        self._jobs = jobs
         self._logs = logs
         self._queue: ReadyQueue[PlannedBuild] = ReadyQueue()
         self._wheels: dict[str, dict[Python | None, str]] = {name: {} for name in plan.providers}
@@ -82,11 +90,11 @@ class Run:
         """
         running: set[asyncio.Task[Outcome | None]] = set()
         has_failed = False
-        with place_for_builds(self._jobs, self._executor) as place:
+        async with self._place as place:
             try:
                 while True:
                     stops = has_failed and fail_fast
-                    while len(running) < self._jobs and not stops and (build := self._queue.take()):
+                    while len(running) < place.jobs and not stops and (build := self._queue.take()):
                         running.add(asyncio.create_task(self._build(build, place, reporter)))
                     for given_up in self._given_up(is_stuck=not running):
                         yield given_up
@@ -153,7 +161,7 @@ class Run:
                 self._queue.failed(build)
                 yield Outcome(build, error=error)
 
-    async def _build(self, build: PlannedBuild, place: Processes | OnExecutor, reporter: RunReporter) -> Outcome | None:
+    async def _build(self, build: PlannedBuild, place: Place, reporter: RunReporter) -> Outcome | None:
         """Build; ``None`` if it turns out to need another build, after which it is started again."""
         self._started += 1
         log = os.path.join(self._logs, f"{self._started:03}-{os.path.basename(os.path.abspath(build.label))}.log")
