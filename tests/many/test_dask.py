@@ -18,6 +18,7 @@ import pytest
 import lockbuild
 from machine import is_running
 from monorepo import Monorepo
+from wheelhouse import Wheelhouse
 from witness import PATIENCE, end_all, wait_until
 
 pytest.importorskip("distributed")
@@ -159,14 +160,19 @@ def test_the_wheel_of_another_project_travels_to_the_worker(repo: Monorepo, clus
     assert repo.built()[-1] == "app"
 
 
-def test_a_constraints_file_travels_to_the_worker(repo: Monorepo, cluster: Cluster) -> None:
-    repo.add("app", requires=["tool"])
-    repo.add("tool", version="1.0")
-    (repo.folder / "constraints.txt").write_text("tool < 1\n")
-    # Without isolation of the two: the tool is not built in this run.
-    words = ("--no-sources", "--dependency-constraints-txt", "constraints.txt", "app")
-    _, err = repo.build(*_on(cluster, "--logs", "logs"), *words, status=1)
-    assert "tool" in err
+def test_a_constraints_file_travels_to_the_worker(repo: Monorepo, cluster: Cluster, tmp_path: Path) -> None:
+    house = Wheelhouse(tmp_path / "house")
+    house.folder.mkdir()
+    for version in ("1.0", "2.0"):
+        house.add_wheel("tool", version=version)
+    (repo.folder / "constraints.txt").write_text("tool < 2\n")
+    repo.add("app", requires=["tool"], act="import importlib.metadata as m; assert m.version('tool') == '1.0'")
+    words = _on(cluster, "--pass-env", "PIP_FIND_LINKS", "--dependency-constraints-txt", "constraints.txt")
+    environ = {**os.environ, "PIP_FIND_LINKS": str(house.folder), "MONOREPO_LOG": str(repo.log), "PIP_NO_INDEX": "1"}
+    process = repo.start("-w", *words, "app", env=environ)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert repo.built() == ["app"]
 
 
 def test_variables_reach_the_worker(repo: Monorepo, cluster: Cluster) -> None:
@@ -229,6 +235,14 @@ def test_the_build_of_a_killed_worker_is_done_again_by_the_other(repo: Monorepo,
         assert repo.artifacts() == ["one-1.0-py3-none-any.whl"]
     finally:
         cluster.start_worker(worker)
+
+
+@pytest.mark.parametrize("words", [("--python", sys.executable), ("--editable",)], ids=["python", "editable"])
+def test_what_workers_cannot_do_is_an_error(repo: Monorepo, cluster: Cluster, words: tuple[str, ...]) -> None:
+    repo.add("one")
+    _, err = repo.build(*_on(cluster), *words, "one", status=1)
+    assert "worker" in err.splitlines()[-1]
+    assert repo.events() == []
 
 
 def test_a_scheduler_that_cannot_be_reached_is_one_line(repo: Monorepo) -> None:

@@ -282,8 +282,6 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
         return
     if parsed.pythons and parsed.no_isolation:
         parser.error("--python: not allowed with --no-isolation; run lockbuild in the environment of that Python")
-    if parsed.pythons and parsed.executor:
-        parser.error("--python: not allowed with --executor; start the workers with that Python")
     if asks_for_many(parsed):
         for option in ("--metadata", "--env-dir", "--sdist-extract-dir"):
             if getattr(parsed, option[2:].replace("-", "_")):

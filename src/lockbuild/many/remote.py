@@ -58,27 +58,26 @@ _CLOSING = frozenset({"closing", "closed", "failed"})
 class OnWorkers:
     """The workers of a dask scheduler. Sdists are built on this machine."""
 
-    def __init__(self, client: Client, here: Processes | OnExecutor, folder: str, jobs: int) -> None:
+    def __init__(
+        self, client: Client, here: Processes | OnExecutor, folder: str, jobs: int, variables: dict[str, str]
+    ) -> None:
         self.jobs = jobs
-        self.variables: dict[str, str] = {}
-        """Environment variables for the builds on workers."""
         self._client = client
+        self._variables = variables
         self._here = here
         self._folder = folder
         self._sdists: dict[str, str] = {}
         """The sdists that were built here, by the paths of their trees."""
 
     async def build(
-        self,
-        request: BuildRequest,
-        python: Python | None,  # noqa: ARG002 - a worker has one Python
-        log: str,
-        activity: Callable[[str], None],
+        self, request: BuildRequest, python: Python | None, log: str, activity: Callable[[str], None]
     ) -> BuildResult:
         """Run a build that writes a log. Raises what the build raises, and `ExecutorError`."""
         kinds = request.distributions or (("wheel",) if is_sdist(request.source) else ("sdist", "wheel"))
         if "editable" in kinds:
             raise ExecutorError("An editable wheel leads to a tree, which workers do not have; build it without them")
+        if python is not None:
+            raise ExecutorError("A worker builds with its own Python; start workers with the one that is wanted")
         out_dir = out_dir_of(request)
         before = list_artifacts(out_dir) if request.clear else {}
         artifacts = []
@@ -133,7 +132,7 @@ class OnWorkers:
                     # Data cannot be sent before there is a worker. A task makes an adaptive cluster start one.
                     await self._client.submit(int, pure=False)
                 # Kept by this name until the task is over. The list: dask would send the values of a dictionary apart.
-                [job] = await self._client.scatter([_job(request, needed, self.variables)], hash=False)
+                [job] = await self._client.scatter([_job(request, needed, self._variables)], hash=False)
                 answer: dict[str, Any] = await self._client.submit(build_on_worker, job, pure=False)
             except CancelledError:
                 # The job was on the lost worker alone.
@@ -170,9 +169,8 @@ async def on_workers(address: str, jobs: int | None, pass_env: Sequence[str]) ->
     with tempfile.TemporaryDirectory(prefix="lockbuild-sdists-") as folder:
         async with client, on_this_machine() as here:
             jobs = jobs or sum((await client.nthreads()).values()) + here.jobs
-            place = OnWorkers(client, here, folder, jobs)
-            place.variables |= {n: os.environ[n] for n in ("SOURCE_DATE_EPOCH", *pass_env) if n in os.environ}
-            yield place
+            variables = {n: os.environ[n] for n in ("SOURCE_DATE_EPOCH", *pass_env) if n in os.environ}
+            yield OnWorkers(client, here, folder, jobs, variables)
 
 
 def _job(request: BuildRequest, needed: Iterable[str], variables: dict[str, str]) -> dict[str, Any]:
