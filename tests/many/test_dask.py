@@ -237,11 +237,17 @@ def test_the_build_of_a_killed_worker_is_done_again_by_the_other(repo: Monorepo,
         cluster.start_worker(worker)
 
 
-@pytest.mark.parametrize("words", [("--python", sys.executable), ("--editable",)], ids=["python", "editable"])
-def test_what_workers_cannot_do_is_an_error(repo: Monorepo, cluster: Cluster, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("--python", sys.executable), "A worker builds with its own Python"), (("--editable",), "An editable wheel")],
+    ids=["python", "editable"],
+)
+def test_what_workers_cannot_do_is_an_error(
+    repo: Monorepo, cluster: Cluster, words: tuple[str, ...], message: str
+) -> None:
     repo.add("one")
     _, err = repo.build(*_on(cluster), *words, "one", status=1)
-    assert "worker" in err.splitlines()[-1]
+    assert f"ERROR one: {message}" in " ".join(err.splitlines()[-1].split())
     assert repo.events() == []
 
 

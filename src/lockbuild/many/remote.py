@@ -30,6 +30,7 @@ from lockbuild.artifacts import check_artifact, clear_older, describe, list_arti
 from lockbuild.errors import ExecutorError, SourceNotBuiltError
 from lockbuild.event_lines import error_fields, restored_error
 from lockbuild.many.executors import build_logged, on_this_machine
+from lockbuild.many.log import BuildLog
 from lockbuild.request import BuildRequest, BuildResult
 from lockbuild.session import out_dir_of
 from lockbuild.sources import is_sdist
@@ -73,6 +74,17 @@ class OnWorkers:
         self, request: BuildRequest, python: Python | None, log: str, activity: Callable[[str], None]
     ) -> BuildResult:
         """Run a build that writes a log. Raises what the build raises, and `ExecutorError`."""
+        with open(log, "wb", buffering=0) as file:
+            try:
+                return await self._build(request, python, log, activity)
+            except ExecutorError as error:
+                file.seek(0, os.SEEK_END)
+                BuildLog(file, request.verbosity, activity).failed(error)
+                raise
+
+    async def _build(
+        self, request: BuildRequest, python: Python | None, log: str, activity: Callable[[str], None]
+    ) -> BuildResult:
         kinds = request.distributions or (("wheel",) if is_sdist(request.source) else ("sdist", "wheel"))
         if "editable" in kinds:
             raise ExecutorError("An editable wheel leads to a tree, which workers do not have; build it without them")
@@ -126,13 +138,14 @@ class OnWorkers:
         """Return what `build_on_worker` returns. A build whose worker is lost is started again."""
         from distributed import KilledWorker
 
+        content = _job(request, needed, self._variables)
         for _ in range(_ATTEMPTS):
             try:
                 if not await self._client.nthreads():
                     # Data cannot be sent before there is a worker. A task makes an adaptive cluster start one.
                     await self._client.submit(int, pure=False)
                 # Kept by this name until the task is over. The list: dask would send the values of a dictionary apart.
-                [job] = await self._client.scatter([_job(request, needed, self._variables)], hash=False)
+                [job] = await self._client.scatter([content], hash=False)
                 answer: dict[str, Any] = await self._client.submit(build_on_worker, job, pure=False)
             except CancelledError:
                 # The job was on the lost worker alone.
