@@ -24,6 +24,7 @@ from concurrent.futures import CancelledError
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from lockbuild import __version__
 from lockbuild.artifacts import check_artifact, clear_older, describe, list_artifacts, make_out_dir, publish
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from lockbuild.other_python import Python
 
 _CONNECT_SECONDS = 10.0
+
+# What a task evaluates. A worker that cannot unpickle a function of lockbuild, because it has none, would end.
+_CALL = "__import__('lockbuild.many.remote', fromlist=['build_on_worker']).build_on_worker(job)"
 
 # How often a build is started if the workers that run it are lost.
 _ATTEMPTS = 3
@@ -138,15 +142,18 @@ class OnWorkers:
         """Return what `build_on_worker` returns. A build whose worker is lost is started again."""
         from distributed import KilledWorker
 
-        content = _job(request, needed, self._variables)
         for _ in range(_ATTEMPTS):
+            # A list: dask would send the values of a dictionary apart. It is emptied, as many may wait for a worker.
+            jobs = [_job(request, needed, self._variables)]
             try:
                 if not await self._client.nthreads():
                     # Data cannot be sent before there is a worker. A task makes an adaptive cluster start one.
                     await self._client.submit(int, pure=False)
-                # Kept by this name until the task is over. The list: dask would send the values of a dictionary apart.
-                [job] = await self._client.scatter([content], hash=False)
-                answer: dict[str, Any] = await self._client.submit(build_on_worker, job, pure=False)
+                # The workers keep what was sent as long as this name does.
+                [sent] = await self._client.scatter(jobs, hash=False)
+                jobs.clear()
+                key = f"lockbuild-{uuid4().hex}"
+                answer: dict[str, Any] = await self._client.submit(eval, _CALL, {"job": sent}, key=key)
             except CancelledError:
                 # The job was on the lost worker alone.
                 continue
@@ -155,7 +162,7 @@ class OnWorkers:
             except Exception as error:
                 raise ExecutorError(
                     f"The workers cannot run the build: {' '.join(str(error).split())}; check that the scheduler runs, "
-                    f"and that it and its workers have lockbuild {__version__}"
+                    f"and that its workers have lockbuild {__version__}"
                 ) from error
             return answer
         raise ExecutorError("All workers that ran the build were lost; look at their logs, then start the build again")
