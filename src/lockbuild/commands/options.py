@@ -194,7 +194,7 @@ def _add_many_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--no-sources", action="store_true", help="do not use wheels of this run for others")
     group.add_argument("--fail-fast", action="store_true", help="start no build after one has failed")
     group.add_argument(
-        "--executor", type=_dask_address, metavar="dask:ADDRESS", help="build on the workers of a dask scheduler"
+        "--executor", type=_dask_address, metavar="dask:ADDR", help="build on the workers of a dask scheduler"
     )
     group.add_argument(
         "--pass-env", action="append", metavar="NAME", help="pass this variable to the workers; may be repeated"
