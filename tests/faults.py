@@ -1,0 +1,276 @@
+"""Builds in which one system call fails, or in which the process is killed at it, and what must be true afterwards.
+
+``strace`` counts the calls of one kind that a process makes, and has one of them fail or kills the process there. A
+clean run tells which calls there are. Calls that touch only files of the interpreter, its packages and the system are
+left out: without them Python cannot start or import, and what it says then is not ours. So are calls before the first
+one that touches a file of the build. Kills come at every call of a build, at those as well.
+
+Each build starts from the same state, in a `Place` of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from lockbuild.environments.contents import look_at
+from lockbuild.environments.store import generations
+from wheelhouse import Wheelhouse
+from witness import LOCKBUILD, PATIENCE, make_witness_tree, wait_until
+
+# The calls that can fail in these ways on a working system. `close` is none: it always closes.
+_CREATING = ("mkdir", "mkdirat", "rename", "renameat", "link", "linkat", "symlink", "symlinkat")
+_REMOVING = ("unlink", "unlinkat", "rmdir")
+_STARTING = ("vfork", "clone", "clone3")
+CALLS = {
+    "ENOSPC": ("openat", "write", "sendfile", "copy_file_range", "ftruncate", *_CREATING),
+    "EIO": (
+        *("openat", "read", "write", "lseek", "newfstatat", "getdents64", "utimensat", "readlink", "flock", "fchmod"),
+        *("sendfile", *_CREATING, *_REMOVING),
+    ),
+    "EMFILE": ("openat", "pipe2", "dup", "dup2", "fcntl"),
+    "ENOMEM": ("openat", "mmap", *_STARTING),
+    "EINTR": ("openat", "read", "write", "flock", "wait4", "poll", "select"),
+    # Between two of these calls a process changes nothing that outlives it, so that a kill there is one at the next.
+    "KILL": (
+        *("openat", "write", "sendfile", "utimensat", "fchmod", "ftruncate", "flock", "fcntl", "pipe2", "wait4"),
+        *("poll", "exit_group", *_CREATING, *_REMOVING, *_STARTING),
+    ),
+}
+
+# Calls of openat that make no file change nothing, and need no space.
+_WITH_O_CREAT = ("ENOSPC", "KILL")
+
+# It may be open in a process of uv, so that no process removes it.
+_UVS_LOCK = re.compile(r"uv-setuptools-\w+\.lock")
+
+_INTERPRETER = (sys.prefix, sys.base_prefix, "/usr/", "/lib", "/etc/", str(Path(__file__).parents[1] / "src"))
+
+
+class Fault(NamedTuple):
+    """What happens at one system call of a process."""
+
+    error: str
+    call: str
+    number: int
+    """The how many-th of these calls it is, from 1 on."""
+
+    def strace(self, log: Path) -> list[str]:
+        """Return the command that runs a program with this fault, and traces nothing that the program executes."""
+        effect = "signal=KILL" if self.error == "KILL" else f"error={self.error}"
+        return [*_strace(log, self.call), "-e", f"inject={self.call}:{effect}:when={self.number}"]
+
+
+def _strace(log: Path, *calls: str) -> list[str]:
+    return ["strace", "-DD", "-f", "-b", "execve", "-y", "-s", "0", "-o", str(log), "-e", f"trace={','.join(calls)}"]
+
+
+class Scenario(NamedTuple):
+    """A kind of build: the options and the source, what is in the cache, and which process has the fault."""
+
+    options: tuple[str, ...]
+    source: str
+    cache: str
+    process: str
+
+
+SCENARIOS = {
+    "a warm build": Scenario(("--wheel",), "tree", "warm", "frontend"),
+    "the host of a warm build": Scenario(("--wheel",), "tree", "warm", "host"),
+    "a new environment": Scenario(("--wheel",), "tree", "empty", "frontend"),
+    "an sdist and a wheel": Scenario((), "tree", "warm", "frontend"),
+    "the host of an sdist and a wheel": Scenario((), "tree", "warm", "host"),
+    "a shared build": Scenario(("--wheel", "--coalesce"), "tree", "warm", "frontend"),
+    "a shared build of an sdist": Scenario((), "witness-1.0.tar.gz", "warm", "frontend"),
+    "a shared build that is kept": Scenario((), "witness-1.0.tar.gz", "shared", "frontend"),
+}
+
+
+@dataclass
+class Place:
+    """A project, the cache folder and the folder for temporary files of its builds, and states of that cache."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.tree = make_witness_tree(self.folder)
+        (self.folder / "wheelhouse").mkdir()
+        Wheelhouse(self.folder / "wheelhouse").add_backend()
+        self.tree.path.joinpath("pyproject.toml").write_text(
+            '[build-system]\nrequires = ["probe-backend"]\nbuild-backend = "witness_backend"\nbackend-path = ["."]\n'
+        )
+        for name in ("out", "tmp", "cache"):
+            (self.folder / name).mkdir()
+        self._keep("empty")
+        self.build("--wheel", "--sdist")
+        self._wrap_interpreter()
+        shutil.move(self.folder / "out" / "witness-1.0.tar.gz", self.folder)
+        self.build("--wheel")
+        self._keep("warm")
+        self.build(source="witness-1.0.tar.gz")
+        self._keep("shared")
+
+    def _keep(self, state: str) -> None:
+        shutil.copytree(self.folder / "cache", self.folder / "states" / state, symlinks=True)
+
+    def _wrap_interpreter(self) -> None:
+        """Have the interpreter of the kept environment run under the command that HOST_WRAPPER names."""
+        [key] = [each for each in (self.folder / "cache" / "environments").iterdir() if each.is_dir()]
+        [generation] = generations(str(key))
+        manifest = generation.read_manifest()
+        assert manifest is not None
+        python = Path(manifest.python_executable)
+        python.rename(python.with_name("python-unwrapped"))
+        python.write_text(f'#!/bin/sh\nexec $HOST_WRAPPER {shlex.quote(str(python))}-unwrapped "$@"\n')
+        python.chmod(0o755)
+        generation.write_manifest(manifest._replace(contents=look_at(generation.path).digest))
+
+    def restore(self, state: str) -> None:
+        """Bring the cache into a state; remove all that builds have left elsewhere."""
+        for name in ("out", "tmp", "cache"):
+            shutil.rmtree(self.folder / name)
+            (self.folder / name).mkdir()
+        shutil.copytree(self.folder / "states" / state, self.folder / "cache", symlinks=True, dirs_exist_ok=True)
+
+    def run(self, scenario: Scenario, strace: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run one build with one of its processes under `strace`, until the last of its processes has ended."""
+        words = [*LOCKBUILD, *scenario.options, "--lock", "always", "--lock-timeout", "0"]
+        words += ["--outdir", str(self.folder / "out"), str(self.folder / scenario.source)]
+        environ = self.environ
+        if scenario.process == "frontend":
+            words = [*strace, *words]
+        else:
+            environ["HOST_WRAPPER"] = shlex.join(strace)
+        done = subprocess.run(
+            words, cwd="/", env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
+        )
+        wait_until(lambda: not self.processes(), f"the end of {self.processes()}")
+        return done
+
+    def build(self, *options: str, source: str = "tree") -> subprocess.CompletedProcess[str]:
+        """Run a build without a fault, which has to succeed."""
+        done = self.run(Scenario(options, source, "", "frontend"), ())
+        assert done.returncode == 0, done.stderr
+        return done
+
+    @property
+    def environ(self) -> dict[str, str]:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+        return environ | {
+            "LOCKBUILD_CACHE_DIR": str(self.folder / "cache"),
+            "TMPDIR": str(self.folder / "tmp"),
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(self.folder / "wheelhouse"),
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PYTHONHASHSEED": "0",
+            "WITNESS_LOG": str(self.tree.log_file),
+            "WITNESS_WORK": "0",
+            "HOST_WRAPPER": "",
+            "FAULTS": str(self.folder),
+        }
+
+    def processes(self) -> list[int]:
+        """Return the processes of builds that still run, with their tracers."""
+        mark = f"FAULTS={self.folder}".encode()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(int(process.name))
+        return found
+
+    def faults(self, scenario: Scenario) -> Iterator[Fault]:
+        """Yield the faults of a scenario."""
+        log = self.folder / "strace.log"
+        self.restore(scenario.cache)
+        done = self.run(scenario, _strace(log, *sorted({call for calls in CALLS.values() for call in calls})))
+        assert done.returncode == 0, done.stderr
+        lines = log.read_text().splitlines()
+        # Only those of the process itself. Its threads and forks are counted anew.
+        pid = lines[0].split()[0]
+        counts: Counter[str] = Counter()
+        began, run = False, ("", {""})
+        for line in lines:
+            if not (found := re.match(rf"{pid} +(\w+)\((.*)", line)):
+                continue
+            call, rest = found.groups()
+            counts[call] += 1
+            is_ours = str(self.folder) in rest
+            began |= is_ours
+            if not began or (not is_ours and any(each in rest for each in _INTERPRETER)):
+                continue
+            subject = "environment" if "/cache/environments/" in rest else "memory" if call == "mmap" else ""
+            if not subject or subject != run[0]:
+                run = (subject, set())
+            if call in run[1]:
+                continue
+            run[1].add(call)
+            for error, calls in CALLS.items():
+                if call in calls and (error not in _WITH_O_CREAT or call != "openat" or "O_CREAT" in rest):
+                    yield Fault(error, call, counts[call])
+
+    def verdict(self, scenario: Scenario, fault: Fault) -> dict[str, str]:
+        """Run a build with a fault; return what is wrong after it, by the kind of damage."""
+        log = self.folder / "strace.log"
+        log.unlink(missing_ok=True)
+        self.restore(scenario.cache)
+        wrong = {}
+        try:
+            done = self.run(scenario, fault.strace(log))
+        except subprocess.TimeoutExpired as error:
+            for pid in self.processes():
+                os.kill(pid, signal.SIGKILL)
+            return {"hangs": str(error)}
+        words = done.stdout + done.stderr
+        made = [path for path in (self.folder / "out").iterdir()]
+        if any(not _is_whole(path) for path in made if not path.name.startswith(".")):
+            wrong["torn"] = str(made)
+        if done.returncode == 0 and not made:
+            wrong["succeeds without an artifact"] = words
+        left = [*(self.folder / "tmp").iterdir(), *(path for path in made if path.name.startswith("."))]
+        left = [path for path in left if not _UVS_LOCK.fullmatch(path.name)]
+        if left and fault.call not in _REMOVING:
+            wrong["left by a killed build" if fault.error == "KILL" else "left"] = str(left)
+        if "Traceback" in words or "bug in lockbuild" in words:
+            wrong["tracebacks"] = words
+        if fault.error == "ENOSPC" and done.returncode and "No space left on device" not in words:
+            wrong["not called a full disk"] = words
+        try:
+            self.build(*scenario.options, source=scenario.source)
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            wrong["locked" if "Gave up after" in str(error) else "broken"] = f"{error}\nafter {words}"
+        if not wrong:
+            return {}
+        with contextlib.suppress(FileNotFoundError):
+            wrong["at"] = "".join(line for line in log.read_text().splitlines() if "INJECTED" in line)
+        return wrong
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        if path.suffix == ".whl":
+            with zipfile.ZipFile(path) as wheel:
+                return wheel.testzip() is None and len(wheel.namelist()) == 4
+        with tarfile.open(path) as sdist:
+            return [name.rpartition("/")[2] for name in sdist.getnames()][-1] == "PKG-INFO"
+    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError):
+        return False
+
+
+def describe(fault: Fault, wrong: dict[str, str]) -> str:
+    return f"{fault.error} at {fault.call} {fault.number}: {json.dumps(wrong, indent=1)}"
