@@ -1,11 +1,10 @@
 """Builds in which one system call fails, or in which the process is killed at it, and what must be true afterwards.
 
-``strace`` counts the calls of one kind that a process makes, and has one of them fail or kills the process there. A
-clean run tells which calls there are. Calls that touch only files of the interpreter, its packages and the system are
-left out: without them Python cannot start or import, and what it says then is not ours. So are calls before the first
-one that touches a file of the build. Kills come at every call of a build, at those as well.
-
-Each build starts from the same state, in a `Place` of its own.
+``strace`` counts the calls of one name that a process makes, and has one of them fail or kills the process there. A
+clean run tells which calls there are. Only calls from the first one on that touches a file of the build are taken, and
+only those on such files, pipes, processes, memory and ``/proc``. Without the files of its own library Python cannot
+start or import anything, and what it says then is not ours. Where a build reads the same file a third time, or more of
+the files of an environment, no error is tried again. Each build starts from the same state, in a `Place` of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from typing import NamedTuple
 from lockbuild.environments.contents import look_at
 from lockbuild.environments.store import generations
 from wheelhouse import Wheelhouse
-from witness import LOCKBUILD, PATIENCE, make_witness_tree, wait_until
+from witness import PATIENCE, make_witness_tree, wait_until
 
 # The calls that can fail in these ways on a working system. `close` is none: it always closes.
 _CREATING = ("mkdir", "mkdirat", "rename", "renameat", "link", "linkat", "symlink", "symlinkat")
@@ -39,12 +38,12 @@ _STARTING = ("vfork", "clone", "clone3")
 CALLS = {
     "ENOSPC": ("openat", "write", "sendfile", "copy_file_range", "ftruncate", *_CREATING),
     "EIO": (
-        *("openat", "read", "write", "lseek", "newfstatat", "getdents64", "utimensat", "readlink", "flock", "fchmod"),
+        *("openat", "read", "write", "newfstatat", "getdents64", "utimensat", "readlink", "flock", "fchmod"),
         *("sendfile", *_CREATING, *_REMOVING),
     ),
     "EMFILE": ("openat", "pipe2", "dup", "dup2", "fcntl"),
-    "ENOMEM": ("openat", "mmap", *_STARTING),
-    "EINTR": ("openat", "read", "write", "flock", "wait4", "poll", "select"),
+    "ENOMEM": ("mmap", *_STARTING),
+    "EINTR": ("read", "write", "flock", "wait4", "poll", "select"),
     # Between two of these calls a process changes nothing that outlives it, so that a kill there is one at the next.
     "KILL": (
         *("openat", "write", "sendfile", "utimensat", "fchmod", "ftruncate", "flock", "fcntl", "pipe2", "wait4"),
@@ -52,13 +51,13 @@ CALLS = {
     ),
 }
 
+_READING = ("openat", "read", "newfstatat", "getdents64", "readlink", "mmap", "poll")
+
 # Calls of openat that make no file change nothing, and need no space.
 _WITH_O_CREAT = ("ENOSPC", "KILL")
 
 # It may be open in a process of uv, so that no process removes it.
 _UVS_LOCK = re.compile(r"uv-setuptools-\w+\.lock")
-
-_INTERPRETER = (sys.prefix, sys.base_prefix, "/usr/", "/lib", "/etc/", str(Path(__file__).parents[1] / "src"))
 
 
 class Fault(NamedTuple):
@@ -93,7 +92,6 @@ SCENARIOS = {
     "the host of a warm build": Scenario(("--wheel",), "tree", "warm", "host"),
     "a new environment": Scenario(("--wheel",), "tree", "empty", "frontend"),
     "an sdist and a wheel": Scenario((), "tree", "warm", "frontend"),
-    "the host of an sdist and a wheel": Scenario((), "tree", "warm", "host"),
     "a shared build": Scenario(("--wheel", "--coalesce"), "tree", "warm", "frontend"),
     "a shared build of an sdist": Scenario((), "witness-1.0.tar.gz", "warm", "frontend"),
     "a shared build that is kept": Scenario((), "witness-1.0.tar.gz", "shared", "frontend"),
@@ -148,7 +146,8 @@ class Place:
 
     def run(self, scenario: Scenario, strace: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Run one build with one of its processes under `strace`, until the last of its processes has ended."""
-        words = [*LOCKBUILD, *scenario.options, "--lock", "always", "--lock-timeout", "0"]
+        # -P: Python does not look for modules in the working directory.
+        words = [sys.executable, "-P", "-m", "lockbuild", *scenario.options, "--lock", "always", "--lock-timeout", "0"]
         words += ["--outdir", str(self.folder / "out"), str(self.folder / scenario.source)]
         environ = self.environ
         if scenario.process == "frontend":
@@ -173,6 +172,7 @@ class Place:
         return environ | {
             "LOCKBUILD_CACHE_DIR": str(self.folder / "cache"),
             "TMPDIR": str(self.folder / "tmp"),
+            "HOME": str(self.folder),
             "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": str(self.folder / "wheelhouse"),
             "PIP_CONFIG_FILE": os.devnull,
@@ -204,25 +204,33 @@ class Place:
         # Only those of the process itself. Its threads and forks are counted anew.
         pid = lines[0].split()[0]
         counts: Counter[str] = Counter()
-        began, run = False, ("", {""})
+        seen: Counter[tuple[str, str, str]] = Counter()
         for line in lines:
             if not (found := re.match(rf"{pid} +(\w+)\((.*)", line)):
                 continue
             call, rest = found.groups()
             counts[call] += 1
-            is_ours = str(self.folder) in rest
-            began |= is_ours
-            if not began or (not is_ours and any(each in rest for each in _INTERPRETER)):
+            about = self._about(call, rest)
+            if not about or (not seen and str(self.folder) not in rest):
                 continue
-            subject = "environment" if "/cache/environments/" in rest else "memory" if call == "mmap" else ""
-            if not subject or subject != run[0]:
-                run = (subject, set())
-            if call in run[1]:
-                continue
-            run[1].add(call)
             for error, calls in CALLS.items():
                 if call in calls and (error not in _WITH_O_CREAT or call != "openat" or "O_CREAT" in rest):
-                    yield Fault(error, call, counts[call])
+                    seen[error, call, about] += 1
+                    if error in _WITH_O_CREAT or call not in _READING or seen[error, call, about] == 1:
+                        yield Fault(error, call, counts[call])
+
+    def _about(self, call: str, rest: str) -> str:
+        """Return what a call is about, without numbers that differ between builds; nothing if it is not ours."""
+        if "AT_EMPTY_PATH" in rest:
+            # Of an open file, whose status the kernel knows.
+            return ""
+        if str(self.folder) in rest:
+            if "O_CREAT" not in rest and (found := re.search(r"/tree/|/cache/environments/\w+/\d+/", rest)):
+                return found[0]
+            return re.sub(r"\d{5,}|[0-9a-f]{16,}|(?<=/tmp/)tmp\w+", "N", rest.partition(" = ")[0])
+        if "pipe:" in rest or "/proc/" in rest or not re.search('[<"]/', rest):
+            return "memory" if call == "mmap" else rest.partition("[")[0]
+        return ""
 
     def verdict(self, scenario: Scenario, fault: Fault) -> dict[str, str]:
         """Run a build with a fault; return what is wrong after it, by the kind of damage."""
@@ -237,7 +245,7 @@ class Place:
                 os.kill(pid, signal.SIGKILL)
             return {"hangs": str(error)}
         words = done.stdout + done.stderr
-        made = [path for path in (self.folder / "out").iterdir()]
+        made = list((self.folder / "out").iterdir())
         if any(not _is_whole(path) for path in made if not path.name.startswith(".")):
             wrong["torn"] = str(made)
         if done.returncode == 0 and not made:
