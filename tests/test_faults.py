@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from faults import SCENARIOS, Place, describe
 
 SEED = os.environ.get("FAULTS", "0")
