@@ -56,8 +56,14 @@ _READING = ("openat", "read", "newfstatat", "getdents64", "readlink", "mmap", "p
 # Calls of openat that make no file change nothing, and need no space.
 _WITH_O_CREAT = ("ENOSPC", "KILL")
 
-# It may be open in a process of uv, so that no process removes it.
-_UVS_LOCK = re.compile(r"uv-setuptools-\w+\.lock")
+# uv's lock file and the fallback folder for lock files. Other processes may have them open: no process removes them.
+_LOCKS = re.compile(r"uv-setuptools-\w+\.lock|lockbuild-\d+")
+
+
+# It does not matter for an absolute path.
+_WORKING_DIRECTORY = re.compile(r'AT_FDCWD<[^>]*>, (?="/)')
+
+_OUR_TRACEBACK = re.compile(r'File "[^"]*/src/lockbuild/|bug in lockbuild')
 
 
 class Fault(NamedTuple):
@@ -208,7 +214,7 @@ class Place:
         for line in lines:
             if not (found := re.match(rf"{pid} +(\w+)\((.*)", line)):
                 continue
-            call, rest = found.groups()
+            call, rest = found[1], _WORKING_DIRECTORY.sub("", found[2])
             counts[call] += 1
             about = self._about(call, rest)
             if not about or (not seen and str(self.folder) not in rest):
@@ -251,10 +257,10 @@ class Place:
         if done.returncode == 0 and not made:
             wrong["succeeds without an artifact"] = words
         left = [*(self.folder / "tmp").iterdir(), *(path for path in made if path.name.startswith("."))]
-        left = [path for path in left if not _UVS_LOCK.fullmatch(path.name)]
+        left = [path for path in left if not _LOCKS.fullmatch(path.name)]
         if left and fault.call not in _REMOVING:
             wrong["left by a killed build" if fault.error == "KILL" else "left"] = str(left)
-        if "Traceback" in words or "bug in lockbuild" in words:
+        if _OUR_TRACEBACK.search(words):
             wrong["tracebacks"] = words
         if fault.error == "ENOSPC" and done.returncode and "No space left on device" not in words:
             wrong["not called a full disk"] = words
