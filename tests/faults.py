@@ -53,9 +53,6 @@ CALLS = {
 
 _READING = ("openat", "read", "newfstatat", "getdents64", "readlink", "mmap", "poll")
 
-# Calls of openat that make no file change nothing, and need no space.
-_WITH_O_CREAT = ("ENOSPC", "KILL")
-
 # uv's lock file and the fallback folder for lock files. Other processes may have them open: no process removes them.
 _LOCKS = re.compile(r"uv-setuptools-\w+\.lock|lockbuild-\d+")
 
@@ -220,9 +217,9 @@ class Place:
             if not about or (not seen and str(self.folder) not in rest):
                 continue
             for error, calls in CALLS.items():
-                if call in calls and (error not in _WITH_O_CREAT or call != "openat" or "O_CREAT" in rest):
+                if call in calls and _is_possible(error, call, rest):
                     seen[error, call, about] += 1
-                    if error in _WITH_O_CREAT or call not in _READING or seen[error, call, about] == 1:
+                    if error in ("ENOSPC", "KILL") or call not in _READING or seen[error, call, about] == 1:
                         yield Fault(error, call, counts[call])
 
     def _about(self, call: str, rest: str) -> str:
@@ -273,6 +270,15 @@ class Place:
         with contextlib.suppress(FileNotFoundError):
             wrong["at"] = "".join(line for line in log.read_text().splitlines() if "INJECTED" in line)
         return wrong
+
+
+def _is_possible(error: str, call: str, rest: str) -> bool:
+    """Tell whether a call can fail in this way, or change what a kill leaves."""
+    if error in ("ENOSPC", "EIO") and "pipe:" in rest:
+        return False
+    if call == "openat" and error in ("ENOSPC", "KILL"):
+        return "O_CREAT" in rest
+    return call != "fcntl" or "F_DUPFD" in rest
 
 
 def _is_whole(path: Path) -> bool:
