@@ -232,7 +232,7 @@ class Place:
                 return found[0]
             return re.sub(r"\d{5,}|[0-9a-f]{16,}|(?<=/tmp/)tmp\w+", "N", rest.partition(" = ")[0])
         if "pipe:" in rest or "/proc/" in rest or not re.search('[<"]/', rest):
-            return "memory" if call == "mmap" else rest.partition("[")[0]
+            return "memory" if call == "mmap" else re.sub(r"\d+", "N", rest.partition(")")[0])
         return ""
 
     def verdict(self, scenario: Scenario, fault: Fault) -> dict[str, str]:

@@ -9,6 +9,7 @@ that is killed in between leaves it; `remove_left_over` removes it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -17,6 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from typing import BinaryIO, TextIO
+
+# The errors of a disk, an inode table or a quota that is full.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -31,6 +35,22 @@ _OLD = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
 _BEGINNING = 60
 _RANDOM = 16
 _END = ".tmp"
+
+
+@contextlib.contextmanager
+def errors_naming(path: str) -> Iterator[None]:
+    """
+    Have system errors name this path.
+
+    What is written to has no name any more, and the hidden name of a file, or its name in a folder that is open, says
+    nothing to a user.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not error.errno:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 @contextlib.contextmanager
@@ -57,7 +77,7 @@ def replacing(path: str, mode: int = 0o666, dir_fd: int | None = None) -> Iterat
 
     An exception leaves ``path`` as it was. ``mode`` is subject to the umask, as in `os.open`. Raises `OSError`.
     """
-    with hidden_beside(path, dir_fd) as hidden:
+    with errors_naming(path), hidden_beside(path, dir_fd) as hidden:
         with open(new_file(hidden, mode, dir_fd), "wb") as file:
             yield file
         os.replace(hidden, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)

@@ -15,6 +15,7 @@ Replies: a line each
     "started GROUP"   the hook runs in this process group
     "stopped SIGNAL"  a signal has stopped it (a terminal that it may not read, a debugger)
     "ended STATUS"    it has ended, with this exit status, negative for the signal that killed it
+    "failed ERRNO"    the system has refused to start it, and the host ends
 
 A hook process is what `python SCRIPT HOOK_NAME CONTROL_DIR` would be, from sys.argv to the way in which the interpreter
 shuts down. MODULES are named only for backends on a tested list: the backend, and what its hooks import. They are
@@ -229,12 +230,17 @@ def _serve(requests: int, replies: int) -> _Request | None:
         signal.signal(number, signal.SIG_IGN)
 
     nested: list[str] = []
-    group = _make_group()
+    group = _next_group()
     while line := _read_line(requests):
         request: _Request = json.loads(line)
         nested = request["nested"]
-        _compile(request["argv"][0])
-        hook = os.fork()
+        try:
+            _compile(request["argv"][0])
+            group = group or _make_group()
+            hook = os.fork()
+        except OSError as error:
+            _reply(replies, f"failed {error.errno}")
+            break
         if hook == 0:
             os.setpgid(0, group)
             signal.set_wakeup_fd(-1)
@@ -251,7 +257,7 @@ def _serve(requests: int, replies: int) -> _Request | None:
             os.setpgid(hook, group)
         _reply(replies, f"started {group}")
         # Made while the hook runs, because the next one will be asked for as soon as it has ended.
-        next_group = _make_group()
+        next_group = _next_group()
         status = _attend(hook, requests, replies, wake_up)
         if status:
             # What a hook has started may outlive its failure, or the SIGINT that ended it: a shell's background jobs
@@ -262,6 +268,14 @@ def _serve(requests: int, replies: int) -> _Request | None:
         group = next_group
     _end_nesting(nested)
     return None
+
+
+def _next_group() -> int:
+    """Make the group of the next hook ahead. If the system refuses, return 0, and that hook will find out why."""
+    try:
+        return _make_group()
+    except OSError:
+        return 0
 
 
 def _make_group() -> int:

@@ -20,7 +20,7 @@ import stat
 from typing import NamedTuple
 
 from lockbuild.errors import CacheFolderError
-from lockbuild.files import above_standard_streams, hidden_beside, link, new_file
+from lockbuild.files import above_standard_streams, errors_naming, hidden_beside, link, new_file
 from lockbuild.folders import Folder, open_folder
 
 # Errors that mean that a file system has no flock: those of flock(2), NFS without a lock daemon (ENOLCK), an exclusive
@@ -55,7 +55,7 @@ class LockFile(NamedTuple):
         """
         parent, name = os.path.split(self.path)
         try:
-            with open_folder(parent, make=make_folder, shared=True) as folder:
+            with errors_naming(self.path), open_folder(parent, make=make_folder, shared=True) as folder:
                 return self._open_in(folder, name)
         except CacheFolderError as error:
             raise NotALockFileError(str(error)) from error
