@@ -197,8 +197,23 @@ class Place:
                     found.append(int(process.name))
         return found
 
-    def faults(self, scenario: Scenario) -> Iterator[Fault]:
-        """Yield the faults of a scenario."""
+    def faults(self, name: str) -> Iterator[Fault]:
+        """Yield the faults of a scenario that no earlier scenario has."""
+        known: set[tuple[str, Fault, str]] = set()
+        for each, scenario in SCENARIOS.items():
+            found = list(self._all_faults(scenario))
+            if each == name:
+                break
+            known |= {(scenario.process, fault._replace(number=0), about) for fault, about in found}
+        for fault, about in found:
+            key = (scenario.process, fault._replace(number=0), about)
+            if key not in known:
+                yield fault
+            if fault.call in _READING:
+                known.add(key)
+
+    def _all_faults(self, scenario: Scenario) -> Iterator[tuple[Fault, str]]:
+        """Yield all faults of a scenario, and what the call is about."""
         log = self.folder / "strace.log"
         self.restore(scenario.cache)
         done = self.run(scenario, _strace(log, *sorted({call for calls in CALLS.values() for call in calls})))
@@ -207,20 +222,18 @@ class Place:
         # Only those of the process itself. Its threads and forks are counted anew.
         pid = lines[0].split()[0]
         counts: Counter[str] = Counter()
-        seen: Counter[tuple[str, str, str]] = Counter()
+        began = False
         for line in lines:
             if not (found := re.match(rf"{pid} +(\w+)\((.*)", line)):
                 continue
             call, rest = found[1], _WORKING_DIRECTORY.sub("", found[2])
             counts[call] += 1
-            about = self._about(call, rest)
-            if not about or (not seen and str(self.folder) not in rest):
+            began |= str(self.folder) in rest
+            if not began or not (about := self._about(call, rest)):
                 continue
             for error, calls in CALLS.items():
                 if call in calls and _is_possible(error, call, rest):
-                    seen[error, call, about] += 1
-                    if error in ("ENOSPC", "KILL") or call not in _READING or seen[error, call, about] == 1:
-                        yield Fault(error, call, counts[call])
+                    yield Fault(error, call, counts[call]), about
 
     def _about(self, call: str, rest: str) -> str:
         """Return what a call is about, without numbers that differ between builds; nothing if it is not ours."""
@@ -230,7 +243,7 @@ class Place:
         if str(self.folder) in rest:
             if "O_CREAT" not in rest and (found := re.search(r"/tree/|/cache/environments/\w+/\d+/", rest)):
                 return found[0]
-            return re.sub(r"\d{5,}|[0-9a-f]{16,}|(?<=/tmp/)tmp\w+", "N", rest.partition(" = ")[0])
+            return re.sub(r"\b\d+(?=<)|\d{5,}|[0-9a-f]{16,}|(?<=/tmp/)tmp\w+", "N", rest.partition(" = ")[0])
         if "pipe:" in rest or "/proc/" in rest or not re.search('[<"]/', rest):
             return "memory" if call == "mmap" else re.sub(r"\d+", "N", rest.partition(")")[0])
         return ""

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="needs strace
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_nothing_stays_broken_whatever_fails_or_is_killed(name: str, tmp_path: Path) -> None:
     place, scenario = Place(tmp_path / "place"), SCENARIOS[name]
-    faults = list(place.faults(scenario))
+    faults = list(place.faults(name))
     if SEED != "all":
         faults = random.Random(SEED).sample(faults, SAMPLE)
     counts: Counter[str] = Counter(runs=len(faults))
