@@ -6,6 +6,8 @@ Only builds whose environment is not in the store import this.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import subprocess
 import sysconfig
 import time
@@ -51,6 +53,10 @@ _UNREACHABLE = (
 )
 
 
+# What they and `venv` say when a disk or an inode table is full.
+_FULL = os.strerror(errno.ENOSPC)
+
+
 class IndexUnreachableError(Exception):
     """An installer has failed because it could not reach an index."""
 
@@ -79,6 +85,8 @@ def populate(
     except subprocess.CalledProcessError as error:
         if heard.index_was_unreachable:
             raise IndexUnreachableError(error) from error
+        if heard.disk_was_full:
+            raise OSError(errno.ENOSPC, _FULL, generation.path) from error
         raise
     packages = _installed_packages({paths["purelib"], paths["platlib"]})
     names = _names(wanted.requirements)
@@ -141,13 +149,15 @@ def _names(requirements: Collection[str]) -> set[str]:
 
 
 class InstallerOutput(Reporter):
-    """Listens for an installer that cannot reach its index, and passes on what it hears."""
+    """Listens for an installer that cannot reach its index or finds no room, and passes on what it hears."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self.index_was_unreachable = False
+        self.disk_was_full = False
 
     def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
         self.index_was_unreachable |= any(sign in message for sign in _UNREACHABLE)
+        self.disk_was_full |= _FULL in message
         # It is no requirement, though `build` lists it with them.
         self._reporter.log(message.replace(f"\n- {_REINSTALL}", ""), kind)
