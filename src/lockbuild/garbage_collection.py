@@ -49,7 +49,7 @@ def list_environments(cache_dir: str | None = None) -> list[Entry]:
     from lockbuild.environments.store import generations
 
     found = []
-    for folder in key_folders(cache_dir, environment_folder):
+    for folder in key_folders(cache_dir, environment_folder, to_write=False):
         for generation in generations(folder):
             if manifest := generation.read_manifest():
                 name = f"{os.path.basename(folder)}/{generation.name}"
@@ -65,7 +65,7 @@ def list_unpacked_wheels(cache_dir: str | None = None) -> list[Entry]:
 
     return _last_used_first(
         Entry(folder, f"{wheel.name} {wheel.version}", _disk_use(wheel.path), last_used(folder))
-        for folder in key_folders(cache_dir, wheel_folder)
+        for folder in key_folders(cache_dir, wheel_folder, to_write=False)
         if (wheel := read(folder))
     )
 
@@ -75,7 +75,7 @@ def list_built_artifacts(cache_dir: str | None = None) -> list[Entry]:
     from lockbuild.sharing.outcomes import artifacts_folder, complete_builds, last_used
 
     found = []
-    for folder in key_folders(cache_dir, builds_folder):
+    for folder in key_folders(cache_dir, builds_folder, to_write=False):
         for build, outcome in complete_builds(folder):
             # The key is not locked, so another process may remove the artifact now. Then it is not listed.
             with contextlib.suppress(FileNotFoundError):
@@ -157,11 +157,11 @@ def collect_once_a_day(cache_dir: str | None) -> None:
         )
 
 
-def _idle_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) -> Iterator[str]:
+def _idle_folders(cache_dir: str | None, find_store: Callable[[str | None, bool], str]) -> Iterator[str]:
     """Yield the folder of each key that no other process has locked. It is locked until the next one."""
     from lockbuild.locks import DirectoryLock
 
-    for folder in key_folders(cache_dir, find_store):
+    for folder in key_folders(cache_dir, find_store, to_write=True):
         with contextlib.suppress(LockTimeoutError), DirectoryLock(folder, cache_dir=cache_dir, timeout=0, create=True):
             yield folder
 

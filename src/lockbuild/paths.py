@@ -39,56 +39,60 @@ def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
     return folder if os.path.isabs(folder) else None
 
 
-def environment_folder(requested: str | os.PathLike[str] | None) -> str:
+def environment_folder(requested: str | os.PathLike[str] | None, to_write: bool = True) -> str:
     """
     Return the folder of kept build environments, made if it was missing.
 
     Only this user can write to it, and no other user can replace it: that user's code would run in our builds. Raises
-    `CacheFolderError` when there is no such folder.
+    `CacheFolderError` when there is no such folder, or when it is wanted ``to_write`` and the user may not. Otherwise
+    it may be missing on a read-only disk.
     """
-    return _private_folder(requested, "environments")
+    return _private_folder(requested, "environments", to_write)
 
 
-def builds_folder(requested: str | os.PathLike[str] | None) -> str:
+def builds_folder(requested: str | os.PathLike[str] | None, to_write: bool = True) -> str:
     """Return the folder of shared builds, which is private like `environment_folder`."""
-    return _private_folder(requested, "builds")
+    return _private_folder(requested, "builds", to_write)
 
 
-def wheel_folder(requested: str | os.PathLike[str] | None) -> str:
+def wheel_folder(requested: str | os.PathLike[str] | None, to_write: bool = True) -> str:
     """Return the folder of unpacked wheels, which is private like `environment_folder`."""
-    return _private_folder(requested, "wheels")
+    return _private_folder(requested, "wheels", to_write)
 
 
-def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str) -> str:
+def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str, to_write: bool) -> str:
     cache = cache_folder(requested)
     if cache is None:
         raise CacheFolderError("there is no home folder for a cache")
     plain = os.path.join(cache, plain_name)
     try:
-        return _made(plain)
+        return _made(plain, to_write)
     except CacheFolderError:
         if not hasattr(os, "geteuid"):
             raise
         # In a cache folder that several users share, the first user has the plain name.
-        return _made(f"{plain}-{os.geteuid()}")
+        return _made(f"{plain}-{os.geteuid()}", to_write)
 
 
-def _made(folder: str) -> str:
+def _made(folder: str, to_write: bool) -> str:
     try:
         make_private_folder(folder)
-        if not os.access(folder, os.W_OK | os.X_OK):
+        if to_write and not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "you may not write to it")
     except OSError as error:
-        raise CacheFolderError(f"{shown(folder)} cannot be used: {error.strerror}") from error
+        if to_write or error.errno != errno.EROFS:
+            raise CacheFolderError(f"{shown(folder)} cannot be used: {error.strerror}") from error
     return folder
 
 
-def key_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) -> Iterator[str]:
+def key_folders(cache_dir: str | None, find_store: Callable[[str | None, bool], str], to_write: bool) -> Iterator[str]:
     """Yield the folder of each key in the store that ``find_store`` returns; nothing without a cache folder."""
     cache = cache_folder(cache_dir)
     if cache is None or not os.path.isdir(cache):
         return
-    store = find_store(cache_dir)
+    store = find_store(cache_dir, to_write)
+    if not os.path.isdir(store):
+        return
     for name in sorted(os.listdir(store)):
         if os.path.isdir(os.path.join(store, name)):
             yield os.path.join(store, name)
