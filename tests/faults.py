@@ -57,6 +57,9 @@ _READING = ("openat", "read", "newfstatat", "getdents64", "readlink", "mmap", "p
 _LOCKS = re.compile(r"uv-setuptools-\w+\.lock|lockbuild-\d+")
 
 
+# What differs between two builds: descriptors, process numbers and times, digests, and names of temporary folders.
+_CHANGES = re.compile(r"\b\d+(?=<)|\d{5,}|[0-9a-f]{16,}|(?<=tmp|st-|ls-|ts-|nv-)[a-z0-9_]{8}\b")
+
 # It does not matter for an absolute path.
 _WORKING_DIRECTORY = re.compile(r'AT_FDCWD<[^>]*>, (?="/)')
 
@@ -258,9 +261,7 @@ class Place:
         if str(self.folder) in rest:
             if "O_CREAT" not in rest and (found := re.search(r"/tree/|/cache/environments/\w+/\d+/", rest)):
                 return found[0]
-            return re.sub(
-                r"\b\d+(?=<)|\d{5,}|[0-9a-f]{16,}|(?<=tmp|st-|ls-|ts-|nv-)[a-z0-9_]{8}\b", "N", rest.partition(" = ")[0]
-            )
+            return _CHANGES.sub("N", rest.partition(" = ")[0])
         if "pipe:" in rest or "/proc/" in rest or not re.search('[<"]/', rest):
             return "memory" if call == "mmap" else re.sub(r"\d+", "N", rest.partition(")")[0])
         return ""
