@@ -57,6 +57,7 @@ FIELDS: dict[str, list[Any]] = {
     "source": ["-source"],
     "distributions": [("sdist",), ("wheel", "sdist")],
     "out_dir": ["-out"],
+    "sources": [{"tool": "/dist/tool = 1.whl", "base": None}],
     "config_settings": [{"--key": "value", "list": ["a", "b"], "": {"é": True}}],
     "isolation": [False],
     "skip_dependency_check": [True],

@@ -152,6 +152,16 @@ class Console(Reporter):
             self._print_error(f"{self._err['yellow']}TIP{self._err['reset']} {tip}")
         self._print_error(f"{self._err['red']}ERROR{self._err['reset']} {message}")
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether a person watches the standard error at a terminal."""
+        return self._live_line is not None
+
+    def line(self, text: str, style: str | None = None) -> None:
+        """Print a line on standard error that is not wrapped; not with -qq."""
+        if self._verbosity >= -1:
+            self._print_error(text, style)
+
     def traceback(self, text: str) -> None:
         """Print the traceback of a backend on standard output, as ``build`` does."""
         self._print(f"\n{self._out['dim']}{text}{self._out['reset']}\n", sys.stdout)

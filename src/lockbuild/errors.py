@@ -74,6 +74,15 @@ class SourceTreeMovedError(LockbuildError):
         )
 
 
+class PythonNotFoundError(LockbuildError):
+    """The Python that a build should use cannot be found, or cannot run lockbuild."""
+
+    def __init__(self, wanted: str, problem: str) -> None:
+        self.wanted = wanted
+        self.problem = problem
+        super().__init__(f"Cannot build with the Python {shown(wanted)}: {shown(problem)}")
+
+
 class SettingsError(LockbuildError):
     """An option, an environment variable or a key in ``[tool.lockbuild]`` has an invalid value."""
 
@@ -117,6 +126,35 @@ class WorkerError(LockbuildError):
     def __init__(self, status: int) -> None:
         self.status = status
         super().__init__(f"The build process ended unexpectedly with status {status}; start the build again")
+
+
+class PlanError(LockbuildError):
+    """Builds of one run exclude each other, or a source of it cannot be found."""
+
+
+class SourceNotBuiltError(LockbuildError):
+    """A build requires projects of the same run whose wheels are not there yet."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        super().__init__(f"{', '.join(names)} must be built first")
+
+
+class NeededBuildFailedError(LockbuildError):
+    """A build that needs a project of the same run was not started, because the build of that project has failed."""
+
+    def __init__(self, needed: str) -> None:
+        self.needed = needed
+        super().__init__(f"Not built, because it needs {shown(needed)}, which failed")
+
+
+class CircleError(LockbuildError):
+    """Projects of the same run need each other to be built."""
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        self.sources = list(sources)
+        listed = " needs ".join(map(shown, (*sources, sources[0])))
+        super().__init__(f"The build requirements form a circle: {listed}; break it to build them")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import CacheFolderError, shown
@@ -55,12 +56,19 @@ def builds_folder(requested: str | os.PathLike[str] | None, to_write: bool = Tru
     return _private_folder(requested, "builds", to_write)
 
 
+def logs_folder(requested: str | os.PathLike[str] | None) -> str:
+    """Return a new folder for the logs of a run, in a folder that is private like `environment_folder`."""
+    from tempfile import mkdtemp
+
+    return mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=_private_folder(requested, "logs"))
+
+
 def wheel_folder(requested: str | os.PathLike[str] | None, to_write: bool = True) -> str:
     """Return the folder of unpacked wheels, which is private like `environment_folder`."""
     return _private_folder(requested, "wheels", to_write)
 
 
-def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str, to_write: bool) -> str:
+def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str, to_write: bool = True) -> str:
     cache = cache_folder(requested)
     if cache is None:
         raise CacheFolderError("there is no home folder for a cache")

@@ -22,6 +22,9 @@ SETUPTOOLS_BACKEND = "setuptools.build_meta"
 # The requirements that ``build`` assumes for a tree without ``[build-system]``; a test compares the two.
 LEGACY_REQUIRES = ("setuptools >= 40.8.0",)
 
+# The keys of [tool.lockbuild]. `many.workspace` reads the last two.
+_KEYS = ("lock", "packages", "exclude")
+
 # Backends that run setuptools although the project need not require it, according to the metadata and source of their
 # releases on PyPI in autumn 2026.
 BRINGS_SETUPTOOLS = {
@@ -174,10 +177,8 @@ def _read_lock_policy(tool: Any, path: str) -> LockPolicy:
     if not isinstance(settings, dict):
         raise SettingsError(f"tool.lockbuild in {path} must be a table")
     for key in settings:
-        if key != "lock":
-            raise SettingsError(
-                f"Unknown key tool.lockbuild.{shown(key)} in {path}; the only key is tool.lockbuild.lock"
-            )
+        if key not in _KEYS:
+            raise SettingsError(f"Unknown key tool.lockbuild.{shown(key)} in {path}; the keys are {', '.join(_KEYS)}")
     wanted = settings.get("lock", "auto")
     for policy in LOCK_POLICIES:
         if wanted == policy:

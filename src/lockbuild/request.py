@@ -72,6 +72,12 @@ class BuildRequest(NamedTuple):
     """Seconds to wait for a lock; ``None`` waits forever."""
     cache_dir: str | None = None
     """The cache folder; ``None`` is ``LOCKBUILD_CACHE_DIR`` or the platform's cache folder."""
+    sources: Mapping[str, str | None] = {}
+    """
+    Wheels that build environments get instead of releases of these projects, by their normalized names.
+
+    If a build needs one that is not there yet, ``None``, it raises `SourceNotBuiltError`.
+    """
     reuse: bool = False
     """Take a wheel that was built from the same sdist before."""
     coalesce: bool = False

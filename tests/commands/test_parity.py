@@ -829,7 +829,6 @@ ROWS = [
             ("--metadata -w project", None),
             ("parity-1.0-py3-none-any.whl", make_wheel),
             ("-s parity-1.0.tar.gz", make_sdist),
-            ("one two", None),
             ("-o", None),
         ]
     ),

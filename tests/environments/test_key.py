@@ -24,7 +24,7 @@ _COMPUTE = """
 import json, sys
 from lockbuild.environments.key import environment_key
 requirements, constraints, installer = json.loads(sys.argv[1])
-key = environment_key(requirements, constraints, installer)
+key = environment_key(requirements, constraints, installer, {})
 print(json.dumps(None if key is None else [key.digest, *key.requirements]))
 """
 
@@ -53,7 +53,7 @@ class Keys:
         environ = {**clean, "HOME": str(self.home), **(env or {})}
         if python is None:
             with mock.patch.dict(os.environ, environ, clear=True), contextlib.chdir(cwd or self.cwd):
-                found = environment_key(requirements, constraints, installer)
+                found = environment_key(requirements, constraints, installer, {})
             return None if found is None else [found.digest, *found.requirements]
         answer = subprocess.run(
             [python, "-c", _COMPUTE, json.dumps([list(requirements), constraints, installer])],

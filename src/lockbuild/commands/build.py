@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from lockbuild.commands.options import parse
+from lockbuild.commands.options import asks_for_many, parse, without_python
 from lockbuild.errors import Interrupted, LockbuildError
 
 if TYPE_CHECKING:
@@ -47,9 +47,15 @@ def _run(parsed: argparse.Namespace) -> int:
         else Console(parsed.verbosity, hooks_write=parsed.verbosity >= 0 and not parsed.metadata)
     )
     try:
+        if parsed.pythons and not asks_for_many(parsed):
+            return _run_with_python(parsed)
         with interruptible():
             if parsed.end_with_stdin:
                 end_with_stdin()
+            if asks_for_many(parsed):
+                from lockbuild.commands.many import build_many
+
+                return build_many(parsed, output)
             _build(parsed, output)
     except Interrupted as interruption:
         return interruption.exit_status
@@ -64,6 +70,18 @@ def _run(parsed: argparse.Namespace) -> int:
             report_failure(error, parsed, output)
         return error.exit_status if isinstance(error, LockbuildError) else 1
     return 0
+
+
+def _run_with_python(parsed: argparse.Namespace) -> int:
+    """Run the same command line with another Python: on POSIX in place of this process."""
+    from lockbuild.other_python import command_for, find_python
+
+    command = [*command_for(find_python(parsed.pythons[0])), *without_python(parsed.words)]
+    if os.name == "posix":
+        os.execv(command[0], command)
+    import subprocess
+
+    return subprocess.run(command, check=False).returncode
 
 
 def _event_writer() -> EventWriter:

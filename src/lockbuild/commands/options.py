@@ -36,7 +36,11 @@ _BUILD_OPTIONS = (
 def parse(arguments: Sequence[str], prog: str = "lockbuild") -> argparse.Namespace:
     """Parse arguments. Exits with status 2 for wrong usage."""
     parser = make_parser(prog)
-    parsed = parser.parse_args(_spelled_out(parser, arguments))
+    parsed, rest = parser.parse_known_args(_spelled_out(parser, arguments))
+    if unknown := [word for word in rest if word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    parsed.more_sources = rest
+    parsed.words = arguments
     _check_usage(parser, parsed)
     return parsed
 
@@ -64,11 +68,14 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
         help="source directory, .tar.gz source distribution, or (with --metadata) .whl "
         "(default: the current working directory)",
     )
+    # argparse would not find further ones after an option.
+    parser.set_defaults(more_sources=[])
     _add_general_options(parser.add_argument_group("general options"))
     _add_build_options(parser.add_argument_group("build options"))
     _add_environment_options(parser.add_argument_group("build environment options"))
     _add_lock_options(parser.add_argument_group("lock options"))
     _add_sharing_options(parser.add_argument_group("sharing options"))
+    _add_many_options(parser.add_argument_group("options for many builds"))
     return parser
 
 
@@ -213,6 +220,14 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
         help="build in the environment that lockbuild runs in, where the build requirements must be installed",
     )
     group.add_argument(
+        "--python",
+        dest="pythons",
+        action="append",
+        metavar="PYTHON",
+        help="build with this Python, a path or a version, 3.11 or newer; may be repeated: a wheel that serves all of "
+        "them is built once (default: the one that runs lockbuild)",
+    )
+    group.add_argument(
         "--env-dir",
         metavar="PATH",
         help="make the build environment in this folder, which must be empty; lockbuild removes it after a success "
@@ -242,6 +257,13 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--dependency-constraints-txt", metavar="PATH", help="constraints file for the build requirements"
+    )
+    group.add_argument(
+        "--source",
+        dest="sources",
+        action="append",
+        metavar="NAME=WHEEL",
+        help="when a build requirement needs this project, install this wheel instead of a release; may be repeated",
     )
     group.add_argument(
         "--skip-dependency-check",
@@ -296,6 +318,47 @@ def _add_sharing_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_many_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--jobs",
+        "-j",
+        type=_number_of_jobs,
+        metavar="N",
+        help="build all sources that are named, N at a time (default for more than one: the number of cores)",
+    )
+    group.add_argument(
+        "--all-packages",
+        action="store_true",
+        help="build all packages of the workspace that the source directory is in, into its dist",
+    )
+    group.add_argument(
+        "--package",
+        dest="packages",
+        action="append",
+        metavar="NAME",
+        help="build this package of the workspace, and those that it needs for its build; may be repeated",
+    )
+    group.add_argument(
+        "--no-sources",
+        action="store_true",
+        help="do not use the fresh wheels of sources that others require for their build",
+    )
+    group.add_argument("--fail-fast", action="store_true", help="start no further build after one has failed")
+    group.add_argument(
+        "--logs", metavar="DIR", help="folder for the log of each build (default: logs in the cache folder)"
+    )
+
+
+def _number_of_jobs(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+_number_of_jobs.__name__ = "number of jobs"
+
+
 class _CountDown(argparse.Action):
     def __init__(self, option_strings: Sequence[str], dest: str, default: int = 0, help: str | None = None) -> None:  # noqa: A002
         super().__init__(option_strings, dest, nargs=0, default=default, help=help)
@@ -326,6 +389,26 @@ def _complete(parser: argparse.ArgumentParser, word: str) -> str:
     return f"{option}{equals}{value}"
 
 
+def asks_for_many(parsed: argparse.Namespace) -> bool:
+    """Tell whether a command line asks for a run of builds, rather than for one build in this process."""
+    several_pythons = len(parsed.pythons or ()) > 1
+    return bool(parsed.more_sources or parsed.all_packages or parsed.packages or parsed.jobs or several_pythons)
+
+
+def without_python(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line less the option ``--python``."""
+    left = []
+    waiting = iter(words)
+    for word in waiting:
+        if word == "--python":
+            next(waiting)
+        elif not word.startswith("--python="):
+            left.append(word)
+        if word == "--":
+            return [*left, *waiting]
+    return left
+
+
 def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     """Exit with status 2 for options that exclude each other, in the words of ``build``."""
     if parsed.json and parsed.report == "-":
@@ -333,6 +416,12 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
     if parsed.json:
         # The build itself reports wrong usage to a program, as an event with the message of the Python API.
         return
+    if parsed.pythons and parsed.no_isolation:
+        parser.error("--python: not allowed with --no-isolation; run lockbuild in the environment of that Python")
+    if asks_for_many(parsed):
+        for option in ("--metadata", "--env-dir", "--sdist-extract-dir"):
+            if getattr(parsed, option[2:].replace("-", "_")):
+                parser.error(f"{option}: not allowed with many builds")
     if parsed.env_dir is not None and parsed.no_isolation:
         parser.error("--env-dir: not allowed with --no-isolation")
     if parsed.report is not None and parsed.metadata:

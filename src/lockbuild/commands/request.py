@@ -57,6 +57,7 @@ def make_request(parsed: argparse.Namespace) -> BuildRequest:
         env_max_age=DEFAULT_ENV_MAX_AGE if max_age is None else max_age,
         refresh=parsed.refresh,
         preimport=preimport is not False,
+        sources={name: wheel or None for name, _, wheel in (each.partition("=") for each in parsed.sources or ())},
         reuse=bool(from_environment(REUSE_VARIABLE, switch, "1 or 0") if parsed.reuse is None else parsed.reuse),
         coalesce=parsed.coalesce,
         max_sdist_size=parsed.max_sdist_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Protocol
 
 from lockbuild.environments.kept import handed_over, kept_environments
@@ -58,6 +59,23 @@ def candidate_environments(wanted: EnvironmentRequest) -> Generator[BuildEnviron
     It comes from the store, unless the user or the requirements forbid it, or the store cannot be used; then it is made
     for this build alone.
     """
+    requirements = {*wanted.requirements}
+    while True:
+        with_wheels = wanted.with_wheels_for(requirements)
+        environment = None
+        with contextlib.closing(_candidates(with_wheels)) as candidates:
+            for environment in candidates:
+                yield environment
+        assert environment is not None
+        # A distribution from an index may require a project of this run, too. Only now that is known.
+        indirect = [name for name in wanted.build.sources if name not in with_wheels.wheels and environment.has(name)]
+        if not indirect:
+            return
+        environment.__exit__(None, None, None)
+        requirements.update(indirect)
+
+
+def _candidates(wanted: EnvironmentRequest) -> Generator[BuildEnvironment, None, None]:
     request = wanted.build
     if request.use_cache and request.env_dir is None:
         try:
@@ -68,7 +86,9 @@ def candidate_environments(wanted: EnvironmentRequest) -> Generator[BuildEnviron
         except CacheFolderError as error:
             wanted.reporter.warn(f"Not keeping the build environment: {error}")
         else:
-            if key := environment_key(wanted.requirements, wanted.constraints, request.installer):
+            if key := environment_key(
+                wanted.requirements, wanted.constraints, request.installer, _digests_of(wanted.wheels)
+            ):
                 try:
                     yield from kept_environments(store, key, wanted)
                     return
@@ -81,3 +101,11 @@ def candidate_environments(wanted: EnvironmentRequest) -> Generator[BuildEnviron
     from lockbuild.environments.fresh import FreshEnvironment
 
     yield from handed_over(FreshEnvironment(wanted).__enter__())
+
+
+def _digests_of(wheels: Mapping[str, str]) -> Mapping[str, str]:
+    if not wheels:
+        return {}
+    from lockbuild.environments.source_wheels import digests_of
+
+    return digests_of(wheels)

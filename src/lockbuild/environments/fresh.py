@@ -29,9 +29,8 @@ class FreshEnvironment:
 
     def __init__(self, wanted: EnvironmentRequest) -> None:
         self._environment = DefaultIsolatedEnv(installer=wanted.build.installer, path=wanted.build.env_dir)
+        self._wanted = wanted
         self._requirements = tuple(wanted.requirements)
-        # One element, not lines: a requirement and its --hash continuation lines belong together.
-        self._constraints = (wanted.constraints,) if wanted.constraints.strip() else ()
         self._log = (wanted.reporter, wanted.build.verbosity)
 
     def __enter__(self) -> Self:
@@ -55,10 +54,15 @@ class FreshEnvironment:
 
     def _install_first(self) -> None:
         if self._environment.installer == "uv":
-            self._environment.install(self._requirements, self._constraints)
+            self._environment.install(self._requirements, self._constraints())
         elif self._requirements:
             log_requirements(self._requirements)
-            install_with_pip(self._environment, self._requirements, "".join(self._constraints), {})
+            install_with_pip(self._environment, self._requirements, "".join(self._constraints()), {})
+
+    def _constraints(self) -> tuple[str, ...]:
+        # One element, not lines: a requirement and its --hash continuation lines belong together.
+        constraints = self._wanted.constraints_for_installer()
+        return (constraints,) if constraints.strip() else ()
 
     @property
     def requirements(self) -> tuple[str, ...]:
@@ -76,9 +80,10 @@ class FreshEnvironment:
 
     def install(self, requirements: Collection[str]) -> bool:
         """Install more requirements under the constraints."""
-        with forward_log(*self._log), killing_descendants():
-            self._environment.install(requirements, self._constraints)
         self._requirements = (*self._requirements, *requirements)
+        self._wanted = self._wanted.with_wheels_for(self._requirements)
+        with forward_log(*self._log), killing_descendants():
+            self._environment.install(requirements, self._constraints())
         return True
 
     def required_versions(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ from lockbuild.environments.local import ARCHIVES, canonical, describe, named_pa
 from lockbuild.paths import configuration_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from lockbuild.request import Installer
 
@@ -88,9 +88,13 @@ class EnvironmentKey(NamedTuple):
     """The local folders and archives that settings name. Each build compares what is in them."""
 
 
-def environment_key(requirements: Collection[str], constraints: str, installer: Installer) -> EnvironmentKey | None:
+def environment_key(
+    requirements: Collection[str], constraints: str, installer: Installer, wheels: Mapping[str, str]
+) -> EnvironmentKey | None:
     """
     Return the key for requirements (PEP 508 strings), the text of a constraints file, and an installer.
+
+    ``wheels`` are digests of wheels that are installed where an index may have others: see `source_wheels`.
 
     ``None`` where no key can cover what would be installed: for a requirement that names a local file or folder, which
     may change at any time, or that cannot be parsed.
@@ -116,6 +120,7 @@ def environment_key(requirements: Collection[str], constraints: str, installer: 
         "configuration": [text for _, text in configuration],
         "files": files,
         "sources": sources,
+        "wheels": wheels,
     }
     digest = sha256(json.dumps(content, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return EnvironmentKey(digest, tuple(normalized), tuple(sources))

@@ -116,15 +116,15 @@ def _install(
     if can_fill(wanted):
         fill(environment, paths, wanted, variables)
         return
-    install_with_pip(environment, wanted.requirements, wanted.constraints, variables)
+    install_with_pip(environment, wanted.requirements, wanted.constraints_for_installer(), variables)
 
 
 def _install_with_uv(
     environment: DefaultIsolatedEnv, wanted: EnvironmentRequest, key: EnvironmentKey, variables: Mapping[str, str]
 ) -> None:
     """Install as `DefaultIsolatedEnv.install` does, and look past uv's cache where local distributions may be newer."""
-    reinstall = [_REINSTALL] if any(map(describe_source, key.sources)) else []
-    with written((), wanted.constraints) as files:
+    reinstall = [_REINSTALL] if wanted.wheels or any(map(describe_source, key.sources)) else []
+    with written((), wanted.constraints_for_installer()) as files:
         words = [*reinstall, *wanted.requirements, "--python", environment.python_executable, *files]
         run_uv(environment, ["install", *words], variables)
 

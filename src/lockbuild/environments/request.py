@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from lockbuild.events import Reporter
     from lockbuild.locks import InheritableLock
@@ -26,6 +26,24 @@ class EnvironmentRequest(NamedTuple):
     outer_locks: Sequence[InheritableLock]
     """The locks that the build holds. An installer tells the builds that it runs about them."""
     reporter: Reporter
+    wheels: Mapping[str, str] = {}
+    """The wheels of projects of the same run that it needs, by their normalized names."""
+
+    def with_wheels_for(self, requirements: Collection[str]) -> Self:
+        """Return a request with the wheels that these requirements need. Raises `SourceNotBuiltError`."""
+        if not self.build.sources:
+            return self
+        from lockbuild.environments.source_wheels import needed_wheels
+
+        return self._replace(wheels=needed_wheels(requirements, self.build.sources))
+
+    def constraints_for_installer(self) -> str:
+        """Return the text of the constraints file that the installer is given, empty for none."""
+        if not self.wheels:
+            return self.constraints
+        from lockbuild.environments.source_wheels import as_constraints
+
+        return f"{self.constraints}\n{as_constraints(self.wheels)}"
 
 
 def read_constraints(path: str | None) -> str:

@@ -66,7 +66,7 @@ def fill(
         with (
             _step(reporter, "resolving"),
             killing_descendants(),
-            written(wanted.requirements, wanted.constraints) as files,
+            written(wanted.requirements, wanted.constraints_for_installer()) as files,
         ):
             words = ["wheel", "--use-pep517", "--no-input", "--wheel-dir", folder, *files]
             # What a pip that is killed has left in its temporary folder is removed with ours.
@@ -115,7 +115,9 @@ def can_fill(wanted: EnvironmentRequest) -> bool:
     It does not where something is named by its URL: for that pip leaves a direct_url.json (PEP 610) that it alone can
     write.
     """
-    return " @ " not in wanted.constraints and not any(Requirement(each).url for each in wanted.requirements)
+    return " @ " not in wanted.constraints_for_installer() and not any(
+        Requirement(each).url for each in wanted.requirements
+    )
 
 
 def _distributions(requirements: Collection[str]) -> frozenset[str]:

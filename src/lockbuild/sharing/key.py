@@ -19,6 +19,7 @@ from lockbuild.environments.key import WITHOUT_EFFECT as WITHOUT_EFFECT_FOR_INST
 from lockbuild.environments.key import environment_key
 from lockbuild.environments.local import describe_files
 from lockbuild.environments.request import read_constraints
+from lockbuild.environments.source_wheels import digests_of
 from lockbuild.errors import shown
 from lockbuild.files import digest_of_file
 
@@ -54,6 +55,9 @@ PREFIXES_WITHOUT_EFFECT = ("LOCKBUILD_", "SLURM_", "SSH_", "XDG_SESSION_")
 
 # Variables that name a file which decides about the result. Files of other variables are not read: one may be a log.
 _NAMES_OF_FILES = ("CMAKE_TOOLCHAIN_FILE", "DIST_EXTRA_CONFIG")
+
+# Variables by which a make tells of its jobs, among other things.
+_FLAGS_OF_MAKE = ("CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS")
 
 # Files in the user's home that distutils reads.
 _FILES_OF_THE_USER = ("~/.pydistutils.cfg", "~/pydistutils.cfg")
@@ -110,7 +114,8 @@ def _key_of_tree(tree: str, kind: Distribution, request: BuildRequest) -> Sharin
 
 def _key(source: list[object], subject: str, kind: Distribution, request: BuildRequest) -> SharingKey | None:
     # The source decides what is installed. This is about how.
-    environment = environment_key((), read_constraints(request.constraints_file), request.installer)
+    wheels = digests_of({name: wheel for name, wheel in request.sources.items() if wheel})
+    environment = environment_key((), read_constraints(request.constraints_file), request.installer, wheels)
     if environment is None:
         return None
     variables = dict(_variables(os.environ.items()))
@@ -135,7 +140,8 @@ def _key(source: list[object], subject: str, kind: Distribution, request: BuildR
 def _variables(environ: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     for name, value in environ:
         if name not in WITHOUT_EFFECT and not name.startswith(PREFIXES_WITHOUT_EFFECT):
-            yield name, value
+            # Which jobserver a make has is nothing to the result.
+            yield name, re.sub(r"-j ?\d*|--jobserver\S*", "", value) if name in _FLAGS_OF_MAKE else value
 
 
 def _texts(settings: object) -> Iterator[str]:
