@@ -36,10 +36,10 @@ _CREATING = ("mkdir", "mkdirat", "rename", "renameat", "link", "linkat", "symlin
 _REMOVING = ("unlink", "unlinkat", "rmdir")
 _STARTING = ("vfork", "clone", "clone3")
 CALLS = {
-    "ENOSPC": ("openat", "write", "sendfile", "copy_file_range", "ftruncate", *_CREATING),
+    "ENOSPC": ("openat", "write", "sendfile", "copy_file_range", "ftruncate", "fsync", *_CREATING),
     "EIO": (
         *("openat", "read", "write", "newfstatat", "getdents64", "utimensat", "readlink", "flock", "fchmod"),
-        *("sendfile", *_CREATING, *_REMOVING),
+        *("sendfile", "fsync", *_CREATING, *_REMOVING),
     ),
     "EMFILE": ("openat", "pipe2", "dup", "dup2", "fcntl"),
     "ENOMEM": ("mmap", *_STARTING),
@@ -47,7 +47,7 @@ CALLS = {
     # Between two of these calls a process changes nothing that outlives it, so that a kill there is one at the next.
     "KILL": (
         *("openat", "write", "sendfile", "utimensat", "fchmod", "ftruncate", "flock", "fcntl", "pipe2", "wait4"),
-        *("poll", "exit_group", *_CREATING, *_REMOVING, *_STARTING),
+        *("poll", "fsync", "exit_group", *_CREATING, *_REMOVING, *_STARTING),
     ),
 }
 
