@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from lockbuild.files import FULL
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
+
+    from build import BuildBackendException
 
     from lockbuild.events import Reporter
     from lockbuild.hooks import HookEnvironment
@@ -76,11 +79,14 @@ class BackendCaller:
 
         Raises what ``build.ProjectBuilder.metadata_path`` raises.
         """
-        from build import ProjectBuilder
+        from build import BuildBackendException, ProjectBuilder
 
         python = self._environment.python_executable if self._environment else sys.executable
-        with self._nothing_exchanged_is_left():
-            return ProjectBuilder(self.project.tree, python, self._run).metadata_path(folder)
+        try:
+            with self._nothing_exchanged_is_left():
+                return ProjectBuilder(self.project.tree, python, self._run).metadata_path(folder)
+        except BuildBackendException as error:
+            raise self._failed(error.exception, str(error)) from None
 
     def _isolation(self) -> dict[str, str]:
         return dict((self._environment.make_extra_environ() if self._environment else None) or {})
@@ -125,9 +131,24 @@ class BackendCaller:
             failure = error
         else:
             return
+        raise self._failed(failure, description) from None
+
+    def _failed(self, failure: Exception, description: str | None) -> BuildBackendException:
+        """Return the error of `build` for a failed hook call, with the reason at its end, and a hint as its note."""
         from build import BuildBackendException
 
-        raise BuildBackendException(failure, description) from None
+        reason = _reason(failure)
+        if description and reason:
+            description = f"{description.rstrip('.')}: {reason}"
+        error = BuildBackendException(failure, description)
+        if missing := re.match(r"ModuleNotFoundError: No module named '([^'.]+)", reason):
+            place = (
+                "add what has it to build-system.requires in pyproject.toml"
+                if self._environment
+                else "install what has it, because --no-isolation uses the environment of lockbuild"
+            )
+            error.add_note(f"the build environment has no module {missing[1]}: {place}")
+        return error
 
 
 def _naming_folder(error: OSError) -> OSError:
@@ -135,3 +156,10 @@ def _naming_folder(error: OSError) -> OSError:
     if error.errno in FULL and error.filename is None:
         return OSError(error.errno, error.strerror, tempfile.gettempdir())
     return error
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, subprocess.CalledProcessError):
+        return failure.stderr or ""
+    lines = str(getattr(failure, "traceback", "")).splitlines()
+    return lines[-1] if lines else ""
