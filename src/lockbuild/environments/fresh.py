@@ -25,7 +25,7 @@ class FreshEnvironment:
     locks: tuple[InheritableLock, ...] = ()
     """It is removed at the end of the build; there is nothing that a hook could keep."""
     generation: Generation | None = None
-    """It is not kept."""
+    is_kept = False
 
     def __init__(self, wanted: EnvironmentRequest) -> None:
         self._environment = DefaultIsolatedEnv(installer=wanted.build.installer, path=wanted.build.env_dir)
