@@ -7,17 +7,22 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lockbuild.api import BuildOptions, async_build, build, project_wheel_metadata
+    from lockbuild.api import BuildOptions, async_build, build, build_many, project_wheel_metadata
     from lockbuild.errors import (
         ArtifactError,
         CacheFolderError,
+        CircleError,
         EnvironmentFolderError,
         LockbuildError,
         LockTimeoutError,
         LockUnavailableError,
+        NeededBuildFailedError,
         OutDirError,
+        PlanError,
+        PythonNotFoundError,
         SdistError,
         SettingsError,
+        SourceNotBuiltError,
         SourceTreeMovedError,
         UnmetDependenciesError,
         WheelError,
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
     )
     from lockbuild.events import Holder, LockWait, Reporter
     from lockbuild.locks import SourceTreeLock
+    from lockbuild.many.plan import PlannedBuild
+    from lockbuild.many.run import Outcome
     from lockbuild.request import Artifact, BuildRequest, BuildResult, Timing
     from lockbuild.wheels import install_wheels
 
@@ -37,16 +44,23 @@ __all__ = [
     "BuildRequest",
     "BuildResult",
     "CacheFolderError",
+    "CircleError",
     "EnvironmentFolderError",
     "Holder",
     "LockTimeoutError",
     "LockUnavailableError",
     "LockWait",
     "LockbuildError",
+    "NeededBuildFailedError",
     "OutDirError",
+    "Outcome",
+    "PlanError",
+    "PlannedBuild",
+    "PythonNotFoundError",
     "Reporter",
     "SdistError",
     "SettingsError",
+    "SourceNotBuiltError",
     "SourceTreeLock",
     "SourceTreeMovedError",
     "Timing",
@@ -55,6 +69,7 @@ __all__ = [
     "WorkerError",
     "async_build",
     "build",
+    "build_many",
     "install_wheels",
     "project_wheel_metadata",
 ]
@@ -67,11 +82,14 @@ _MODULES = {
     "BuildResult": "request",
     "Holder": "events",
     "LockWait": "events",
+    "Outcome": "many.run",
+    "PlannedBuild": "many.plan",
     "Reporter": "events",
     "SourceTreeLock": "locks",
     "Timing": "request",
     "async_build": "api",
     "build": "api",
+    "build_many": "api",
     "install_wheels": "wheels",
     "project_wheel_metadata": "api",
 }

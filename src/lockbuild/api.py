@@ -16,9 +16,12 @@ from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest, BuildResult, Distribution, Installer, LinkMode, LockPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from concurrent.futures import Executor
     from importlib.metadata import PackageMetadata
     from typing import TypeAlias, Unpack
+
+    from lockbuild.many.run import Outcome
 
     StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -93,6 +96,44 @@ async def async_build(
     from lockbuild.build_process import build_in_process
 
     return await build_in_process(_request(srcdir, distributions, outdir, options), reporter or Reporter())
+
+
+def build_many(
+    requests: Iterable[BuildRequest],
+    *,
+    jobs: int | None = None,
+    executor: Executor | None = None,
+    pythons: Iterable[StrPath] = (),
+    sources: bool = True,
+    fail_fast: bool = False,
+    logs: StrPath | None = None,
+) -> Iterator[Outcome]:
+    """
+    Build many sources; yield what has become of each, as they end.
+
+    At most ``jobs`` builds run at a time, by default as many as there are cores. Each runs in a process of its own,
+    which an ``executor`` on this machine may start. A project that others require for their build is built first, and
+    its wheel is used, unless ``sources`` is false. With several ``pythons``, paths or versions, a wheel that serves all
+    of them is built once. With ``fail_fast`` no build is started after one has failed. ``logs`` is the folder for the
+    log of each build, by default a new one in the cache folder.
+
+    A build that fails is an outcome with an error. When the iterator is closed, running builds are ended; those of an
+    executor are waited for. Raises `PlanError` and `PythonNotFoundError` before anything is built.
+    """
+    # It imports asyncio.
+    from lockbuild.many.plan import make_plan
+    from lockbuild.many.run import Run, RunReporter, iterate
+    from lockbuild.other_python import find_python
+    from lockbuild.paths import logs_folder
+
+    wanted = list(requests)
+    plan = make_plan(wanted, [find_python(os.fspath(each)) for each in pythons], sources=sources)
+    if logs is None:
+        logs = logs_folder(wanted[0].cache_dir if wanted else None)
+    else:
+        os.makedirs(logs, exist_ok=True)
+    run = Run(plan, jobs=jobs or os.cpu_count() or 1, logs=os.fspath(logs), executor=executor)
+    return iterate(run.outcomes(RunReporter(), fail_fast=fail_fast))
 
 
 def project_wheel_metadata(

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 
 from lockbuild.errors import WorkerError
 from lockbuild.event_lines import read_event
+from lockbuild.other_python import command_for
 from lockbuild.settings import INSTALLER_VARIABLE, PREIMPORT_VARIABLE
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
+    from collections.abc import Mapping
 
     from lockbuild.events import Reporter
+    from lockbuild.other_python import Python
     from lockbuild.request import BuildRequest, BuildResult
 
 # How many seconds a process that was asked to end may take before it is killed. It kills its hook after a fraction of a
@@ -27,18 +30,26 @@ if TYPE_CHECKING:
 _END_SECONDS = 10.0
 
 
-async def build_in_process(request: BuildRequest, reporter: Reporter, output: int | None = None) -> BuildResult:
+async def build_in_process(
+    request: BuildRequest,
+    reporter: Reporter,
+    output: int | None = None,
+    python: Python | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> BuildResult:
     """
-    Run a build in a process of its own. Its hooks write to ``output``, a descriptor; by default to standard error.
+    Run a build in a process of its own, with another Python if one is given.
+
+    Its hooks write to ``output``, a descriptor; by default to standard error. ``variables`` are added to its
+    environment.
 
     Raises what the build raises, and `WorkerError`.
     """
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        # -P: the working directory, which may contain a build.py, is not on the path.
-        *("-P", "-m", "lockbuild", "--json", "--timings", "--end-with-stdin"),
+        *command_for(python),
+        *("--json", "--timings", "--end-with-stdin"),
         *words_of(request),
-        env=os.environ | variables_of(request),
+        env={**os.environ, **(variables or {}), **variables_of(request)},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=output,

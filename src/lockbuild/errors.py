@@ -74,6 +74,15 @@ class SourceTreeMovedError(LockbuildError):
         )
 
 
+class PythonNotFoundError(LockbuildError):
+    """The Python that a build should use cannot be found, or cannot run lockbuild."""
+
+    def __init__(self, wanted: str, problem: str) -> None:
+        self.wanted = wanted
+        self.problem = problem
+        super().__init__(f"Cannot build with the Python {shown(wanted)}: {shown(problem)}")
+
+
 class SettingsError(LockbuildError):
     """An option, an environment variable or a key in ``[tool.lockbuild]`` has an invalid value."""
 

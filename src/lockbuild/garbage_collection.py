@@ -145,10 +145,14 @@ def collect_once_a_day(cache_dir: str | None) -> None:
         return
     import subprocess
 
+    from lockbuild.other_python import run_elsewhere
+
     with contextlib.suppress(OSError):
         subprocess.Popen(
-            # -P: nothing is imported from the working directory.
-            [sys.executable, "-P", "-m", "lockbuild.commands.cache", "--cache-dir", os.path.dirname(store), "prune"],
+            [
+                *run_elsewhere(sys.executable, "lockbuild.commands.cache"),
+                *("--cache-dir", os.path.dirname(store), "prune"),
+            ],
             cwd=store,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

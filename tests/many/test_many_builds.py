@@ -305,6 +305,23 @@ def test_options_that_make_no_sense_for_many_builds_are_refused(repo: Monorepo) 
         assert "not allowed with many builds" in err.splitlines()[-1]
 
 
+def test_a_program_reads_json_lines(repo: Monorepo) -> None:
+    repo.add("one")
+    repo.add("bad", act="raise SystemExit(1)")
+    out, _ = repo.build("--json", "--fail-fast", "-j1", "one", "bad", "never", status=1)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(each["event"], each["source"]) for each in lines if each["event"] in ("started", "built")] == [
+        *(("started", "one"), ("built", "one"), ("started", "bad"), ("built", "bad")),
+    ]
+    assert {"event": "activity", "source": "one", "python": None, "activity": "build_wheel"} in lines
+    one, bad = (each for each in lines if each["event"] == "built")
+    assert [each["name"] for each in one["artifacts"]] == ["one-1.0-py3-none-any.whl"]
+    assert one["error"] is None
+    assert bad["error"]["type"] == "BuildBackendException"
+    assert "build_wheel" in bad["error"]["message"]
+    assert (lines[-1]["event"], lines[-1]["failed"], lines[-1]["not_started"]) == ("result", 1, 1)
+
+
 def _summary_line(err: str, label: str) -> str:
     return next(line for line in reversed(err.splitlines()) if line.startswith(f"{label} "))
 

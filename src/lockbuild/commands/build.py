@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from lockbuild.commands.options import parse
+from lockbuild.commands.options import asks_for_many, parse, without_python
 from lockbuild.errors import Interrupted, LockbuildError
 
 if TYPE_CHECKING:
@@ -47,10 +47,12 @@ def _run(parsed: argparse.Namespace) -> int:
         else Console(parsed.verbosity, hooks_write=parsed.verbosity >= 0 and not parsed.metadata)
     )
     try:
+        if parsed.pythons and not asks_for_many(parsed):
+            return _run_with_python(parsed)
         with interruptible():
             if parsed.end_with_stdin:
                 end_with_stdin()
-            if isinstance(output, Console) and _is_many(parsed):
+            if asks_for_many(parsed):
                 from lockbuild.commands.many import build_many
 
                 return build_many(parsed, output)
@@ -70,9 +72,16 @@ def _run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _is_many(parsed: argparse.Namespace) -> bool:
-    """Tell whether a command line asks for a run of builds."""
-    return bool(parsed.more_sources or parsed.all_packages or parsed.packages or parsed.jobs)
+def _run_with_python(parsed: argparse.Namespace) -> int:
+    """Run the same command line with another Python: on POSIX in place of this process."""
+    from lockbuild.other_python import command_for, find_python
+
+    command = [*command_for(find_python(parsed.pythons[0])), *without_python(parsed.words)]
+    if os.name == "posix":
+        os.execv(command[0], command)
+    import subprocess
+
+    return subprocess.run(command, check=False).returncode
 
 
 def _event_writer() -> EventWriter:

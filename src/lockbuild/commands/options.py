@@ -40,6 +40,7 @@ def parse(arguments: Sequence[str], prog: str = "lockbuild") -> argparse.Namespa
     if unknown := [word for word in rest if word.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     parsed.more_sources = rest
+    parsed.words = arguments
     _check_usage(parser, parsed)
     return parsed
 
@@ -186,8 +187,6 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="end the build when standard input ends, which happens when the program that started the build is killed",
     )
-    # A build among many is told which wheels those have built that it may need.
-    group.add_argument("--source", dest="sources", action="append", help=argparse.SUPPRESS)
     group.add_argument(
         "--clear",
         action="store_true",
@@ -221,6 +220,14 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
         help="build in the environment that lockbuild runs in, where the build requirements must be installed",
     )
     group.add_argument(
+        "--python",
+        dest="pythons",
+        action="append",
+        metavar="PYTHON",
+        help="build with this Python, a path or a version, 3.11 or newer; may be repeated: a wheel that serves all of "
+        "them is built once (default: the one that runs lockbuild)",
+    )
+    group.add_argument(
         "--env-dir",
         metavar="PATH",
         help="make the build environment in this folder, which must be empty; lockbuild removes it after a success "
@@ -250,6 +257,13 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--dependency-constraints-txt", metavar="PATH", help="constraints file for the build requirements"
+    )
+    group.add_argument(
+        "--source",
+        dest="sources",
+        action="append",
+        metavar="NAME=WHEEL",
+        help="when a build requirement needs this project, install this wheel instead of a release; may be repeated",
     )
     group.add_argument(
         "--skip-dependency-check",
@@ -375,6 +389,26 @@ def _complete(parser: argparse.ArgumentParser, word: str) -> str:
     return f"{option}{equals}{value}"
 
 
+def asks_for_many(parsed: argparse.Namespace) -> bool:
+    """Tell whether a command line asks for a run of builds, rather than for one build in this process."""
+    several_pythons = len(parsed.pythons or ()) > 1
+    return bool(parsed.more_sources or parsed.all_packages or parsed.packages or parsed.jobs or several_pythons)
+
+
+def without_python(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line less the option ``--python``."""
+    left = []
+    waiting = iter(words)
+    for word in waiting:
+        if word == "--python":
+            next(waiting)
+        elif not word.startswith("--python="):
+            left.append(word)
+        if word == "--":
+            return [*left, *waiting]
+    return left
+
+
 def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     """Exit with status 2 for options that exclude each other, in the words of ``build``."""
     if parsed.json and parsed.report == "-":
@@ -382,8 +416,10 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
     if parsed.json:
         # The build itself reports wrong usage to a program, as an event with the message of the Python API.
         return
-    if parsed.more_sources or parsed.all_packages or parsed.packages or parsed.jobs:
-        for option in ("--metadata", "--env-dir", "--sdist-extract-dir", "--json"):
+    if parsed.pythons and parsed.no_isolation:
+        parser.error("--python: not allowed with --no-isolation; run lockbuild in the environment of that Python")
+    if asks_for_many(parsed):
+        for option in ("--metadata", "--env-dir", "--sdist-extract-dir"):
             if getattr(parsed, option[2:].replace("-", "_")):
                 parser.error(f"{option}: not allowed with many builds")
     if parsed.env_dir is not None and parsed.no_isolation:

@@ -19,6 +19,7 @@ from lockbuild.errors import LockbuildError, PlanError, shown
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from lockbuild.other_python import Python
     from lockbuild.request import BuildRequest
 
 
@@ -34,10 +35,18 @@ class PlannedBuild(NamedTuple):
     """Its version, if that is written down."""
     needs: frozenset[str]
     """The normalized names of the projects that it declares as build requirements."""
+    python: Python | None = None
+    """The Python that builds; ``None`` is our own."""
+    other_pythons: tuple[Python, ...] = ()
+    """More Pythons for which there is to be a wheel, if that of this build does not serve them."""
 
     def __hash__(self) -> int:
         """Hash what tells builds apart. Settings may be of any type."""
-        return hash((self.request.source, self.request.distributions))
+        return hash((self.request.source, self.request.distributions, self.python))
+
+    def with_python(self, python: Python) -> PlannedBuild:
+        """Return the build of the wheel for another one of the Pythons."""
+        return self._replace(request=self.request._replace(distributions=("wheel",)), python=python, other_pythons=())
 
 
 class Plan(NamedTuple):
@@ -57,9 +66,9 @@ class Plan(NamedTuple):
         return Plan(tuple(builds), self.providers)
 
 
-def make_plan(requests: Sequence[BuildRequest], sources: bool = True) -> Plan:
+def make_plan(requests: Sequence[BuildRequest], pythons: Sequence[Python] = (), *, sources: bool = True) -> Plan:
     """
-    Plan the builds that are requested.
+    Plan the builds that are requested, with each of these Pythons, or with our own.
 
     Without ``sources`` no build uses the wheel of another one. Raises `PlanError` where two builds would write the same
     file, or would give the wheel of the same project.
@@ -67,6 +76,8 @@ def make_plan(requests: Sequence[BuildRequest], sources: bool = True) -> Plan:
     # One source that is named twice is built once.
     wanted = {os.path.realpath(request.source): request for request in requests}
     builds = [_planned(request, asks=sources and len(wanted) > 1) for request in wanted.values()]
+    if pythons:
+        builds = [build._replace(python=pythons[0], other_pythons=tuple(pythons[1:])) for build in builds]
     _check_for_clashes(builds)
     providers: dict[str, PlannedBuild] = {}
     for build in builds if sources else ():

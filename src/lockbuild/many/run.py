@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
+import threading
 import time
+from concurrent.futures import CancelledError, Future
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.build_process import build_in_process
+from packaging.utils import parse_wheel_filename
+
 from lockbuild.errors import ArtifactError, CircleError, NeededBuildFailedError, SourceNotBuiltError, shown
-from lockbuild.events import LockWait, Reporter
+from lockbuild.many.executors import OnExecutor, Processes, place_for_builds
 from lockbuild.many.queue import ReadyQueue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Iterator
-    from typing import BinaryIO
+    from concurrent.futures import Executor
 
     from lockbuild.many.plan import Plan, PlannedBuild
+    from lockbuild.other_python import Python
     from lockbuild.request import BuildResult
 
 
@@ -48,15 +55,19 @@ class Run:
     """
     A run of many builds, at most ``jobs`` at a time. Each writes a log into the folder ``logs``.
 
+    An ``executor`` starts them in its own threads or processes. It must be on this machine.
+
     A provider that is not wanted is started only if another build needs it.
     """
 
-    def __init__(self, plan: Plan, *, jobs: int, logs: str) -> None:
+    def __init__(self, plan: Plan, *, jobs: int, logs: str, executor: Executor | None = None) -> None:
+        self._executor = executor
         self._providers = plan.providers
         self._jobs = jobs
         self._logs = logs
         self._queue: ReadyQueue[PlannedBuild] = ReadyQueue()
-        self._wheels: dict[str, str | None] = dict.fromkeys(plan.providers)
+        self._wheels: dict[str, dict[Python | None, str]] = {name: {} for name in plan.providers}
+        """By the names of projects, and by the Pythons that have built them."""
         self._written: dict[str, PlannedBuild] = {}
         """The builds of this run by the paths of their artifacts."""
         self._started = 0
@@ -71,24 +82,25 @@ class Run:
         """
         running: set[asyncio.Task[Outcome | None]] = set()
         has_failed = False
-        try:
-            while True:
-                while len(running) < self._jobs and not (has_failed and fail_fast) and (build := self._queue.take()):
-                    running.add(asyncio.create_task(self._build(build, reporter)))
-                for outcome in self._given_up(is_stuck=not running):
-                    yield outcome
-                if not running and (not self._queue or (has_failed and fail_fast)):
-                    return
-                if running:
-                    ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    for task in ended:
-                        if outcome_or_none := task.result():
-                            has_failed |= outcome_or_none.error is not None
-                            yield outcome_or_none
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        with place_for_builds(self._jobs, self._executor) as place:
+            try:
+                while True:
+                    stops = has_failed and fail_fast
+                    while len(running) < self._jobs and not stops and (build := self._queue.take()):
+                        running.add(asyncio.create_task(self._build(build, place, reporter)))
+                    for given_up in self._given_up(is_stuck=not running):
+                        yield given_up
+                    if not running and (stops or not self._queue):
+                        return
+                    if running:
+                        ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                        for outcome in filter(None, (task.result() for task in ended)):
+                            has_failed |= outcome.error is not None
+                            yield outcome
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
 
     def _want(self, build: PlannedBuild) -> None:
         """Queue a build and all that it is known to need."""
@@ -100,8 +112,31 @@ class Run:
         for name in sorted(names):
             # A project that needs itself gets a release of it.
             if name != build.name and (needed := self._providers.get(name)):
+                if build.python is not None and self._wheels[name] and self._wheel(name, build.python) is None:
+                    needed = needed.with_python(build.python)
                 self._want(needed)
                 self._queue.need(build, needed)
+
+    def _wheel(self, name: str, python: Python | None) -> str | None:
+        """Return the wheel of a project that serves a Python, if there is one yet."""
+        for built_with, wheel in self._wheels[name].items():
+            if built_with == python or (python is not None and serves(os.path.basename(wheel), python)):
+                return wheel
+        return None
+
+    def _want_for_other_pythons(self, build: PlannedBuild, result: BuildResult | None) -> None:
+        """Queue the builds with the other Pythons that the wheel of this one does not serve."""
+        wheels = [artifact.name for artifact in result.artifacts if artifact.kind == "wheel"] if result else []
+        sdists = [artifact.path for artifact in result.artifacts if artifact.kind == "sdist"] if result else []
+        if result and not wheels:
+            return
+        for python in build.other_pythons:
+            if not any(serves(wheel, python) for wheel in wheels):
+                again = build.with_python(python)
+                if sdists and not build.request.distributions:
+                    # As the first wheel, the others are built from the sdist.
+                    again = again._replace(request=again.request._replace(source=sdists[0]))
+                self._want(again)
 
     def _given_up(self, *, is_stuck: bool) -> Iterator[Outcome]:
         """Yield the builds that need one that has failed, and, where nothing else is left, those that form circles."""
@@ -118,37 +153,32 @@ class Run:
                 self._queue.failed(build)
                 yield Outcome(build, error=error)
 
-    async def _build(self, build: PlannedBuild, reporter: RunReporter) -> Outcome | None:
+    async def _build(self, build: PlannedBuild, place: Processes | OnExecutor, reporter: RunReporter) -> Outcome | None:
         """Build; ``None`` if it turns out to need another build, after which it is started again."""
         self._started += 1
         log = os.path.join(self._logs, f"{self._started:03}-{os.path.basename(os.path.abspath(build.label))}.log")
-        sources = {name: wheel for name, wheel in self._wheels.items() if name != build.name}
+        sources = {name: self._wheel(name, build.python) for name in self._wheels if name != build.name}
         began = time.monotonic()
         is_over = True
         reporter.started(build)
+        request = build.request._replace(sources=sources if build.request.isolation else {})
         try:
-            with open(log, "wb", buffering=0) as file:
-                try:
-                    result = await build_in_process(
-                        build.request._replace(sources=sources if build.request.isolation else {}),
-                        _Log(file, build, reporter),
-                        file.fileno(),
-                    )
-                    self._note_artifacts(build, result)
-                except SourceNotBuiltError as error:
-                    os.unlink(log)
-                    is_over = False
-                    self._need(build, error.names)
-                    return None
-                except Exception as error:
-                    file.write(f"ERROR {error}\n".encode(errors="backslashreplace"))
-                    raise
+            activity = functools.partial(reporter.activity, build)
+            result = await place.build(request, build.python, log, activity)
+            self._note_artifacts(build, result)
+        except SourceNotBuiltError as error:
+            os.unlink(log)
+            is_over = False
+            self._need(build, error.names)
+            return None
         except Exception as error:  # noqa: BLE001 - the caller decides what a failed build means for the others
             self._queue.failed(build)
+            self._want_for_other_pythons(build, None)
             return Outcome(build, error=error, seconds=time.monotonic() - began, log=log)
         finally:
             reporter.ended(build, is_over=is_over)
         self._queue.done(build)
+        self._want_for_other_pythons(build, result)
         return Outcome(build, result, seconds=time.monotonic() - began, log=log)
 
     def _note_artifacts(self, build: PlannedBuild, result: BuildResult) -> None:
@@ -161,42 +191,54 @@ class Run:
                     "them another out-dir"
                 )
             self._written[path] = build
-            if artifact.kind == "wheel" and build.name is not None and self._providers.get(build.name) == build:
-                self._wheels[build.name] = path
+            if artifact.kind == "wheel" and build.name in self._wheels:
+                self._wheels[build.name][build.python] = path
 
 
-class _Log(Reporter):
-    """Writes down what a build tells, and passes on what it is doing."""
+def serves(wheel: str, python: Python) -> bool:
+    """Tell whether a wheel, by its name, that was built with one Python serves a newer or older one as well."""
+    for tag in parse_wheel_filename(wheel)[3]:
+        kind, version = tag.interpreter[:2], tag.interpreter[2:]
+        if (kind, tag.abi) in (("py", "none"), ("cp", "abi3")) and version.isdigit():
+            oldest = (int(version[0]), int(version[1:] or 0))
+            if oldest[0] == python.version[0] and oldest <= python.version:
+                return True
+    return False
 
-    def __init__(self, file: BinaryIO, build: PlannedBuild, reporter: RunReporter) -> None:
-        self._file = file
-        self._build = build
-        self._reporter = reporter
-        self._is_waiting = False
 
-    def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
-        self._write(f"* {message}" if kind == ("step",) else message)
+def iterate(outcomes: AsyncGenerator[Outcome, None]) -> Iterator[Outcome]:
+    """Yield outcomes as they come from an event loop in another thread. Closing this ends the builds that run."""
+    found: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
 
-    def detail(self, message: str) -> None:
-        if self._build.request.verbosity > 0:
-            self._write(message)
+    async def collect() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        started.set_result((asyncio.get_running_loop(), task))
+        async with contextlib.aclosing(outcomes):
+            async for outcome in outcomes:
+                found.put(outcome)
 
-    def warn(self, message: str) -> None:
-        self._write(f"WARNING {message}")
+    def work() -> None:
+        end: BaseException | None = None
+        try:
+            asyncio.run(collect())
+        except BaseException as error:  # noqa: BLE001 - it is raised in the other thread
+            end = error
+            # Where not even an event loop could be made.
+            started.cancel()
+        found.put(end)
 
-    def waiting(self, wait: LockWait) -> None:
-        words = f"waiting for the lock on {shown(wait.subject)}, held by {wait.holder or 'an invisible process'}"
-        if not self._is_waiting:
-            self._is_waiting = True
-            self._write(f"* {words}")
-        self._reporter.activity(self._build, words)
-
-    def got_lock(self, subject: str, waited: float) -> None:
-        self._is_waiting = False
-        self._write(f"* got the lock on {shown(subject)} after {waited:.0f} s")
-
-    def began(self, step: str) -> None:
-        self._reporter.activity(self._build, step)
-
-    def _write(self, line: str) -> None:
-        self._file.write(f"{line}\n".encode(errors="backslashreplace"))
+    thread = threading.Thread(target=work, name="lockbuild run")
+    thread.start()
+    try:
+        while isinstance(outcome := found.get(), Outcome):
+            yield outcome
+        if outcome is not None:
+            raise outcome
+    finally:
+        # The loop is closed if all has ended.
+        with contextlib.suppress(CancelledError, RuntimeError):
+            loop, task = started.result()
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
