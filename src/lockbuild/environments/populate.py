@@ -18,7 +18,6 @@ from packaging.utils import canonicalize_name
 
 from lockbuild.build_library import forward_log
 from lockbuild.environments.local import describe_source, digest_of_sources
-from lockbuild.environments.resolve import can_fill, fill
 from lockbuild.environments.store import Manifest
 from lockbuild.events import Reporter
 from lockbuild.installers import install_with_pip, log_requirements, run_uv, written
@@ -105,6 +104,8 @@ def _install(
     if wanted.build.installer == "uv":
         _install_with_uv(environment, wanted, key, variables)
         return
+    from lockbuild.environments.resolve import can_fill, fill
+
     if can_fill(wanted):
         fill(environment, paths, wanted, variables)
         return
