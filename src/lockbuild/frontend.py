@@ -349,6 +349,7 @@ def _extended(
             listed = "".join(f"\n- {name}=={version}" for name, version in versions.items())
             session.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
         if full is not None and full is not environment:
+            session.hooks.start(task.project, full, [*held, *full.locks])
             stack.enter_context(session.hooks.under([*held, *full.locks]))
         yield full
 

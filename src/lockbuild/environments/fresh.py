@@ -23,7 +23,7 @@ class FreshEnvironment:
     locks: tuple[InheritableLock, ...] = ()
     """It is removed at the end of the build; there is nothing that a hook could keep."""
     generation: Generation | None = None
-    """It is not kept."""
+    is_kept = False
 
     def __init__(self, wanted: EnvironmentRequest) -> None:
         self._environment = isolated_environment(wanted.build.installer, wanted.build.env_dir)

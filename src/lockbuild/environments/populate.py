@@ -18,7 +18,6 @@ from packaging.utils import canonicalize_name
 
 from lockbuild.build_library import forward_log
 from lockbuild.environments.local import describe_source, digest_of_sources
-from lockbuild.environments.resolve import can_fill, fill
 from lockbuild.environments.store import Manifest
 from lockbuild.errors import InstallerError
 from lockbuild.installers import install_with_pip, install_with_uv, isolated_environment, log_requirements
@@ -92,6 +91,8 @@ def _install(
         constraints = wanted.constraints_for_installer()
         install_with_uv(environment, wanted.requirements, constraints, variables, options=options)
         return
+    from lockbuild.environments.resolve import can_fill, fill
+
     if can_fill(wanted):
         fill(environment, paths, wanted, variables)
         return

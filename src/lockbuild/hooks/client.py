@@ -54,19 +54,19 @@ class Host:
         streams: tuple[int | None, int | None],
     ) -> None:
         """
-        Start it: ``command`` is an interpreter, and the modules to import ahead or ``-``.
+        Start it: ``command`` is an interpreter, and the first two arguments of the host.
 
         ``locks`` are the open files that carry the locks under which its hooks will run, ``streams`` what they have as
         standard output and error; ``None`` is ours. Raises `OSError`.
         """
-        python, backend = command
+        python, *arguments = command
         lifeline, self._lifeline = _pipe()
         requests, self._requests = _pipe()
         self._replies, replies = _pipe()
         inherited = (lifeline, requests, replies, *locks)
         try:
             self._process = subprocess.Popen(
-                [python, "-c", _EXECUTE, _HOST, backend, *map(str, inherited)],
+                [python, "-c", _EXECUTE, _HOST, *arguments, *map(str, inherited)],
                 cwd=cwd,
                 env=environ,
                 pass_fds=inherited,
