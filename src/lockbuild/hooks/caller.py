@@ -108,7 +108,7 @@ class BackendCaller:
 
     @contextlib.contextmanager
     def _errors_of_build(self, hook: str) -> Iterator[None]:
-        """Turn errors of the backend into those that ``ProjectBuilder`` would raise; let the system.s through."""
+        """Turn errors of the backend into those that ``ProjectBuilder`` would raise; let the system's through."""
         description: str | None
         failure: Exception
         try:
