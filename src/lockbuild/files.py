@@ -31,6 +31,7 @@ _OLD = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
 _BEGINNING = 60
 _RANDOM = 16
 _END = ".tmp"
+_HIDDEN = _RANDOM + len(_END)
 
 
 @contextlib.contextmanager
@@ -121,12 +122,16 @@ def digest_of_file(path: str) -> str:
 def remove_left_over(folder: str, names: Collection[str]) -> None:
     """Remove files that killed processes have left beside these names. No process may be writing to the folder."""
     beginnings = set(map(_beginning, names))
-    length = _RANDOM + len(_END)
     for name in set(os.listdir(folder)).difference(names):
-        digits = name[-length : -len(_END)]
-        if name.endswith(_END) and name[:-length] in beginnings and not digits.strip("0123456789abcdef"):
+        if is_hidden(name) and name[:-_HIDDEN] in beginnings:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a name is one that `hidden_beside` makes."""
+    digits = name[-_HIDDEN : -len(_END)]
+    return name.startswith(".") and name.endswith(_END) and not digits.strip("0123456789abcdef")
 
 
 def remove_anything(path: str) -> None:

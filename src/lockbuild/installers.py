@@ -11,14 +11,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from lockbuild.build_library import log, verbosity
 from lockbuild.pip_library import pip_for, was_disturbed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from build.env import DefaultIsolatedEnv
 
@@ -33,38 +32,39 @@ def log_requirements(requirements: Collection[str]) -> None:
 
 
 def install_with_pip(
-    environment: DefaultIsolatedEnv, requirements: Collection[str], constraints: str, variables: Mapping[str, str]
+    environment: DefaultIsolatedEnv,
+    requirements: Collection[str],
+    constraints: str,
+    variables: Mapping[str, str],
+    staging: str,
 ) -> None:
-    """Have pip install requirements into a new environment, as `build` does; ``variables`` are as for `run_pip`."""
-    options = ["--ignore-installed", "--use-pep517", "--no-warn-script-location", "--no-compile", "--no-input"]
-    with (
-        written(requirements, constraints) as files,
-        # An interruption kills pip, which then leaves its temporary files.
-        tempfile.TemporaryDirectory(prefix="lockbuild-pip-", ignore_cleanup_errors=True) as temporary,
-    ):
-        run_pip(environment, ["install", *options, *files], {**variables, "TMPDIR": temporary})
-
-
-@contextmanager
-def written(requirements: Collection[str], constraints: str) -> Iterator[list[str]]:
     """
-    Write what is to be installed into files, and yield the options that name them.
+    Have pip install requirements into a new environment, as `build` does; ``variables`` are as for `run_pip`.
+
+    What it leaves in its temporary folder when it is killed is removed with the staging folder.
+    """
+    options = ["--ignore-installed", "--use-pep517", "--no-warn-script-location", "--no-compile", "--no-input"]
+    files = written(requirements, constraints, staging)
+    run_pip(environment, ["install", *options, *files], {**variables, "TMPDIR": staging})
+
+
+def written(requirements: Collection[str], constraints: str, staging: str) -> list[str]:
+    """
+    Write what is to be installed into files in the staging folder; return the options that name them.
 
     In files pip heeds markers and hashes. They have the names that `build` gives them, which installers' messages show.
     """
     options = []
-    with ExitStack() as files:
-        for option, name, content in (
-            ("-r", "requirements", "\n".join(requirements)),
-            ("-c", "constraints", constraints),
-        ):
-            if content.strip():
-                descriptor, path = tempfile.mkstemp(".txt", f"build-{name}-")
-                files.callback(os.unlink, path)
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    file.write(content)
-                options += [option, path]
-        yield options
+    for option, name, content in (
+        ("-r", "requirements", "\n".join(requirements)),
+        ("-c", "constraints", constraints),
+    ):
+        if content.strip():
+            descriptor, path = tempfile.mkstemp(".txt", f"build-{name}-", staging)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(content)
+            options += [option, path]
+    return options
 
 
 def run_pip(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Mapping[str, str]) -> None:

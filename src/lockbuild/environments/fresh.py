@@ -35,6 +35,8 @@ class FreshEnvironment:
 
     def __enter__(self) -> Self:
         """Create the environment and install the requirements."""
+        # Where this process runs for one build, `build` makes its folder in there.
+        self._wanted.staging()
         with forward_log(*self._log):
             self._environment.__enter__()
             try:
@@ -57,7 +59,8 @@ class FreshEnvironment:
             self._environment.install(self._requirements, self._constraints())
         elif self._requirements:
             log_requirements(self._requirements)
-            install_with_pip(self._environment, self._requirements, "".join(self._constraints()), {})
+            constraints = "".join(self._constraints())
+            install_with_pip(self._environment, self._requirements, constraints, {}, self._wanted.staging())
 
     def _constraints(self) -> tuple[str, ...]:
         # One element, not lines: a requirement and its --hash continuation lines belong together.

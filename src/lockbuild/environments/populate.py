@@ -108,7 +108,7 @@ def _install(
     if can_fill(wanted):
         fill(environment, paths, wanted, variables)
         return
-    install_with_pip(environment, wanted.requirements, wanted.constraints_for_installer(), variables)
+    install_with_pip(environment, wanted.requirements, wanted.constraints_for_installer(), variables, wanted.staging())
 
 
 def _install_with_uv(
@@ -116,9 +116,9 @@ def _install_with_uv(
 ) -> None:
     """Install as `DefaultIsolatedEnv.install` does, and look past uv's cache where local distributions may be newer."""
     reinstall = [_REINSTALL] if wanted.wheels or any(map(describe_source, key.sources)) else []
-    with written((), wanted.constraints_for_installer()) as files:
-        words = [*reinstall, *wanted.requirements, "--python", environment.python_executable, *files]
-        run_uv(environment, ["install", *words], variables)
+    files = written((), wanted.constraints_for_installer(), wanted.staging())
+    words = [*reinstall, *wanted.requirements, "--python", environment.python_executable, *files]
+    run_uv(environment, ["install", *words], variables)
 
 
 def _paths(environment: str) -> dict[str, str]:

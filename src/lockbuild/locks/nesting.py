@@ -19,14 +19,16 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.locks.holders import record_beside, recorded_pid
-from lockbuild.locks.kernel import LockFile, try_to_lock
+from lockbuild.locks.holders import record_beside, recorded_pid, remove_record
+from lockbuild.locks.kernel import LockFile, LocksUnsupportedError, NotALockFileError, try_to_lock, unlock
 from lockbuild.processes import ProcessIdentity, ancestors, can_tell_ancestors, is_running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 VARIABLE = "LOCKBUILD_HELD_LOCKS"
+
+_ENDING = ".nested"
 
 # How often to make the folder for lock files when another process removes it at once, as a cleaner may do that runs
 # without a break.
@@ -47,7 +49,7 @@ class HeldLock(NamedTuple):
     @property
     def nested_lock_file(self) -> str:
         """The lock file by which builds that are nested directly in this one exclude each other."""
-        return f"{self.lock_file}.{self.holder.pid}.nested"
+        return f"{self.lock_file}.{self.holder.pid}{_ENDING}"
 
 
 def environment_for_hooks(held: Sequence[HeldLock]) -> dict[str, str]:
@@ -108,6 +110,37 @@ def try_to_take_back(path: str) -> bool:
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return True
+
+
+def remove_left_behind(folder: str) -> None:
+    """
+    Remove the lock files for nested builds that killed processes have left in a folder of lock files.
+
+    A process that lends a lock holds it. So nothing is lent where the lock file itself can be locked.
+    """
+    for name in os.listdir(folder):
+        lent_file, _, pid = name.removesuffix(_ENDING).rpartition(".")
+        if name.endswith(_ENDING) and pid.isdigit():
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError, NotALockFileError, LocksUnsupportedError):
+                if _is_nobodys(os.path.join(folder, lent_file), path):
+                    remove_record(record_beside(path))
+
+
+def _is_nobodys(lock_file: str, nested: str) -> bool:
+    """Take back a nested lock file whose lock is free; tell whether that was so. The lock is held meanwhile."""
+    try:
+        descriptor = LockFile(lock_file, create=False).open()
+    except FileNotFoundError:
+        # That of a nested build is removed when its ancestor has ended. No other lock file is ever removed by us.
+        return lock_file.endswith(_ENDING) and try_to_take_back(nested)
+    if not try_to_lock(descriptor):
+        os.close(descriptor)
+        return False
+    try:
+        return try_to_take_back(nested)
+    finally:
+        unlock(descriptor)
 
 
 def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:
