@@ -8,6 +8,7 @@ failed build leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -27,6 +28,9 @@ _SUFFIXES = (".whl", ".tar.gz")
 
 # Opens an existing file, device or pipe for writing.
 _INTO = os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
+
+# Opens a file to have it written to the disk; Windows wants the right to write for that.
+_SYNCED = (os.O_RDWR if os.name == "nt" else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 # How many bytes of a file to read at a time.
 _COPY_SIZE = 1 << 20
@@ -115,12 +119,28 @@ def _publish_entry(source: str, folder: Folder) -> None:
             except OSError:
                 # The out-dir is on another file system, or has no hard links.
                 _copy(source, hidden, dir_fd)
+            _sync(hidden, dir_fd)
             os.replace(hidden, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError as error:
         if error.errno and (error.filename, error.filename2) != (source, None):
             # It names the hidden file, or two files, or none; the user knows the target.
             raise OSError(error.errno, error.strerror, os.path.join(folder.path, name)) from error
         raise
+
+
+def _sync(path: str, dir_fd: int | None) -> None:
+    """Have a file written to the disk, so that a power failure after its renaming leaves no empty file."""
+    if os.environ.get("LB_SYNC") == "0":
+        return
+    descriptor = os.open(path, _SYNCED, dir_fd=dir_fd)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot do that.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _copy(source: str, target: str, dir_fd: int | None) -> None:
