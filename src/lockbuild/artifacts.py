@@ -1,14 +1,13 @@
 """Artifacts on their way from a backend to the out-dir.
 
 A backend writes into a staging folder, outside the source tree and the out-dir. lockbuild links or copies each complete
-artifact to a hidden name in the out-dir, and then renames it. So a file with a final name is always complete, and a
-failed build leaves nothing behind.
+artifact to a hidden name in the out-dir, syncs it, and then renames it. So a file with a final name is always complete,
+even after a power failure, and a failed build leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 from lockbuild.errors import ArtifactError, OutDirError
-from lockbuild.files import digest_of_file, hidden_beside, link, new_file, write_whole
+from lockbuild.files import digest_of_file, hidden_beside, link, new_file, sync, write_whole
 from lockbuild.folders import Folder, named_folder
 from lockbuild.request import Artifact, Distribution, Timing
 
@@ -29,8 +28,8 @@ _SUFFIXES = (".whl", ".tar.gz")
 # Opens an existing file, device or pipe for writing.
 _INTO = os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
 
-# Opens a file to have it written to the disk; Windows wants the right to write for that.
-_SYNCED = (os.O_RDWR if os.name == "nt" else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+# Opens a file in the staging folder to have it written to the disk.
+_FROM = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 # How many bytes of a file to read at a time.
 _COPY_SIZE = 1 << 20
@@ -119,7 +118,8 @@ def _publish_entry(source: str, folder: Folder) -> None:
             except OSError:
                 # The out-dir is on another file system, or has no hard links.
                 _copy(source, hidden, dir_fd)
-            _sync(hidden, dir_fd)
+            else:
+                _sync(source)
             os.replace(hidden, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError as error:
         if error.errno and (error.filename, error.filename2) != (source, None):
@@ -128,17 +128,14 @@ def _publish_entry(source: str, folder: Folder) -> None:
         raise
 
 
-def _sync(path: str, dir_fd: int | None) -> None:
-    """Have a file written to the disk, so that a power failure after its renaming leaves no empty file."""
-    if os.environ.get("LB_SYNC") == "0":
-        return
-    descriptor = os.open(path, _SYNCED, dir_fd=dir_fd)
+def _sync(path: str) -> None:
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some file systems cannot do that.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise
+        descriptor = os.open(path, _FROM)
+    except OSError:
+        # It is a link, or may not be read, and was published as it is.
+        return
+    try:
+        sync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -158,6 +155,7 @@ def _copy(source: str, target: str, dir_fd: int | None) -> None:
             with contextlib.suppress(PermissionError):
                 os.fchmod(written.fileno(), stat.S_IMODE(status.st_mode))
             os.utime(written.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+        sync(written.fileno())
     if dir_fd is None:
         shutil.copystat(source, target)
 

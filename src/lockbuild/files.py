@@ -9,6 +9,7 @@ that is killed in between leaves it; `remove_left_over` removes it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -25,6 +26,9 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
 
 # For a file to read, in whose place there may be a FIFO: that must not make us wait.
 _OLD = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
+
+# What a file system says that cannot sync, and Windows for a file that is open for reading.
+_NO_SYNC = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS})
 
 # A hidden name is a dot, this many bytes of the name, a dot, this many random digits, and the end. It is shorter than
 # the limit of any file system in use; the lowest is 143 bytes (eCryptfs).
@@ -109,6 +113,15 @@ def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) 
         os.link(source, path)
     else:
         os.link(source, path, src_dir_fd=source_dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+
+
+def sync(descriptor: int) -> None:
+    """Have a file written to the disk where its file system can do that. After a power failure, it is not empty."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def digest_of_file(path: str) -> str:
