@@ -24,7 +24,7 @@ from lockbuild.locks.kernel import LockFile, LocksUnsupportedError, NotALockFile
 from lockbuild.processes import ProcessIdentity, ancestors, can_tell_ancestors, is_running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 VARIABLE = "LOCKBUILD_HELD_LOCKS"
 
@@ -114,31 +114,38 @@ def try_to_take_back(path: str) -> bool:
 
 def remove_left_behind(folder: str) -> None:
     """
-    Remove the lock files for nested builds that killed processes have left in a folder of lock files.
+    Remove what killed processes have left in a folder of lock files: records, and lock files for nested builds.
 
-    A process that lends a lock holds it. So nothing is lent where the lock file itself can be locked.
+    A process that lends a lock, or has a record beside it, holds it. So both belong to no process where it is free.
     """
     for name in os.listdir(folder):
-        lent_file, _, pid = name.removesuffix(_ENDING).rpartition(".")
-        if name.endswith(_ENDING) and pid.isdigit():
-            path = os.path.join(folder, name)
-            with contextlib.suppress(OSError, NotALockFileError, LocksUnsupportedError):
-                if _is_nobodys(os.path.join(folder, lent_file), path):
-                    remove_record(record_beside(path))
+        path = os.path.join(folder, name)
+        lock_file, _, pid = path.removesuffix(_ENDING).rpartition(".")
+        remove: Callable[[str], object] = try_to_take_back
+        if record_beside(lock_file) == path:
+            remove = remove_record
+        elif not path.endswith(_ENDING) or not pid.isdigit():
+            continue
+        with contextlib.suppress(OSError, NotALockFileError, LocksUnsupportedError), _if_free(lock_file) as is_free:
+            if is_free:
+                remove(path)
 
 
-def _is_nobodys(lock_file: str, nested: str) -> bool:
-    """Take back a nested lock file whose lock is free; tell whether that was so. The lock is held meanwhile."""
+@contextlib.contextmanager
+def _if_free(lock_file: str) -> Iterator[bool]:
+    """Hold a lock file; tell whether that was possible."""
     try:
         descriptor = LockFile(lock_file, create=False).open()
     except FileNotFoundError:
-        # That of a nested build is removed when its ancestor has ended. No other lock file is ever removed by us.
-        return lock_file.endswith(_ENDING) and try_to_take_back(nested)
+        # One for nested builds is removed when the hooks have ended. No other lock file is ever removed by lockbuild.
+        yield lock_file.endswith(_ENDING)
+        return
     if not try_to_lock(descriptor):
         os.close(descriptor)
-        return False
+        yield False
+        return
     try:
-        return try_to_take_back(nested)
+        yield True
     finally:
         unlock(descriptor)
 
