@@ -30,11 +30,15 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
 # For a file to read, in whose place there may be a FIFO: that must not make us wait.
 _OLD = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
 
+# What a file system says that cannot sync, and Windows for a file that is open for reading.
+_NO_SYNC = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS})
+
 # A hidden name is a dot, this many bytes of the name, a dot, this many random digits, and the end. It is shorter than
 # the limit of any file system in use; the lowest is 143 bytes (eCryptfs).
 _BEGINNING = 60
 _RANDOM = 16
 _END = ".tmp"
+_HIDDEN = _RANDOM + len(_END)
 
 
 @contextlib.contextmanager
@@ -130,6 +134,15 @@ def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) 
         os.link(source, path, src_dir_fd=source_dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
 
 
+def sync(descriptor: int) -> None:
+    """Have a file written to the disk where its file system can do that. After a power failure, it is not empty."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
 def digest_of_file(path: str) -> str:
     """Return the SHA-256 of a file's contents, in hexadecimal. Raises `OSError`."""
     from hashlib import file_digest
@@ -141,12 +154,16 @@ def digest_of_file(path: str) -> str:
 def remove_left_over(folder: str, names: Collection[str]) -> None:
     """Remove files that killed processes have left beside these names. No process may be writing to the folder."""
     beginnings = set(map(_beginning, names))
-    length = _RANDOM + len(_END)
     for name in set(os.listdir(folder)).difference(names):
-        digits = name[-length : -len(_END)]
-        if name.endswith(_END) and name[:-length] in beginnings and not digits.strip("0123456789abcdef"):
+        if is_hidden(name) and name[:-_HIDDEN] in beginnings:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a name is one that `hidden_beside` makes."""
+    digits = name[-_HIDDEN : -len(_END)]
+    return name.startswith(".") and name.endswith(_END) and not digits.strip("0123456789abcdef")
 
 
 def remove_anything(path: str) -> None:

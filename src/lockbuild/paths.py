@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 CACHE_DIR_VARIABLE = "LOCKBUILD_CACHE_DIR"
 
+# The name of a staging folder: this and as many random digits.
+STAGING = "lockbuild-"
+_STAGING_DIGITS = 16
+
 
 def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
     """
@@ -66,6 +70,11 @@ def logs_folder(requested: str | os.PathLike[str] | None) -> str:
 def wheel_folder(requested: str | os.PathLike[str] | None, to_write: bool = True) -> str:
     """Return the folder of unpacked wheels, which is private like `environment_folder`."""
     return _private_folder(requested, "wheels", to_write)
+
+
+def staging_records(requested: str | os.PathLike[str] | None) -> str:
+    """Return the folder of the records of staging folders, which is private like `environment_folder`."""
+    return _private_folder(requested, "staging")
 
 
 def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str, to_write: bool = True) -> str:
@@ -129,6 +138,15 @@ def lock_folder(requested: str | os.PathLike[str] | None, reporter: Reporter) ->
     return fallback_lock_folder(problem, reporter)
 
 
+def temporary_folder() -> str:
+    """Return the folder for temporary files of all processes; `tempfile` may have one of this process's own in it."""
+    import tempfile
+
+    found = tempfile.gettempdir()
+    parent, name = os.path.split(found)
+    return parent if name.startswith(STAGING) and len(name) == len(STAGING) + _STAGING_DIGITS else found
+
+
 def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
     """
     Return a folder for lock files that belongs to this user alone, in the folder for temporary files.
@@ -136,10 +154,8 @@ def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
     It must not belong to another user, and no other user may write to it: by removing a lock file, that user could make
     two builds believe that each holds the lock.
     """
-    import tempfile
-
     try:
-        temporary = tempfile.gettempdir()
+        temporary = temporary_folder()
     except FileNotFoundError as error:
         raise CacheFolderError(
             f"No folder for lock files: {reason}, and there is no folder for temporary files; "

@@ -19,6 +19,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
@@ -1060,7 +1061,7 @@ def _go_on(process: subprocess.Popen[str]) -> None:
 def test_a_frontend_that_fails_while_it_is_given_an_environment_leaves_none_behind() -> None:
     """Ctrl-C, say, while it starts a hook host there."""
     request = BuildRequest(".", use_cache=False)
-    candidates = candidate_environments(EnvironmentRequest((), "", request, 0.0, (), Reporter()))
+    candidates = candidate_environments(EnvironmentRequest((), "", request, 0.0, (), Reporter(), gettempdir))
     environment = next(candidates)
     temporary = Path(tempfile.gettempdir())
     assert Path(environment.python_executable).is_relative_to(temporary)

@@ -20,7 +20,7 @@ from lockbuild.build_library import forward_log
 from lockbuild.environments.local import describe_source, digest_of_sources
 from lockbuild.environments.store import Manifest
 from lockbuild.errors import InstallerError
-from lockbuild.installers import install_with_pip, install_with_uv, isolated_environment, log_requirements
+from lockbuild.installers import install_with_pip, install_with_uv, isolated_environment, log_requirements, written
 from lockbuild.interruption import killing_descendants
 
 if TYPE_CHECKING:
@@ -85,18 +85,21 @@ def _install(
     variables: Mapping[str, str],
 ) -> None:
     log_requirements(wanted.requirements)
+    constraints, staging = wanted.constraints_for_installer(), wanted.staging()
     if wanted.build.installer == "uv":
         # Where local distributions may be newer, uv looks past its cache.
         options = [_REINSTALL] if wanted.wheels or any(map(describe_source, key.sources)) else []
-        constraints = wanted.constraints_for_installer()
-        install_with_uv(environment, wanted.requirements, constraints, variables, options=options)
+        files = written((), constraints, staging)
+        install_with_uv(environment, [*options, *wanted.requirements, *files], variables)
         return
     from lockbuild.environments.resolve import can_fill, fill
 
     if can_fill(wanted):
         fill(environment, paths, wanted, variables)
-        return
-    install_with_pip(environment, wanted.requirements, wanted.constraints_for_installer(), variables)
+    else:
+        # What pip leaves there when it is killed is removed with the staging folder.
+        files = written(wanted.requirements, constraints, staging)
+        install_with_pip(environment, files, {**variables, "TMPDIR": staging})
 
 
 def _paths(environment: str) -> dict[str, str]:

@@ -142,8 +142,10 @@ class Host:
             while self._group is not None and (reply := self._read_reply(deadline)):
                 if reply[0] == "ended":
                     self._group = None
+        # The second ends a host that still imports the backend.
         os.close(self._requests)
-        self._requests = -1
+        os.close(self._lifeline)
+        self._requests = self._lifeline = -1
         deadline = time.monotonic() + HOST_SECONDS
         while self._read_reply(deadline):
             pass

@@ -121,7 +121,8 @@ def _import(backend: str, *more: str, lifeline: int) -> bool:
         caught.append(category)
 
     shows, warnings.showwarning = warnings.showwarning, catch  # type: ignore[assignment]
-    blocked = _end_with(lifeline)
+    handler = signal.getsignal(signal.SIGIO)
+    _end_with(lifeline)
     # Imports leave little garbage.
     thresholds = gc.get_threshold()
     gc.set_threshold(0)
@@ -138,7 +139,7 @@ def _import(backend: str, *more: str, lifeline: int) -> bool:
         left_nothing = False
     gc.set_threshold(*thresholds)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, 0)
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    signal.signal(signal.SIGIO, handler)
     warnings.showwarning = shows
     if not left_nothing or any(issubclass(category, UserWarning) for category in caught):
         # pyproject-hooks' script passes such warnings on from the hook that imports the backend.
@@ -152,20 +153,21 @@ def _import(backend: str, *more: str, lifeline: int) -> bool:
     return True
 
 
-def _end_with(lifeline: int) -> set[int]:
+def _end_with(lifeline: int) -> None:
     """
     Have the kernel end this process at once when the frontend goes, also in the middle of C code.
 
-    The default action of SIGIO does it. A frontend that went before this was arranged has left the end of the pipe.
-    Returns the signals that were blocked.
+    macOS lets no signal be chosen and ignores SIGIO by default. There a handler ends it between two steps of Python.
     """
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
-    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    else:
+        signal.signal(signal.SIGIO, lambda *_: os._exit(0))
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
+    # A frontend that went before this was arranged has left the end of the pipe.
     if select.select([lifeline], [], [], 0)[0]:
         os._exit(0)
-    return blocked
 
 
 @contextlib.contextmanager
