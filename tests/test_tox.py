@@ -74,6 +74,18 @@ def build_editable(*arguments):
         return witness_backend.build_editable(*arguments)
 """
 
+_EXTERNAL_SDIST = f"""
+deps = needed
+
+[testenv:external]
+package = external
+
+[testenv:.pkg_external]
+allowlist_externals = *
+commands = {sys.executable} -m lockbuild --sdist --out-dir {{env_tmp_dir}} {{tox_root}}
+package_glob = {{env_tmp_dir}}{{/}}*.tar.gz
+"""
+
 _FLAT_SDIST = """
 def build_sdist(sdist_directory, config_settings=None):
     with open("PKG-INFO", "w") as file:
@@ -285,6 +297,20 @@ def test_deps_of_the_packaging_environment_are_the_error_that_they_are_in_tox(pr
     out = run_tox(project, "run", "-e", "a", status=1)
     assert "does not support the deps configuration" in out
     assert project.log() == []
+
+
+def test_where_an_external_sdist_is_built_with_deps_its_metadata_is_still_read(
+    project: WitnessTree, tmp_path: Path
+) -> None:
+    wheelhouse = Wheelhouse(tmp_path / "wheelhouse")
+    wheelhouse.folder.mkdir()
+    wheelhouse.add_wheel("needed")
+    with (project.path / "tox.ini").open("a") as file:
+        file.write(_EXTERNAL_SDIST)
+    offline: dict[str, str | None] = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse.folder)}
+    out = run_tox(project, "run", "-e", "external", env=offline)
+    assert out.count(" -m lockbuild --metadata ") == 1
+    assert "version 1.0" in out
 
 
 @pytest.mark.skipif(Version(version("tox")) < Version("4.67"), reason="an older tox itself fails for such a tree")

@@ -86,6 +86,10 @@ _WORDS_OF_WAITS = re.compile(r"(?:Waiting for|Got) the lock on [^\r\n\x1b]*")
 # environments that it uses without tox.
 _VARIABLES = ("LOCKBUILD_*", "XDG_CACHE_HOME")
 
+# Stands for "external" in what tox is told to ask the backend: for a kind that it does not know, tox calls no hook and
+# allows deps.
+_EXTERNAL = "external, with lockbuild"
+
 # What tox calls when it interrupts a packaging environment. No build works with what these methods touch.
 _METHODS_OF_INTERRUPTION = frozenset({"interrupt", "child_pkg_envs", "display_context", "_log_context"})
 
@@ -161,6 +165,8 @@ class LockbuildPackager(Pep517VenvPackager):
                     self._builders[wanted[0]] = environment
                 wanted = registration.send(environment)
         # lockbuild asks the backend what it requires.
+        if "external" in self.call_require_hooks:
+            self.call_require_hooks.add(_EXTERNAL)
         self.call_require_hooks -= {"sdist", "wheel", "editable", "external"}
 
     def requires(self) -> tuple[Requirement, ...]:
@@ -227,7 +233,7 @@ class LockbuildPackager(Pep517VenvPackager):
 
     @property
     def _has_virtual_environment(self) -> bool:
-        # Only with editable-legacy tox allows deps for a packaging environment.
+        # Only with editable-legacy and external tox allows deps for a packaging environment.
         return self._python == "other" or bool(self.conf["deps"])
 
     def _teardown(self) -> None:
