@@ -168,3 +168,33 @@ def test_the_make_example_builds_three_wheels_of_one_tree_at_once(
     assert len(list(out_dir.iterdir())) == len(found)
     for number, (_, (major, minor)) in enumerate(used, start=1):
         use_tally(examples / "make" / "venvs" / str(number) / "bin" / "python", wheels[f"cp{major}{minor}"])
+
+
+def test_the_monorepo_example_builds_units_before_tables(examples: Path, tmp_path: Path) -> None:
+    folder = examples / "monorepo"
+    for factor in ("0.0254", "0.0255"):
+        units = folder / "packages" / "units" / "src" / "units" / "__init__.py"
+        units.write_text(units.read_text().replace("0.0254", factor))
+        out = run(*LOCKBUILD, "--wheel", "--all-packages", cwd=folder)
+        assert out.splitlines()[-1].startswith("Successfully built ")
+        [wheel] = (folder / "dist").glob("tables-*.whl")
+        run(sys.executable, "-m", "venv", str(tmp_path / factor))
+        python = str(tmp_path / factor / "bin" / "python")
+        run(python, "-m", "pip", "install", "--quiet", "--no-index", str(wheel))
+        assert run(python, "-c", "import tables; print(tables.LENGTHS['inch'])").strip() == factor
+    shutil.rmtree(folder / "dist")
+    run(*LOCKBUILD, "--wheel", "--package", "tables", cwd=folder)
+    assert sorted(path.name.split("-")[0] for path in (folder / "dist").iterdir()) == ["tables", "units"]
+
+
+def test_the_pythons_example_gives_a_wheel_for_each_python_and_a_pure_one_for_all(
+    examples: Path, tmp_path: Path
+) -> None:
+    found = list(interpreters())[:3]
+    options = [word for python, _ in found for word in ("--python", python)]
+    out_dir = tmp_path / "dist"
+    run(*LOCKBUILD, "--wheel", "--out-dir", str(out_dir), *options, "../setuptools", cwd=examples / "pythons")
+    tags = {path.name.split("-")[2] for path in out_dir.iterdir()}
+    assert tags == {f"cp{major}{minor}" for _, (major, minor) in found}
+    run(*LOCKBUILD, "-w", "-o", str(out_dir), *options, "../monorepo/packages/units", cwd=examples / "pythons")
+    assert len(list(out_dir.glob("units-*"))) == 1

@@ -19,6 +19,7 @@ from lockbuild.settings import INSTALLER_VARIABLE, PREIMPORT_VARIABLE
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
+    from collections.abc import Mapping
 
     from lockbuild.events import Reporter
     from lockbuild.other_python import Python
@@ -30,12 +31,17 @@ _END_SECONDS = 10.0
 
 
 async def build_in_process(
-    request: BuildRequest, reporter: Reporter, output: int | None = None, python: Python | None = None
+    request: BuildRequest,
+    reporter: Reporter,
+    output: int | None = None,
+    python: Python | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> BuildResult:
     """
     Run a build in a process of its own, with another Python if one is given.
 
-    Its hooks write to ``output``, a descriptor; by default to standard error.
+    Its hooks write to ``output``, a descriptor; by default to standard error. ``variables`` are added to its
+    environment.
 
     Raises what the build raises, and `WorkerError`.
     """
@@ -43,7 +49,7 @@ async def build_in_process(
         *command_for(python),
         *("--json", "--timings", "--end-with-stdin"),
         *words_of(request),
-        env=os.environ | variables_of(request),
+        env={**os.environ, **(variables or {}), **variables_of(request)},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=output,

@@ -10,6 +10,15 @@
   [...], "data": {...}}``. ``data`` has the attributes of the error.
 
 A build that is interrupted or killed has no last line, and its final line may be cut off.
+
+A run of many builds has other lines. ``source`` is the source of a build as it was named, ``python`` the path of its
+Python, or null:
+
+- ``{"event": "started", "source": ..., "python": ...}``, and ``"activity"`` with what the build begins to do.
+- ``{"event": "built", "source": ..., "python": ..., "seconds": ..., "log": ..., "artifacts": [...], "error": ...}`` for
+  each build that is over. ``artifacts`` are as in ``--report``; ``error`` is null, or has the fields of an ``error``.
+- The last line is ``{"event": "result", "artifacts": [...], "failed": ..., "not_started": ...}``. The latter two are
+  numbers of builds.
 """
 
 from __future__ import annotations
@@ -46,49 +55,50 @@ class EventWriter(Reporter):
 
     def log(self, message: str, kind: tuple[str, ...] | None = None) -> None:
         """Write a message of the library ``build``."""
-        self._write("log", message=message, kind=kind)
+        self.write("log", message=message, kind=kind)
 
     def detail(self, message: str) -> None:
         """Write a detail."""
-        self._write("detail", message=message)
+        self.write("detail", message=message)
 
     def warn(self, message: str) -> None:
         """Write a warning."""
-        self._write("warn", message=message)
+        self.write("warn", message=message)
 
     def waiting(self, wait: LockWait) -> None:
         """Write that the build still waits for a lock."""
-        self._write("waiting", **wait._asdict() | {"holder": wait.holder._asdict() if wait.holder else None})
+        self.write("waiting", **wait._asdict() | {"holder": wait.holder._asdict() if wait.holder else None})
 
     def got_lock(self, subject: str, waited: float) -> None:
         """Write that a wait is over."""
-        self._write("got_lock", subject=subject, waited=waited)
+        self.write("got_lock", subject=subject, waited=waited)
 
     def began(self, step: str) -> None:
         """Write that a step has begun."""
-        self._write("began", step=step)
+        self.write("began", step=step)
 
     def progress(self, done: int, total: int) -> None:
         """Write how much of a step is done."""
-        self._write("progress", done=done, total=total)
+        self.write("progress", done=done, total=total)
 
     def ended(self, step: str, seconds: float) -> None:
         """Write that a step is over."""
-        self._write("ended", step=step, seconds=seconds)
+        self.write("ended", step=step, seconds=seconds)
 
     def succeeded(self, result: BuildResult) -> None:
         """Write the last line of a build that has succeeded."""
-        self._write("result", **report(result.artifacts, result.timings))
+        self.write("result", **report(result.artifacts, result.timings))
 
     def metadata(self, fields: RawMetadata) -> None:
         """Write metadata as the last line."""
-        self._write("result", metadata=fields)
+        self.write("result", metadata=fields)
 
     def failed(self, error: Exception) -> None:
         """Write the last line of a build that has failed."""
-        self._write("error", **error_fields(error))
+        self.write("error", **error_fields(error))
 
-    def _write(self, event: str, **fields: object) -> None:
+    def write(self, event: str, **fields: object) -> None:
+        """Write a line for an event."""
         # In ASCII: a path may contain bytes that are not text, which JSON can carry only as escapes.
         line = memoryview(json.dumps({"event": event, **fields}, default=str).encode("ascii") + b"\n")
         with self._writing:

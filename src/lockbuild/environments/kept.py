@@ -24,7 +24,7 @@ from lockbuild.environments.store import (
     new_generation,
     remove_unused,
 )
-from lockbuild.errors import CacheFolderError, LockbuildError, shown
+from lockbuild.errors import CacheFolderError, InstallerError, LockbuildError, shown
 from lockbuild.files import remove_anything
 from lockbuild.locks import DirectoryLock
 from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
@@ -129,8 +129,9 @@ def kept_environments(
     `LockTimeoutError` when another process makes it for too long.
     """
     folder = os.path.join(store, key.digest)
-    if not (yield from _find(folder, key, wanted)):
-        yield from _make(folder, key, wanted)
+    changed: set[Generation] = set()
+    if not (yield from _find(folder, key, wanted, changed)):
+        yield from _make(folder, key, wanted, changed)
 
 
 def handed_over(environment: E) -> Generator[E, None, None]:
@@ -155,10 +156,16 @@ def would_be_used(generation: Generation, oldest: float, refresh: bool, sources:
     return not is_old and _is_reusable(*newest, sources)
 
 
-def _find(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Generator[KeptEnvironment, None, bool]:
-    """Yield complete environments that are new enough, the newest first, until one can be used; tell whether one can"""
+def _find(
+    folder: str, key: EnvironmentKey, wanted: EnvironmentRequest, changed: set[Generation]
+) -> Generator[KeptEnvironment, None, bool]:
+    """
+    Yield complete environments that are new enough, the newest first, until one can be used; tell whether one can.
+
+    Those that have been ``changed`` are added to that set, and are not looked at again.
+    """
     for generation, manifest in _complete_ones(folder):
-        if not _is_recent(manifest, wanted.oldest):
+        if generation in changed or not _is_recent(manifest, wanted.oldest):
             continue
         with contextlib.ExitStack() as stack:
             environment = KeptEnvironment(generation, manifest)
@@ -176,11 +183,14 @@ def _find(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
                         stack.pop_all()
                         return True
                     change = "local distributions that it was made of were changed"
+        changed.add(generation)
         wanted.reporter.log(f"Replacing the build environment {generation.path}: {change}", ("step",))
     return False
 
 
-def _make(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Generator[KeptEnvironment, None, None]:
+def _make(
+    folder: str, key: EnvironmentKey, wanted: EnvironmentRequest, changed: set[Generation]
+) -> Generator[KeptEnvironment, None, None]:
     """Make an environment under its key's lock, unless another process has while we waited for that."""
     subject = f"the build environment for {', '.join(key.requirements) or 'no requirements'}"
     with contextlib.suppress(FileNotFoundError):
@@ -203,7 +213,7 @@ def _make(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
         create=True,
     )
     with lock:
-        if (yield from _find(folder, key, wanted)):
+        if (yield from _find(folder, key, wanted, changed)):
             return
         older = next((each for each in _complete_ones(folder) if _is_reusable(*each, key.sources)), None)
         if older and not wanted.build.refresh and _was_unreachable_lately(folder):
@@ -211,7 +221,7 @@ def _make(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
             return
         # What a killed maker has left, and what was changed.
         remove_unused(folder, keep=lambda generation: older is not None and generation == older[0])
-        from lockbuild.environments.populate import IndexUnreachableError, populate
+        from lockbuild.environments.populate import populate
 
         generation = new_generation(folder)
         try:
@@ -229,9 +239,9 @@ def _make(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
                     raise _removed(generation)
                 # The caller ends the use.
                 stack.pop_all()
-        except IndexUnreachableError as unreachable:
-            if older is None:
-                raise unreachable.error from None
+        except InstallerError as error:
+            if older is None or not error.is_unreachable:
+                raise
             _note_unreachable(folder)
             yield from handed_over(_use_older(*older, wanted.reporter))
             return

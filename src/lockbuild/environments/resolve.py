@@ -49,7 +49,7 @@ def fill(
     Install what is wanted into an empty environment, with what `build` has pip install.
 
     ``paths`` are those of ``sysconfig`` for it, ``variables`` those of pip's environment beside ours. Raises
-    `subprocess.CalledProcessError` when pip fails, and what `install_archives` raises.
+    `InstallerError` when pip fails, and what `install_archives` raises.
     """
     request, reporter = wanted.build, wanted.reporter
     named = _distributions(wanted.requirements)

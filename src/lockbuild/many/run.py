@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from packaging.utils import parse_wheel_filename
 
 from lockbuild.errors import ArtifactError, CircleError, NeededBuildFailedError, SourceNotBuiltError, shown
-from lockbuild.many.executors import build_logged, build_on
+from lockbuild.many.executors import OnExecutor, Processes, place_for_builds
 from lockbuild.many.queue import ReadyQueue
 
 if TYPE_CHECKING:
@@ -82,24 +82,25 @@ class Run:
         """
         running: set[asyncio.Task[Outcome | None]] = set()
         has_failed = False
-        try:
-            while True:
-                while len(running) < self._jobs and not (has_failed and fail_fast) and (build := self._queue.take()):
-                    running.add(asyncio.create_task(self._build(build, reporter)))
-                for outcome in self._given_up(is_stuck=not running):
-                    yield outcome
-                if not running and (not self._queue or (has_failed and fail_fast)):
-                    return
-                if running:
-                    ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    for task in ended:
-                        if outcome_or_none := task.result():
-                            has_failed |= outcome_or_none.error is not None
-                            yield outcome_or_none
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        with place_for_builds(self._jobs, self._executor) as place:
+            try:
+                while True:
+                    stops = has_failed and fail_fast
+                    while len(running) < self._jobs and not stops and (build := self._queue.take()):
+                        running.add(asyncio.create_task(self._build(build, place, reporter)))
+                    for given_up in self._given_up(is_stuck=not running):
+                        yield given_up
+                    if not running and (stops or not self._queue):
+                        return
+                    if running:
+                        ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                        for outcome in filter(None, (task.result() for task in ended)):
+                            has_failed |= outcome.error is not None
+                            yield outcome
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
 
     def _want(self, build: PlannedBuild) -> None:
         """Queue a build and all that it is known to need."""
@@ -152,7 +153,7 @@ class Run:
                 self._queue.failed(build)
                 yield Outcome(build, error=error)
 
-    async def _build(self, build: PlannedBuild, reporter: RunReporter) -> Outcome | None:
+    async def _build(self, build: PlannedBuild, place: Processes | OnExecutor, reporter: RunReporter) -> Outcome | None:
         """Build; ``None`` if it turns out to need another build, after which it is started again."""
         self._started += 1
         log = os.path.join(self._logs, f"{self._started:03}-{os.path.basename(os.path.abspath(build.label))}.log")
@@ -162,11 +163,8 @@ class Run:
         reporter.started(build)
         request = build.request._replace(sources=sources if build.request.isolation else {})
         try:
-            if self._executor is None:
-                activity = functools.partial(reporter.activity, build)
-                result = await build_logged(request, build.python, log, activity)
-            else:
-                result = await build_on(self._executor, request, build.python, log)
+            activity = functools.partial(reporter.activity, build)
+            result = await place.build(request, build.python, log, activity)
             self._note_artifacts(build, result)
         except SourceNotBuiltError as error:
             os.unlink(log)

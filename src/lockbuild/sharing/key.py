@@ -56,6 +56,9 @@ PREFIXES_WITHOUT_EFFECT = ("LOCKBUILD_", "SLURM_", "SSH_", "XDG_SESSION_")
 # Variables that name a file which decides about the result. Files of other variables are not read: one may be a log.
 _NAMES_OF_FILES = ("CMAKE_TOOLCHAIN_FILE", "DIST_EXTRA_CONFIG")
 
+# Variables by which a make tells of its jobs, among other things.
+_FLAGS_OF_MAKE = ("CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS")
+
 # Files in the user's home that distutils reads.
 _FILES_OF_THE_USER = ("~/.pydistutils.cfg", "~/pydistutils.cfg")
 
@@ -137,7 +140,8 @@ def _key(source: list[object], subject: str, kind: Distribution, request: BuildR
 def _variables(environ: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     for name, value in environ:
         if name not in WITHOUT_EFFECT and not name.startswith(PREFIXES_WITHOUT_EFFECT):
-            yield name, value
+            # Which jobserver a make has is nothing to the result.
+            yield name, re.sub(r"-j ?\d*|--jobserver\S*", "", value) if name in _FLAGS_OF_MAKE else value
 
 
 def _texts(settings: object) -> Iterator[str]:

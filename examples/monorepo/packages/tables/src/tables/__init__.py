@@ -1,0 +1,3 @@
+"""A table of lengths."""
+
+from tables._lengths import LENGTHS as LENGTHS
