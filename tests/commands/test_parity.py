@@ -723,6 +723,22 @@ ROWS = [
         slow=True,
     ),
     Row(
+        "writes an sdist without PKG-INFO that is not compressed",
+        "-n project",
+        project(
+            sdist_hook(
+                "\n    with tarfile.open(os.path.join(sdist_directory, 'parity-1.0.tar.gz'), 'w') as archive:"
+                "\n        archive.add('backend.py', 'parity-1.0/backend.py')"
+                "\n    return 'parity-1.0.tar.gz'"
+            )
+        ),
+        status=1,
+        contains="does not contain parity-1.0/PKG-INFO",
+        ignored=dict.fromkeys(("files", "stderr"), "ours is refused before it gets into the out-dir"),
+        ours=lambda o: failed_without_an_artifact(o) and "does not contain parity-1.0/PKG-INFO" in o.errors[0],
+        slow=True,
+    ),
+    Row(
         "get_requires raises",
         "-n -w project",
         project("\ndef get_requires_for_build_wheel(config_settings=None):\n    raise RuntimeError('do not ask')\n"),
