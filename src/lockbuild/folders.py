@@ -61,7 +61,12 @@ class Folder(NamedTuple):
 
 @contextlib.contextmanager
 def named_folder(path: str) -> Iterator[Folder]:
-    """Yield a folder that the user named. Links are followed once, when it is opened. Raises `OSError`."""
+    """
+    Yield a folder that the user named; an empty name is the working directory, as for `os.path.abspath`.
+
+    Links are followed once, when it is opened. Raises `OSError`.
+    """
+    path = path or os.curdir
     if os.name == "nt":
         yield Folder(path, None)
         return
