@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import gettempdir
 
 import platformdirs
 import pytest
@@ -279,7 +280,9 @@ def test_a_host_that_may_have_read_unverified_bytecode_is_started_anew(
     monkeypatch.chdir(tree.path)
 
     def epochs() -> tuple[int, int]:
-        wanted = EnvironmentRequest(["probe-backend"], "", BuildRequest(str(tree.path)), 0.0, (), Reporter())
+        wanted = EnvironmentRequest(
+            ["probe-backend"], "", BuildRequest(str(tree.path)), 0.0, (), Reporter(), gettempdir
+        )
         started = []
         for environment in candidate_environments(wanted):
             started.append(environment.locks[0].epoch)

@@ -16,6 +16,7 @@ Replies: a line each
     "started GROUP"   the hook runs in this process group
     "stopped SIGNAL"  a signal has stopped it (a terminal that it may not read, a debugger)
     "ended STATUS"    it has ended, with this exit status, negative for the signal that killed it
+    "failed ERRNO"    the system has refused to start it, and the host ends
 
 A hook that ends with an error leaves its last line in the file "reason" in CONTROL_DIR, for the frontend's last line.
 
@@ -120,7 +121,8 @@ def _import(backend: str, *more: str, lifeline: int) -> bool:
         caught.append(category)
 
     shows, warnings.showwarning = warnings.showwarning, catch  # type: ignore[assignment]
-    blocked = _end_with(lifeline)
+    handler = signal.getsignal(signal.SIGIO)
+    _end_with(lifeline)
     # Imports leave little garbage.
     thresholds = gc.get_threshold()
     gc.set_threshold(0)
@@ -137,7 +139,7 @@ def _import(backend: str, *more: str, lifeline: int) -> bool:
         left_nothing = False
     gc.set_threshold(*thresholds)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, 0)
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    signal.signal(signal.SIGIO, handler)
     warnings.showwarning = shows
     if not left_nothing or any(issubclass(category, UserWarning) for category in caught):
         # pyproject-hooks' script passes such warnings on from the hook that imports the backend.
@@ -151,20 +153,21 @@ def _import(backend: str, *more: str, lifeline: int) -> bool:
     return True
 
 
-def _end_with(lifeline: int) -> set[int]:
+def _end_with(lifeline: int) -> None:
     """
     Have the kernel end this process at once when the frontend goes, also in the middle of C code.
 
-    The default action of SIGIO does it. A frontend that went before this was arranged has left the end of the pipe.
-    Returns the signals that were blocked.
+    macOS lets no signal be chosen and ignores SIGIO by default. There a handler ends it between two steps of Python.
     """
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
-    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    else:
+        signal.signal(signal.SIGIO, lambda *_: os._exit(0))
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
+    # A frontend that went before this was arranged has left the end of the pipe.
     if select.select([lifeline], [], [], 0)[0]:
         os._exit(0)
-    return blocked
 
 
 @contextlib.contextmanager
@@ -284,12 +287,17 @@ def _serve(requests: int, replies: int) -> _Request | None:
         signal.signal(number, signal.SIG_IGN)
 
     nested: list[str] = []
-    group = _make_group()
+    group = _next_group()
     while line := _read_line(requests):
         request: _Request = json.loads(line)
         nested = request["nested"]
-        _compile(request["argv"][0])
-        hook = os.fork()
+        try:
+            _compile(request["argv"][0])
+            group = group or _make_group()
+            hook = os.fork()
+        except OSError as error:
+            _reply(replies, f"failed {error.errno}")
+            break
         if hook == 0:
             os.setpgid(0, group)
             signal.set_wakeup_fd(-1)
@@ -306,7 +314,7 @@ def _serve(requests: int, replies: int) -> _Request | None:
             os.setpgid(hook, group)
         _reply(replies, f"started {group}")
         # Made while the hook runs, because the next one will be asked for as soon as it has ended.
-        next_group = _make_group()
+        next_group = _next_group()
         status = _attend(hook, requests, replies, wake_up)
         if status:
             # What a hook has started may outlive its failure, or the SIGINT that ended it: a shell's background jobs
@@ -317,6 +325,14 @@ def _serve(requests: int, replies: int) -> _Request | None:
         group = next_group
     _end_nesting(nested)
     return None
+
+
+def _next_group() -> int:
+    """Make the group of the next hook ahead. If the system refuses, return 0, and that hook will find out why."""
+    try:
+        return _make_group()
+    except OSError:
+        return 0
 
 
 def _make_group() -> int:
