@@ -403,9 +403,9 @@ def a_made_up_environment(tree: ProbeTree, number: int = 1) -> Path:
     tree.store.mkdir(parents=True, mode=0o700, exist_ok=True)
     Path(generation.path, "bin").mkdir(parents=True)
     Path(generation.users_path).mkdir()
-    scripts, contents = f"{generation.path}/bin", look_at(generation.path).digest
+    scripts, seen = f"{generation.path}/bin", look_at(generation.path).digest
     generation.write_manifest(
-        Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents, digest_of_sources((), ()))
+        Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, "", digest_of_sources((), ()), seen=seen)
     )
     return Path(generation.path)
 

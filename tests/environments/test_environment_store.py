@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lockbuild.environments import store
-from lockbuild.environments.contents import look_at
+from lockbuild.environments.contents import digest_of_contents, look_at
 from lockbuild.environments.store import (
     Generation,
     Manifest,
@@ -36,7 +36,8 @@ def generation(tmp_path: Path) -> Generation:
     (cache.parent / "m.py").write_text("1")
     Path(generation.path, "link").symlink_to("package")
     scripts = f"{generation.path}/bin"
-    manifest = Manifest(time.time(), f"{scripts}/python", scripts, (), {}, look_at(generation.path).digest, "")
+    contents, seen = digest_of_contents(generation.path), look_at(generation.path).digest
+    manifest = Manifest(time.time(), f"{scripts}/python", scripts, (), {}, contents, "", seen=seen)
     generation.write_manifest(manifest)
     return generation
 

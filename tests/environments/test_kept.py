@@ -128,7 +128,7 @@ def test_after_a_maker_was_killed_at_any_moment_a_build_succeeds_and_clears_up(t
     # What was killed after it was complete may be used; it is whole like any other.
     environment = the_environment(tree)
     manifest = json.loads(Path(f"{environment}.json").read_text())
-    assert look_at(str(environment)).digest == manifest["contents"]
+    assert look_at(str(environment)).digest == manifest["seen"]
     assert manifest["packages"] == {"probe-backend": "1.0"}
     # Only the file of the killed user is left, until the environment itself is removed.
     assert all(path.parent == Path(f"{environment}.users") for path in tree.debris())
@@ -416,7 +416,7 @@ def test_an_interpreter_that_is_gone_is_noticed(tree: ProbeTree) -> None:
     manifest = json.loads(manifest_file.read_text())
     (environment / "bin" / "python").unlink()
     (environment / "bin" / "python").symlink_to(environment / "gone")
-    manifest["contents"] = look_at(str(environment)).digest
+    manifest["seen"] = look_at(str(environment)).digest
     manifest_file.write_text(json.dumps(manifest))
     assert created(tree.build()) == 1
 

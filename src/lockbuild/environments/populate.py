@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from lockbuild.build_library import forward_log
 from lockbuild.environments.local import describe_source, digest_of_sources
-from lockbuild.environments.resolve import can_fill, fill
+from lockbuild.environments.resolve import can_fill, fill, fill_again
 from lockbuild.environments.store import Manifest
 from lockbuild.events import Reporter
 from lockbuild.installers import install_with_pip, log_requirements, run_uv, written
@@ -60,22 +60,30 @@ class IndexUnreachableError(Exception):
 
 
 def populate(
-    generation: Generation, wanted: EnvironmentRequest, key: EnvironmentKey, variables: Mapping[str, str]
+    generation: Generation,
+    wanted: EnvironmentRequest,
+    key: EnvironmentKey,
+    variables: Mapping[str, str],
+    resolution: Manifest | None = None,
 ) -> Manifest:
     """
     Make an environment in the folder of a generation; return its manifest, whose contents are still to be digested.
 
-    ``variables`` are those of the installer's environment beside ours. Raises what `build` raises, what
-    `lockbuild.environments.resolve.fill` raises, and `IndexUnreachableError`.
+    ``variables`` are those of the installer's environment beside ours. With a resolution, no installer runs: the
+    environment gets the same wheels. Raises what `build` raises, what `lockbuild.environments.resolve` raises, and
+    `IndexUnreachableError`.
     """
-    made = time.time()
+    made = time.time() if resolution is None else resolution.made
+    wheels: Mapping[str, str] | None = {}
     heard = InstallerOutput(wanted.reporter)
     try:
         with forward_log(heard, wanted.build.verbosity), killing_descendants():
             environment = DefaultIsolatedEnv(installer=wanted.build.installer, path=generation.path).__enter__()
             paths = _paths(environment.path)
-            if wanted.requirements:
-                _install(environment, paths, wanted, key, variables)
+            if resolution and resolution.wheels:
+                wheels = fill_again(environment, paths, wanted, resolution.wheels)
+            elif wanted.requirements:
+                wheels = _install(environment, paths, wanted, key, variables)
     except subprocess.CalledProcessError as error:
         if heard.index_was_unreachable:
             raise IndexUnreachableError(error) from error
@@ -90,7 +98,8 @@ def populate(
         packages=packages,
         required={name: version for name, version in sorted(packages.items()) if name in names},
         contents="",
-        sources=digest_of_sources(key.sources, packages, made),
+        sources=digest_of_sources(key.sources, packages, made) if resolution is None else resolution.sources,
+        wheels=wheels,
     )
 
 
@@ -100,15 +109,16 @@ def _install(
     wanted: EnvironmentRequest,
     key: EnvironmentKey,
     variables: Mapping[str, str],
-) -> None:
+) -> Mapping[str, str] | None:
+    """Install what is required; return the wheels of the store that are in the environment, if they are known."""
     log_requirements(wanted.requirements)
     if wanted.build.installer == "uv":
         _install_with_uv(environment, wanted, key, variables)
-        return
+        return None
     if can_fill(wanted):
-        fill(environment, paths, wanted, variables)
-        return
+        return fill(environment, paths, wanted, variables)
     install_with_pip(environment, wanted.requirements, wanted.constraints_for_installer(), variables)
+    return None
 
 
 def _install_with_uv(
