@@ -642,7 +642,13 @@ def test_without_an_old_environment_an_index_that_cannot_be_reached_is_an_error(
 @pytest.mark.slow
 def test_a_changed_environment_is_not_used_when_the_index_cannot_be_reached(tree: ProbeTree) -> None:
     env = _make_old(tree)
+    changed = the_environment(tree)
+    _add_package(changed)
+    # Another one is made of the same wheels, if they are unpacked.
+    tree.build(env=env)
+    assert tree.prefixes()[-1] == str(the_environment(tree)) != str(changed)
     _add_package(the_environment(tree))
+    shutil.rmtree(tree.cache / "wheels")
     assert "ERROR" in tree.build(env=env, status=1)
 
 

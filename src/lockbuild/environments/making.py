@@ -23,6 +23,7 @@ from lockbuild.environments.kept import (
     was_unreachable_lately,
 )
 from lockbuild.environments.populate import IndexUnreachableError, populate
+from lockbuild.environments.resolve import can_fill_again
 from lockbuild.environments.store import Generation, Manifest, age_in_words, generations, new_generation, remove_unused
 from lockbuild.errors import CacheFolderError, shown
 from lockbuild.locks.nesting import environment_for_hooks
@@ -50,6 +51,8 @@ def make_again(lock: DirectoryLock, key: EnvironmentKey, wanted: EnvironmentRequ
     if known is None:
         return False
     resolved, resolution = known
+    if not can_fill_again(wanted, resolution.wheels or {}):
+        return False
     remove_unused(folder, keep=lambda each: each == resolved)
     generation = new_generation(folder)
     wanted.reporter.log("Making the build environment again of the same wheels", ("step",))

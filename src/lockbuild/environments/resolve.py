@@ -68,13 +68,18 @@ def fill(
             return install_archives(archives, {}, _store(wanted), _installation(environment, paths, wanted))
 
 
+def can_fill_again(wanted: EnvironmentRequest, wheels: Mapping[str, str]) -> bool:
+    """Tell whether the store has all wheels that `fill` has returned."""
+    return all(map(_store(wanted).has_unchanged, wheels.values()))
+
+
 def fill_again(
     environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: EnvironmentRequest, wheels: Mapping[str, str]
 ) -> Mapping[str, str]:
     """
     Install wheels that `fill` has returned into an empty environment, from the store; return them.
 
-    Raises `WheelMissingError` unless the store has all of them as they were.
+    Raises `WheelMissingError` if the store has not all of them any more.
     """
     with _step(wanted.reporter, "filling"):
         install_unpacked(wheels, _store(wanted), _installation(environment, paths, wanted))

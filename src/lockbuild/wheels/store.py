@@ -92,6 +92,11 @@ class WheelStore:
                     found.update(zip(batch, unpacked, strict=True))
         return [wheel for digest in digests if (wheel := found[digest])]
 
+    def has_unchanged(self, digest: str) -> bool:
+        """Tell whether the wheel whose file has this SHA-256 is in the store as it was unpacked."""
+        wheel = self.find(digest)
+        return wheel is not None and _is_unchanged(wheel)
+
     def repair(self, archive: str, wheel: UnpackedWheel) -> UnpackedWheel:
         """Unpack a changed wheel again, unless another process already has; return it."""
         digest = digest_of(wheel)
