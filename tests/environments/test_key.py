@@ -147,6 +147,7 @@ def test_the_installer_matters(keys: Keys) -> None:
         ("pip", "PIP_FIND_LINKS"),
         ("pip", "PIP_PRE"),
         ("pip", "PIP_NO_BINARY"),
+        ("pip", "PIP_UPLOADED_PRIOR_TO"),
         ("pip", "PIP_SOMETHING_NEW"),
         ("pip", "CFLAGS"),
         ("uv", "UV_INDEX_URL"),
