@@ -69,6 +69,27 @@ def test_a_change_is_seen(generation: Generation, what: str) -> None:
     assert look_at(generation.path).digest != before
 
 
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_time_is_no_change_of_the_contents_and_everything_else_is(generation: Generation, what: str) -> None:
+    before = digest_of_contents(generation.path)
+    CHANGES[what](Path(generation.path))
+    assert (digest_of_contents(generation.path) == before) == (what == "a time")
+
+
+def test_what_only_group_and_others_may_do_is_no_change_of_the_contents(generation: Generation) -> None:
+    module = Path(generation.path, "package", "m.py")
+    module.chmod(0o644)
+    before = digest_of_contents(generation.path)
+    module.chmod(0o600)
+    assert digest_of_contents(generation.path) == before
+
+
+def test_other_contents_of_the_same_size_are_seen(generation: Generation) -> None:
+    before = digest_of_contents(generation.path)
+    Path(generation.path, "package", "m.py").write_text("2")
+    assert digest_of_contents(generation.path) != before
+
+
 def test_another_target_of_a_link_is_seen(generation: Generation) -> None:
     before = look_at(generation.path).digest
     link = Path(generation.path, "link")
