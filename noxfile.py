@@ -48,6 +48,7 @@ def types(session: nox.Session) -> None:
     """Check types."""
     session.install("-e", ".[test,lint]")
     session.run("mypy", *session.posargs)
+    session.run("pytest", "tests/test_typing.py")
 
 
 @nox.session

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import pty
 import re
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
-def terminal() -> Iterator[tuple[int, list[bytes]]]:
+def terminal(columns: int = 80) -> Iterator[tuple[int, list[bytes]]]:
     """Yield a terminal's descriptor for a program's standard error, and what is written to it, as it comes."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
     received: list[bytes] = []
 
     def collect() -> None:

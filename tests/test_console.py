@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from lockbuild.events import Holder, LockWait
 from lockbuild.request import Artifact, BuildResult
 from screen import on_screen, terminal
 from witness import LOCKBUILD, PATIENCE, WitnessTree, wait_until
+
+RUN = (sys.executable, "-m", "lockbuild.commands.run")
 
 Captured = pytest.CaptureFixture[str]
 
@@ -186,7 +189,8 @@ def test_a_build_of_a_tree_with_an_odd_name_works_and_its_messages_stay_lines(
     [(status, out, error)] = witness_tree.finish(witness_tree.start("-w", source=tree, env=environ))
     assert status == 1
     assert "No module named 'no_such_module'" in out
-    assert error.splitlines()[-1] == "ERROR Backend 'witness_backend' is not available."
+    reason = "ModuleNotFoundError: No module named 'no_such_module'"
+    assert error.splitlines()[-1] == f"ERROR Backend 'witness_backend' is not available: {reason}"
 
 
 def test_on_a_terminal_a_wait_is_one_line_that_counts_up_and_is_erased(witness_tree: WitnessTree) -> None:
@@ -201,7 +205,7 @@ def test_on_a_terminal_a_wait_is_one_line_that_counts_up_and_is_erased(witness_t
             env=witness_tree.environ({"COLUMNS": "80"}),
         )
         try:
-            wait_until(lambda: b"2 s so far" in b"".join(received), "the line to count up to two seconds")
+            wait_until(lambda: b"* Waiting 2 s " in b"".join(received), "the line to count up to two seconds")
             during = on_screen(b"".join(received))
             gate.open()
             out, _ = waiter.communicate(timeout=PATIENCE)
@@ -211,10 +215,10 @@ def test_on_a_terminal_a_wait_is_one_line_that_counts_up_and_is_erased(witness_t
     assert waiter.returncode == 0
     assert out.decode().splitlines()[-1].startswith("Successfully built ")
     [line] = during
-    assert line.startswith("* Waiting for the lock on ")
-    assert line.endswith("2 s so far")
+    assert line.startswith(f"* Waiting 2 s for {holder.pid} (lockbuild ")
+    assert line.endswith("/tree")
     assert len(line) < 80
-    counted = re.findall(rb"(\d+) s so far", b"".join(received))
+    counted = re.findall(rb"Waiting (\d+) s", b"".join(received))
     assert {b"1", b"2"} <= set(counted)
     after = [line for line in on_screen(b"".join(received)) if line]
     assert not any("Waiting" in line for line in after)
@@ -261,17 +265,44 @@ def test_whatever_comes_next_the_line_of_a_wait_on_a_terminal_is_erased_first(th
     assert [line for line in on_screen(written) if line] == shows
 
 
-def test_on_a_narrow_terminal_the_line_of_a_wait_does_not_wrap() -> None:
-    with terminal() as (error, received):
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (120, f"* Waiting 2 s for 7 ({'y' * 38}…): /srv/a\\n/projects/tree"),
+        (80, f"* Waiting 2 s for 7 ({'y' * 25}…): /srv/a\\n/projects/tree"),
+        (60, f"* Waiting 2 s for 7 ({'y' * 18}…): …/projects/tree"),
+        (40, f"* Waiting 2 s for 7 ({'y' * 11}…)"),
+        (20, "* Waiting 2 s for…"),
+    ],
+)
+def test_the_line_of_a_wait_keeps_time_process_and_command_and_the_end_of_the_tree(columns: int, line: str) -> None:
+    with terminal(columns) as (error, received):
         subprocess.run(
-            [sys.executable, "-c", CONSOLE_ON_A_TERMINAL.format(""), "/a\n/tree"],
+            [sys.executable, "-c", CONSOLE_ON_A_TERMINAL.format(""), "/srv/a\n/projects/tree"],
             stdout=subprocess.DEVNULL,
             stderr=error,
-            env=os.environ | {"COLUMNS": "60"},
+            env={name: value for name, value in os.environ.items() if name != "COLUMNS"},
             check=True,
         )
-    [line] = on_screen(b"".join(received))
-    assert line.startswith("* Waiting for the lock on /a\\n/tree, held by 7")
-    # What counts up must not be what is cut off.
-    assert line.endswith(" 2 s so far")
-    assert len(line) < 60
+    assert on_screen(b"".join(received)) == [line]
+
+
+def test_the_line_of_a_wait_stays_after_ctrl_c(witness_tree: WitnessTree) -> None:
+    gate = witness_tree.make_gate()
+    holder = witness_tree.start(gate=gate.path)
+    witness_tree.wait_for_entry()
+    # Both commands of which people see the wait.
+    for command in ([*LOCKBUILD, "-n", "-w", str(witness_tree.path)], [*RUN, "-C", str(witness_tree.path), "true"]):
+        with terminal() as (error, received):
+            waiter = subprocess.Popen(command, stderr=error, stdout=subprocess.DEVNULL, env=witness_tree.environ())
+            try:
+                wait_until(lambda: b"* Waiting 1 s " in b"".join(received), "the line of the wait")
+                waiter.send_signal(signal.SIGINT)
+                assert waiter.wait(PATIENCE) == 130
+            finally:
+                waiter.kill()
+        line, rest = on_screen(b"".join(received))
+        assert line.startswith(f"* Waiting 1 s for {holder.pid} ")
+        assert rest == ""
+    gate.open()
+    witness_tree.assert_all_succeed(holder)

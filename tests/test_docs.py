@@ -42,8 +42,8 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 
 COMMANDS = {
     "lockbuild": lockbuild.commands.options.make_parser(),
-    "lockbuild-cache": lockbuild.commands.cache._make_parser(),
-    "lockbuild-run": lockbuild.commands.run._make_parser(),
+    "lockbuild-cache": lockbuild.commands.cache.make_parser(),
+    "lockbuild-run": lockbuild.commands.run.make_parser(),
 }
 
 # Options that the pages mention without the name of their program, and whose they are.

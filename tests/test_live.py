@@ -120,6 +120,7 @@ def test_the_line_of_a_wait_is_not_drawn_over() -> None:
     ("step", "hooks_write", "env", "has_line"),
     [
         ("environment", True, {}, True),
+        ("unpack", True, {}, True),
         ("environment", True, {"CI": "true"}, False),
         ("environment", True, {"TERM": "dumb"}, False),
         # What a hook writes would go into the line.

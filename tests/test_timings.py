@@ -43,6 +43,16 @@ def test_the_wait_for_the_lock_is_a_step_of_its_own(witness_tree: WitnessTree) -
     assert float(waited) >= 500
 
 
+def test_unpacking_an_sdist_is_a_step_that_is_told(witness_tree: WitnessTree) -> None:
+    [(status, out, _)] = witness_tree.finish(witness_tree.start("--sdist", "--json"))
+    assert status == 0
+    assert '"step": "unpack"' not in out
+    [sdist] = witness_tree.out_dir.glob("*.tar.gz")
+    [(status, out, _)] = witness_tree.finish(witness_tree.start("--wheel", "--json", source=sdist))
+    assert status == 0
+    assert '{"event": "began", "step": "unpack"}' in out
+
+
 def test_without_the_option_nothing_is_printed_or_reported(witness_tree: WitnessTree) -> None:
     report = witness_tree.control / "report.json"
     [(status, _, error)] = witness_tree.finish(witness_tree.start("--wheel", "--report", str(report)))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         CacheFolderError,
         CircleError,
         EnvironmentFolderError,
+        InstallerError,
         LockbuildError,
         LockTimeoutError,
         LockUnavailableError,
@@ -47,6 +48,7 @@ __all__ = [
     "CircleError",
     "EnvironmentFolderError",
     "Holder",
+    "InstallerError",
     "LockTimeoutError",
     "LockUnavailableError",
     "LockWait",
@@ -95,12 +97,14 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:
+    # A type checker would take every name for one that is there.
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:

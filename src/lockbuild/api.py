@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_args
 from lockbuild import frontend
 from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest, BuildResult, Distribution, Installer, LinkMode, LockPolicy
+from lockbuild.tool_table import request_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -150,8 +151,8 @@ def project_wheel_metadata(
     environment. Without, it runs in the environment of this interpreter, and build requirements are not checked.
     ``options`` are those of `BuildOptions`. Raises what `build` raises.
     """
-    fields = {"isolation": isolated, "skip_dependency_check": not isolated, **_fields(options)}
-    return _Metadata(frontend.metadata(BuildRequest(os.fspath(source_dir), **fields), reporter).decode()).metadata
+    request = _request(source_dir, (), None, {"isolation": isolated, "skip_dependency_check": not isolated, **options})
+    return _Metadata(frontend.metadata(request, reporter).decode()).metadata
 
 
 def _request(
@@ -163,6 +164,9 @@ def _request(
     if isinstance(distributions, str):
         raise TypeError(f"distributions must be a sequence of names such as [{distributions!r}], not a string")
     fields = _fields(options)
+    if not isinstance(source, BuildRequest):
+        # What the tree sets is overridden by what the caller says.
+        fields = request_fields(os.fspath(source)) | fields
     if chosen := tuple(distributions):
         fields["distributions"] = chosen
     if out_dir is not None:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from lockbuild.errors import shown
 from lockbuild.events import LockWait, Reporter
@@ -39,13 +39,27 @@ _NO_COLORS = dict.fromkeys(_COLORS, "")
 # How often to report the same wait again where lines stay, in seconds.
 _REPEAT_SECONDS = 15.0
 
+# The least of a command and of a path that are worth showing, in columns.
+_COMMAND_WIDTH = 10
+_PATH_WIDTH = 8
+
+_UNSEEN = "a process that cannot be seen from here"
+
 # Words for the steps in which no hook runs. `Console.waiting` reports the wait for a lock.
 _STEPS = {
     "environment": "Making the build environment",
     "resolving": "Finding and fetching the build requirements",
     "filling": "Filling the build environment",
+    "unpack": "Reading and unpacking the sdist",
     "publish": "Publishing",
 }
+
+
+class Place(NamedTuple):
+    """A place in a file that an error is about."""
+
+    file: str
+    line: int
 
 
 class Console(Reporter):
@@ -96,18 +110,14 @@ class Console(Reporter):
         """Print which process the build waits for."""
         if self._verbosity < -1:
             return
-        held_by = str(wait.holder) if wait.holder else "a process that cannot be seen from here"
+        if self._live_line is not None:
+            self._live_line.show(_line_of_wait(wait, self._width))
+            return
+        held_by = str(wait.holder) if wait.holder else _UNSEEN
         if wait.activity is None:
             text = f"Waiting for the lock on {shown(wait.subject)}, held by {held_by}"
         else:
-            builder = wait.holder.pid if wait.holder else held_by
-            text = f"Waiting for {builder}, which is {shown(wait.activity)}"
-        if self._live_line is not None:
-            # The seconds at the end have to be seen, so a long command line before them is cut.
-            end = f", {wait.waited:.0f} s so far"
-            line = f"* {text}"[: max(0, self._width - len(end))] + end
-            self._live_line.show(line[: self._width])
-            return
+            text = f"Waiting for {wait.holder.pid if wait.holder else held_by}, which is {shown(wait.activity)}"
         told = self._told_wait
         pid = wait.holder.pid if wait.holder else None
         told_pid = told.holder.pid if told and told.holder else None
@@ -146,10 +156,21 @@ class Console(Reporter):
         if self._live_line is not None:
             self._live_line.ended()
 
-    def error(self, message: str, tips: Sequence[str] = ()) -> None:
-        """Print an error in one line, after tips that may help."""
+    def interrupted(self) -> None:
+        """Leave the line of a wait on the terminal: it says what the build that was interrupted has waited for."""
+        if self._live_line is not None:
+            self._live_line.leave()
+
+    def error(self, message: str, tips: Sequence[str] = (), place: Place | None = None) -> None:
+        """
+        Print an error in one line, after tips that may help.
+
+        GitHub Actions shows it at its ``place``.
+        """
         for tip in tips:
             self._print_error(f"{self._err['yellow']}TIP{self._err['reset']} {tip}")
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            self._print_error(_annotation(message, place))
         self._print_error(f"{self._err['red']}ERROR{self._err['reset']} {message}")
 
     @property
@@ -197,10 +218,15 @@ class Console(Reporter):
     def _width(self) -> int:
         import shutil
 
-        columns = shutil.get_terminal_size().columns - 2
+        # Where standard output is no terminal, standard error may be one.
+        fallback = os.get_terminal_size(sys.stderr.fileno()) if sys.stderr.isatty() else (80, 24)
+        columns = shutil.get_terminal_size(fallback).columns - 2
         return columns if columns > 0 else 78
 
     def _fill(self, line: str, indent: str) -> str:
+        """Wrap a line as `build` does, except in a log that has no width: there it can be searched and copied."""
+        if not sys.stderr.isatty() and not os.environ.get("COLUMNS"):
+            return indent + line
         import textwrap
 
         return textwrap.fill(line, initial_indent=indent, subsequent_indent="  ", width=self._width)
@@ -225,6 +251,42 @@ class Console(Reporter):
         from lockbuild.live import LiveLine, can_be_live
 
         return LiveLine(sys.stderr, self._err) if can_be_live(sys.stderr) else None
+
+
+def _line_of_wait(wait: LockWait, width: int) -> str:
+    """Return a line for a terminal. What matters most stands first: a narrow terminal shows only the beginning."""
+    line = f"* Waiting {wait.waited:.0f} s for {wait.holder.pid if wait.holder else _UNSEEN}"
+    if wait.activity is not None:
+        return f"{line}, which is {shown(wait.activity)}"[:width]
+    if wait.holder and wait.holder.command:
+        line += f" ({_cut(wait.holder.command, max(_COMMAND_WIDTH, width // 3))})"
+    subject = shown(wait.subject)
+    room = width - len(line) - 2
+    if room < _PATH_WIDTH:
+        return _cut(line, width)
+    if len(subject) > room:
+        # The end of a path says more than its beginning.
+        subject = f"…{subject[1 - room :]}" if subject.startswith(os.sep) else _cut(subject, room)
+    return f"{line}: {subject}"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _annotation(message: str, place: Place | None) -> str:
+    """Return an error as a command to GitHub Actions, in which some characters are escaped."""
+    text = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    if place is None:
+        return f"::error::{text}"
+    # A forge knows files by their paths in the repository.
+    try:
+        file = os.path.relpath(place.file, os.environ.get("GITHUB_WORKSPACE") or os.curdir)
+    except ValueError:
+        # On another drive of Windows.
+        file = place.file
+    file = file.replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
+    return f"::error file={shown(file)},line={place.line}::{text}"
 
 
 def _colors(stream: TextIO) -> dict[str, str]:

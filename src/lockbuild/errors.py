@@ -95,6 +95,35 @@ class UnmetDependenciesError(LockbuildError):
     """Without isolation, build requirements are not installed."""
 
 
+class InstallerError(LockbuildError):
+    """The installer could not install the requirements of a build."""
+
+    def __init__(
+        self,
+        installer: str,
+        reason: str,
+        output: str,
+        *,
+        is_unreachable: bool = False,
+        asked_by: str = "the build requirements",
+    ) -> None:
+        self.installer = installer
+        self.reason = reason
+        self.output = output
+        """What the installer has printed."""
+        self.is_unreachable = is_unreachable
+        """Whether it could not reach an index."""
+        self.asked_by = asked_by
+        """What names the requirements, such as ``build-system.requires``."""
+        super().__init__(f"{installer} could not install {asked_by}: {shown(reason)}")
+
+    def for_those_of(self, asked_by: str) -> InstallerError:
+        """Return this error for requirements that ``asked_by`` names."""
+        return InstallerError(
+            self.installer, self.reason, self.output, is_unreachable=self.is_unreachable, asked_by=asked_by
+        )
+
+
 class EnvironmentFolderError(LockbuildError):
     """The path of the build environment that the user named is not a folder."""
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
-from lockbuild.errors import SdistError, shown
+from lockbuild.errors import InstallerError, SdistError, shown
 from lockbuild.events import Reporter
 from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
 from lockbuild.project import (
@@ -22,6 +22,7 @@ from lockbuild.project import (
     hint_at_shared_tree,
     is_installed_here,
     read_project,
+    warning_of_python,
 )
 from lockbuild.request import BuildRequest, BuildResult, Distribution
 from lockbuild.session import Session
@@ -197,6 +198,8 @@ def _call_hooks(
         session.begin_distribution()
         locks = [*tree.locks, *_lock_env_dir(session, tree, stack)]
         project = read_project(tree.path)
+        if warning := warning_of_python(project):
+            session.reporter.warn(warning)
         tree_lock = session.lock_source_tree(project.tree)
         stack.callback(tree_lock.close)
         task = _Task(session, tree, kind, project, tree_lock)
@@ -233,6 +236,7 @@ def _enter_environment(task: _Task, locks: Sequence[InheritableLock], stack: con
     session = task.session
     with (
         session.step("environment"),
+        _asked_by("build-system.requires"),
         contextlib.closing(session.candidate_environments(task.project.requires, locks)) as candidates,
     ):
         for environment in candidates:
@@ -241,6 +245,15 @@ def _enter_environment(task: _Task, locks: Sequence[InheritableLock], stack: con
         # One that is kept is used until the end of the session.
         stack.push(environment.__exit__)
     return environment
+
+
+@contextlib.contextmanager
+def _asked_by(origin: str) -> Iterator[None]:
+    """Have the failure of an installer say what names the requirements."""
+    try:
+        yield
+    except InstallerError as error:
+        raise error.for_those_of(origin) from None
 
 
 def _start_host(task: _Task, environment: BuildEnvironment | None, locks: Sequence[InheritableLock]) -> None:
@@ -327,7 +340,7 @@ def _extended(
     full = environment
     with contextlib.ExitStack() as stack:
         if environment is not None and extra_requires:
-            with session.step("environment"):
+            with session.step("environment"), _asked_by(f"what get_requires_for_build_{task.kind} returns"):
                 if not environment.install(extra_requires):
                     [*_, full] = session.candidate_environments({*environment.requirements, *extra_requires}, held)
                     if full.generation is None:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from lockbuild.build_library import log, verbosity
+from lockbuild.errors import InstallerError, SettingsError
 from lockbuild.pip_library import pip_for, was_disturbed
 
 if TYPE_CHECKING:
@@ -22,8 +23,19 @@ if TYPE_CHECKING:
 
     from build.env import DefaultIsolatedEnv
 
+    from lockbuild.request import Installer
+
 # How often pip is run when another pip disturbs it.
 _ATTEMPTS = 5
+
+
+def isolated_environment(installer: Installer, path: str | None) -> DefaultIsolatedEnv:
+    """Return `build`'s environment, which is made when it is entered. Raises `SettingsError` when there is no uv."""
+    from build.env import DefaultIsolatedEnv
+
+    if installer == "uv":
+        _uv()
+    return DefaultIsolatedEnv(installer=installer, path=path)
 
 
 def log_requirements(requirements: Collection[str]) -> None:
@@ -33,16 +45,40 @@ def log_requirements(requirements: Collection[str]) -> None:
 
 
 def install_with_pip(
-    environment: DefaultIsolatedEnv, requirements: Collection[str], constraints: str, variables: Mapping[str, str]
+    environment: DefaultIsolatedEnv,
+    requirements: Collection[str],
+    constraints: str,
+    variables: Mapping[str, str],
+    *,
+    fresh: bool = True,
 ) -> None:
-    """Have pip install requirements into a new environment, as `build` does; ``variables`` are as for `run_pip`."""
-    options = ["--ignore-installed", "--use-pep517", "--no-warn-script-location", "--no-compile", "--no-input"]
+    """
+    Have pip install requirements into an environment, as `build` does; ``variables`` are as for `run_pip`.
+
+    In a ``fresh`` one nothing is installed, whatever PYTHONPATH leads to.
+    """
+    options = ["--use-pep517", "--no-warn-script-location", "--no-compile", "--no-input"]
     with (
         written(requirements, constraints) as files,
         # An interruption kills pip, which then leaves its temporary files.
         tempfile.TemporaryDirectory(prefix="lockbuild-pip-", ignore_cleanup_errors=True) as temporary,
     ):
-        run_pip(environment, ["install", *options, *files], {**variables, "TMPDIR": temporary})
+        words = ["install", *(["--ignore-installed"] if fresh else []), *options, *files]
+        run_pip(environment, words, {**variables, "TMPDIR": temporary})
+
+
+def install_with_uv(
+    environment: DefaultIsolatedEnv,
+    requirements: Collection[str],
+    constraints: str,
+    variables: Mapping[str, str],
+    *,
+    options: Sequence[str] = (),
+) -> None:
+    """Have uv install requirements into an environment, as `build` does; ``variables`` are as for `run_pip`."""
+    with written((), constraints) as files:
+        words = ["install", *options, *requirements, "--python", environment.python_executable, *files]
+        run_uv(environment, words, variables)
 
 
 @contextmanager
@@ -71,33 +107,62 @@ def run_pip(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Ma
     """
     Run pip for a new environment: the pip that `build` has put there, or else our own.
 
-    ``words`` are its command and arguments; ``variables`` are added to ours. An old pip that another one has disturbed
-    is run again. Raises `subprocess.CalledProcessError`.
+    ``words`` are its command and arguments; ``variables`` are added to ours. Raises `InstallerError`.
     """
     if environment.installed_versions(["pip"]):
         command, needed = [environment.python_executable, "-Im", "pip"], dict[str, str]()
     else:
         command, needed = pip_for(environment.python_executable)
     environ = {**_with_keyring("PIP_KEYRING_PROVIDER"), **needed, **variables}
+    command = [*command, *_verbose(verbosity() - 1), *words]
+    try:
+        _run_undisturbed(command, environ)
+    except subprocess.CalledProcessError as error:
+        from lockbuild.installer_messages import hides_unreachable
+
+        if hides_unreachable(_output(error)):
+            _run_with_log(command, environ)
+        else:
+            raise _failure("pip", error) from None
+
+
+def _run_undisturbed(command: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Run pip. An old one that another pip has disturbed is run again."""
     for attempts_left in reversed(range(_ATTEMPTS)):
         try:
-            _run([*command, *_verbose(verbosity() - 1), *words], environ)
+            _run(command, environ)
             return
         except subprocess.CalledProcessError as error:
-            if not attempts_left or not was_disturbed(f"{error.stdout}{error.stderr}"):
-                _log_failure(error)
+            if not attempts_left or not was_disturbed(_output(error)):
                 raise
 
 
+def _run_with_log(command: Sequence[str], environ: Mapping[str, str]) -> None:
+    """
+    Run a pip that has found no version of something again. An index that it cannot reach is named only in its log.
+
+    Writing the log takes a tenth of pip's time, so the first run writes none.
+    """
+    with tempfile.TemporaryDirectory(prefix="lockbuild-pip-", ignore_cleanup_errors=True) as folder:
+        path = os.path.join(folder, "log")
+        try:
+            _run(command, {**environ, "PIP_LOG": path, "PIP_RETRIES": "0"})
+        except subprocess.CalledProcessError as error:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                logged = file.read()
+            raise _failure("pip", error, logged) from None
+
+
 def run_uv(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Run ``uv pip`` for an environment; ``words`` and ``variables`` are as for `run_pip`."""
+    """Run ``uv pip`` for an environment; ``words``, ``variables`` and what it raises are as for `run_pip`."""
     environ = {**_with_keyring("UV_KEYRING_PROVIDER"), "VIRTUAL_ENV": environment.path, **variables}
     environ.pop("PYTHONPATH", None)
+    # uv would break its messages into lines of this width.
+    environ.pop("COLUMNS", None)
     try:
         _run([_uv(), "pip", *_verbose(min(2, verbosity() - 1)), *words], environ)
     except subprocess.CalledProcessError as error:
-        _log_failure(error)
-        raise
+        raise _failure("uv", error) from None
 
 
 def _uv() -> str:
@@ -107,8 +172,9 @@ def _uv() -> str:
 
         return find_uv_bin()
     except (ModuleNotFoundError, FileNotFoundError):
-        name = os.environ.get("UV") or "uv"
-        return shutil.which(name) or name
+        if path := shutil.which(os.environ.get("UV") or "uv"):
+            return path
+        raise SettingsError("There is no uv: install lockbuild[uv], or put uv on PATH") from None
 
 
 def _with_keyring(variable: str) -> dict[str, str]:
@@ -145,11 +211,18 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> None:
         raise subprocess.CalledProcessError(process.returncode, command, "".join(output))
 
 
-def _log_failure(error: subprocess.CalledProcessError) -> None:
-    """Log what a failed installer has said, unless it was logged line by line."""
-    if verbosity() > 0:
-        return
-    log(subprocess.list2cmdline(error.cmd), "subprocess", "cmd")
-    for stream, text in (("stdout", error.stdout), ("stderr", error.stderr)):
-        if text:
-            log(text, "subprocess", stream)
+def _failure(installer: str, error: subprocess.CalledProcessError, logged: str = "") -> InstallerError:
+    """Return why an installer has failed; log what it has said, unless it was logged line by line."""
+    from lockbuild.installer_messages import is_unreachable, reason
+
+    if verbosity() <= 0:
+        for stream, text in (("stdout", error.stdout), ("stderr", error.stderr)):
+            if text:
+                log(text, "subprocess", stream)
+    output = _output(error)
+    said = f"{logged}\n{output}"
+    return InstallerError(installer, reason(said), output, is_unreachable=is_unreachable(said))
+
+
+def _output(error: subprocess.CalledProcessError) -> str:
+    return f"{error.stdout or ''}{error.stderr or ''}"

@@ -64,11 +64,20 @@ class LiveLine:
         self._progress = (done, total)
 
     def ended(self) -> None:
-        """Remove the line of the step."""
+        """Remove the line of the step, but not a text given to `show`."""
         self._step = None
         self._has_step.clear()
-        with self.hidden():
-            pass
+        with self._lock:
+            if not self._is_given:
+                self._erase()
+
+    def leave(self) -> None:
+        """Leave a text given to `show` on the terminal, and go on in the next line."""
+        with self._lock:
+            if self._is_given:
+                self._is_shown = self._is_given = False
+                self._stream.write("\n")
+                self._stream.flush()
 
     def show(self, text: str) -> None:
         """Show a text now, until other output is written."""
@@ -80,11 +89,14 @@ class LiveLine:
     def hidden(self) -> Iterator[None]:
         """Remove the line, and keep it away while other output is written."""
         with self._lock:
-            if self._is_shown:
-                self._is_shown = self._is_given = False
-                self._stream.write(_ERASE)
-                self._stream.flush()
+            self._erase()
             yield
+
+    def _erase(self) -> None:
+        if self._is_shown:
+            self._is_shown = self._is_given = False
+            self._stream.write(_ERASE)
+            self._stream.flush()
 
     def _draw(self) -> None:
         while True:

@@ -7,11 +7,12 @@ contended or a build is nested in another. An unknown fact is ``None``: no calle
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 # The longest command line in a message, in characters.
 _COMMAND_LENGTH = 120
@@ -58,9 +59,28 @@ def command_line(pid: int) -> str | None:
     return shorten(words_of_command(os.fsdecode(word) for word in words)) or None
 
 
-def words_of_command(words: Iterator[str]) -> str:
-    """Quote the words of a command for a shell and join them on one line."""
-    return printable(shlex.join(words))
+def words_of_command(words: Iterable[str]) -> str:
+    """Quote the words of a command for a shell and join them on one line, without the path of the program."""
+    return printable(shlex.join(_without_interpreter(list(words))))
+
+
+def _without_interpreter(words: list[str]) -> list[str]:
+    """Return the words of a command that tell people what runs: for Python, the module or the script and its words."""
+    if not words:
+        return []
+    program, *rest = os.path.basename(words[0]), *words[1:]
+    if not re.fullmatch(r"(python|pypy)[0-9.]*w?(\.exe)?", program):
+        return [program, *rest]
+    position = 0
+    while position < len(rest) and re.fullmatch(r"-[BEIOPRSWXbdisuvx]+", rest[position]):
+        # -W and -X have an argument.
+        position += 2 if rest[position][-1] in "WX" else 1
+    match rest[position:]:
+        case [option, module, *arguments] if re.fullmatch("-[BEIOPRSbdisuvx]*m", option):
+            return [module, *arguments]
+        case [script, *arguments] if not script.startswith("-"):
+            return [os.path.basename(script), *arguments]
+    return [program, *rest]
 
 
 def printable(line: str) -> str:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import sys
 import tomllib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lockbuild.errors import SettingsError, shown
-from lockbuild.request import LOCK_POLICIES, LockPolicy
+from lockbuild.tool_table import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from lockbuild.request import LockPolicy
 
 SETUPTOOLS_BACKEND = "setuptools.build_meta"
 
 # The requirements that ``build`` assumes for a tree without ``[build-system]``; a test compares the two.
 LEGACY_REQUIRES = ("setuptools >= 40.8.0",)
-
-# The keys of [tool.lockbuild]. `many.workspace` reads the last two.
-_KEYS = ("lock", "packages", "exclude")
 
 # Backends that run setuptools although the project need not require it, according to the metadata and source of their
 # releases on PyPI in autumn 2026.
@@ -72,6 +73,8 @@ class Project(NamedTuple):
     """From ``[tool.lockbuild]``; ``auto`` by default."""
     has_project_table: bool = False
     """Whether pyproject.toml has a ``[project]`` table (PEP 621)."""
+    requires_python: str | None = None
+    """From ``[project]``, if it stands there."""
 
     @property
     def imported_ahead(self) -> tuple[str, ...]:
@@ -131,9 +134,35 @@ def read_project(tree: str) -> Project:
         backend=backend,
         backend_path=tuple(build_system.get("backend-path", ())),
         requires=tuple(build_system["requires"]),
-        lock=_read_lock_policy(pyproject.get("tool", {}), shown(path)),
+        lock=read_table(pyproject, path).get("lock", "auto"),
         has_project_table="project" in pyproject,
+        requires_python=_read_requires_python(pyproject),
     )
+
+
+def warning_of_python(project: Project) -> str | None:
+    """Return a warning for a project that says it does not run on this Python. `build` builds it all the same."""
+    wanted, version = project.requires_python, sys.version_info[:3]
+    if wanted is None:
+        return None
+    running = ".".join(map(str, version))
+    if plain := re.fullmatch(r">= *(\d+)\.(\d+)", wanted):
+        is_supported = version >= (int(plain[1]), int(plain[2]))
+    else:
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+        try:
+            is_supported = SpecifierSet(wanted).contains(running, prereleases=True)
+        except InvalidSpecifier:
+            # The backend reports it.
+            return None
+    return None if is_supported else f"The project requires Python {shown(wanted)}, and is built with Python {running}"
+
+
+def _read_requires_python(pyproject: Mapping[str, Any]) -> str | None:
+    table = pyproject.get("project")
+    wanted = table.get("requires-python") if isinstance(table, dict) else None
+    return wanted if isinstance(wanted, str) else None
 
 
 def _is_plainly_legacy(pyproject: Mapping[str, Any], tree: str) -> bool:
@@ -170,24 +199,6 @@ def _validated_by_build(tree: str) -> dict[str, Any]:
         # Text that is not UTF-8, a number of too many digits, or a ``backend-path`` that leaves the tree.
         path = os.path.join(tree, "pyproject.toml")
         raise SettingsError(f"Failed to read {shown(path)}: {error}") from error
-
-
-def _read_lock_policy(tool: Any, path: str) -> LockPolicy:
-    settings = tool.get("lockbuild", {}) if isinstance(tool, dict) else {}
-    if not isinstance(settings, dict):
-        raise SettingsError(f"tool.lockbuild in {path} must be a table")
-    for key in settings:
-        if key not in _KEYS:
-            raise SettingsError(f"Unknown key tool.lockbuild.{shown(key)} in {path}; the keys are {', '.join(_KEYS)}")
-    wanted = settings.get("lock", "auto")
-    for policy in LOCK_POLICIES:
-        if wanted == policy:
-            return policy
-    allowed = ", ".join(f'"{policy}"' for policy in LOCK_POLICIES)
-    # A value may be nested too deeply for `repr`, and too long for a message.
-    from reprlib import repr as short
-
-    raise SettingsError(f"tool.lockbuild.lock in {path} must be one of {allowed}, not {short(wanted)}")
 
 
 def decide_lock(

@@ -101,7 +101,7 @@ class Timing(NamedTuple):
     """The duration of one step of a build."""
 
     step: str
-    """``start``, ``environment``, ``lock`` (waiting for it), ``publish``, or the name of a hook."""
+    """``start``, ``environment``, ``lock`` (waiting for it), ``unpack``, ``publish``, or the name of a hook."""
     seconds: float
 
 

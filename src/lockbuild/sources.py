@@ -33,9 +33,10 @@ def sdist_of(session: Session, built: str | None = None) -> Sdist:
     """Read the sdist that is the request's source, or one that was just built, which may be of any size."""
     from lockbuild.sdist import read_sdist
 
-    if built is not None:
-        return read_sdist(built, session.folder())
-    return read_sdist(session.request.source, session.folder(), session.request.max_sdist_size)
+    with session.step("unpack"):
+        if built is not None:
+            return read_sdist(built, session.folder())
+        return read_sdist(session.request.source, session.folder(), session.request.max_sdist_size)
 
 
 @contextlib.contextmanager
@@ -58,6 +59,6 @@ def source_tree(
             folders = [extract_dir, *([session.request.env_dir] if session.request.env_dir is not None else [])]
             in_order = sorted(folders, key=os.path.realpath)
             locks.extend(stack.enter_context(session.lock_directory(path)) for path in in_order)
-        yield SourceTree(
-            stack.enter_context(unpacked(source, extract_dir)), tuple(locks), is_private=extract_dir is None
-        )
+        with session.step("unpack"):
+            tree = stack.enter_context(unpacked(source, extract_dir))
+        yield SourceTree(tree, tuple(locks), is_private=extract_dir is None)

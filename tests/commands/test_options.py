@@ -9,7 +9,10 @@ import argparse
 import contextlib
 import io
 import os
+import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import build.__main__
 import pytest
 
 from lockbuild.commands.options import make_parser, parse
+from lockbuild.request import BuildRequest
 from witness import LOCKBUILD, WitnessTree
 
 BUILD_ACTIONS = [action for action in build.__main__.main_parser()._actions if action.option_strings]
@@ -122,6 +126,8 @@ def _assert_same_meaning(words: list[str]) -> None:
     if isinstance(theirs, str) or isinstance(ours, str):
         assert ours == theirs
         return
+    # Whether the option was given matters: a variable or the tree may name another one.
+    ours["installer"] = ours["installer"] or "pip"
     assert {name: ours[name] for name in theirs} == theirs
 
 
@@ -136,6 +142,10 @@ def test_an_option_of_build_exists_and_means_the_same(option: str) -> None:
     assert set(theirs.option_strings) <= set(ours.option_strings)
     assert _kind(ours) == _kind(theirs)
     for attribute in ("dest", "nargs", "const", "default", "type", "required", "metavar"):
+        if (option, attribute) == ("--installer", "default"):
+            # A variable or the tree may name another one.
+            assert (ours.default, theirs.default) == (None, BuildRequest("").installer)
+            continue
         assert getattr(ours, attribute) == getattr(theirs, attribute), attribute
     assert list(ours.choices or ()) == list(theirs.choices or ())
 
@@ -219,6 +229,77 @@ def test_what_follows_two_hyphens_is_a_source_also_when_it_is_spelled_like_an_op
     assert built.stderr.splitlines()[-1] == "ERROR Source --out-dir is not a directory"
 
 
+@pytest.mark.parametrize("command", ["build", "run", "cache"])
+def test_the_help_fits_80_columns_and_two_screens(command: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", f"lockbuild.commands.{command}" if command != "build" else "lockbuild", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"COLUMNS": "80"},
+    )
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 2 * 35
+    # Each option of the first command has one line.
+    assert command != "build" or not any(line.startswith(" " * 20) for line in lines)
+    assert command != "build" or any(re.fullmatch("  -w, --wheel +build a wheel, .*", line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "hint", "problem"),
+    [
+        ("lockbuild", ["--whel"], "did you mean --wheel? {} --help", "unrecognized arguments: --whel"),
+        (
+            "lockbuild",
+            ["--lok=x"],
+            "did you mean --lock? {} --help",
+            "unrecognized arguments: --lok=x",
+        ),
+        (
+            "lockbuild",
+            ["--metadata", "-s"],
+            "python -m lockbuild --help",
+            "--metadata: not allowed with --sdist or --wheel",
+        ),
+        (
+            "lockbuild.commands.cache",
+            ["prune", "--older-than"],
+            "lockbuild-cache prune --help",
+            "argument --older-than",
+        ),
+        ("lockbuild.commands.run", ["--no-such-thing"], "{} --help", "unrecognized"),
+    ],
+)
+def test_wrong_usage_is_a_hint_and_one_line(module: str, words: list[str], hint: str, problem: str) -> None:
+    refused = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    tip, error = refused.stderr.splitlines()
+    hint = hint.format(f"python -m {module}")
+    assert tip == f"TIP {hint} lists all options"
+    assert error.startswith(f"{hint.rpartition('? ')[2].removesuffix(' --help')}: error: {problem}")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize(
+    ("command", "parser", "word", "completed"),
+    [
+        ("lockbuild", "options.make_parser", "--whe", "--wheel"),
+        ("lockbuild-run", "run.make_parser", "--lock", "--lock-timeout"),
+        ("lockbuild-cache", "cache.make_parser", "pru", "prune"),
+    ],
+)
+def test_shtab_makes_completions_of_the_parsers(
+    tmp_path: Path, command: str, parser: str, word: str, completed: str
+) -> None:
+    made = [sys.executable, "-m", "shtab", "--shell=bash", f"lockbuild.commands.{parser}"]
+    (tmp_path / "script").write_text(subprocess.run(made, capture_output=True, text=True, check=True).stdout)
+    ask = f". {tmp_path}/script; COMP_WORDS=({command} {word}); COMP_CWORD=1; set -- $(complete -p {command}); "
+    ask += f"while [ $1 != -F ]; do shift; done; $2 {command} {word}; echo ${{COMPREPLY[@]}}"
+    found = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [completed]
+
+
 def test_out_dir_without_a_value_is_wrong_usage(witness_tree: WitnessTree) -> None:
     built = _lockbuild(witness_tree, "--wheel", "--out-dir")
     assert built.returncode == 2
@@ -229,12 +310,6 @@ def _lockbuild(tree: WitnessTree, *words: str) -> subprocess.CompletedProcess[st
     return subprocess.run(
         [*LOCKBUILD, "-n", *words], env=tree.environ(), cwd=tree.control, capture_output=True, text=True, check=False
     )
-
-
-def test_the_installer_may_come_from_the_environment_and_the_option_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCKBUILD_INSTALLER", "uv")
-    assert make_parser().parse_args([]).installer == "uv"
-    assert make_parser().parse_args(["--installer", "pip"]).installer == "pip"
 
 
 def test_an_unknown_installer_in_the_environment_is_one_line(witness_tree: WitnessTree) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from lockbuild.hooks import client
 from machine import is_running, parent
-from witness import LOCKBUILD, PLAIN, PYTHON_BUILD, WitnessTree, wait_until
+from witness import LOCKBUILD, PATIENCE, PLAIN, PYTHON_BUILD, WitnessTree, wait_until
 
 WHEEL = "witness-1.0-py3-none-any.whl"
 
@@ -104,24 +105,29 @@ tell(os.environ["TELL"], json.dumps({
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "reason"),
     [
-        "os.kill(os.getpid(), signal.SIGKILL)",
-        "os.kill(os.getpid(), signal.SIGSEGV)",
-        "os.abort()",
-        "os._exit(3)",
-        "sys.exit(4)",
-        "raise SystemExit('no')",
-        "raise ValueError('no')",
-        "threading.Thread(target=os._exit, args=[5]).start()\ntime.sleep(1000)",
-        "os.execv('/bin/sh', ['sh', '-c', 'exit 6'])",
+        ("os.kill(os.getpid(), signal.SIGKILL)", "it was killed by SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "it was killed by SIGSEGV"),
+        ("os.abort()", "it was killed by SIGABRT"),
+        ("os._exit(3)", "its exit status is 3"),
+        ("sys.exit(4)", "its exit status is 4"),
+        ("raise SystemExit('error: no')", "error: no"),
+        ("raise ValueError('no\\nmore')", "ValueError: no"),
+        ("raise ValueError", "ValueError"),
+        ("exec('a b')", "SyntaxError: invalid syntax"),
+        ("import nowhere.at_all", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("threading.Thread(target=os._exit, args=[5]).start()\ntime.sleep(1000)", "its exit status is 5"),
+        ("os.execv('/bin/sh', ['sh', '-c', 'exit 6'])", "its exit status is 6"),
     ],
-    ids=lambda body: body[:30],
+    ids=lambda text: text[:30],
 )
-def test_a_hook_that_ends_badly_fails_the_build(witness_tree: WitnessTree, body: str) -> None:
+def test_a_hook_that_ends_badly_fails_the_build_and_its_reason_is_the_last_line(
+    witness_tree: WitnessTree, body: str, reason: str
+) -> None:
     witness_tree.use_hook(body)
     error = assert_fails(witness_tree, witness_tree.start())
-    assert error.splitlines()[-1] == "ERROR Backend subprocess exited when trying to invoke build_wheel"
+    assert error.splitlines()[-1] == f"ERROR Backend subprocess exited when trying to invoke build_wheel: {reason}"
     assert_lock_is_free(witness_tree)
 
 
@@ -354,3 +360,18 @@ def test_a_hook_that_kills_its_host_fails_the_build(witness_tree: WitnessTree) -
     assert_fails(witness_tree, build)
     wait_until(lambda: not is_running(hook), "the end of the hook")
     assert_lock_is_free(witness_tree)
+
+
+def test_a_host_whose_environment_is_being_removed_says_nothing(environment: Path) -> None:
+    # It imports a backend that leaves a thread, and so has to start itself anew. By then its interpreter is gone.
+    [packages] = environment.glob("lib/*/site-packages")
+    removing = "import os, sys, threading\nos.unlink(sys.executable)\n"
+    removing += "threading.Thread(target=threading.Event().wait).start()\n"
+    (packages / "removing.py").write_text(removing)
+    lifeline, requests, replies = os.pipe(), os.pipe(), os.pipe()
+    inherited = (lifeline[0], requests[0], replies[1])
+    words = [str(environment / "bin" / "python"), "-c", client._EXECUTE, client._HOST, "removing", *map(str, inherited)]
+    ended = subprocess.run(words, pass_fds=inherited, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    for descriptor in (*lifeline, *requests, *replies):
+        os.close(descriptor)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")

@@ -109,7 +109,6 @@ def test_what_needs_a_failed_build_is_not_built_and_the_rest_is(repo: Monorepo) 
     _, err = repo.build("app", "bad", "good", status=1)
     assert repo.artifacts() == ["good-1.0-py3-none-any.whl"]
     assert "out of luck" in err
-    assert "app" in _summary_line(err, "app")
     assert "it needs bad, which failed" in _summary_line(err, "app")
 
 
@@ -322,8 +321,19 @@ def test_a_program_reads_json_lines(repo: Monorepo) -> None:
     assert (lines[-1]["event"], lines[-1]["failed"], lines[-1]["not_started"]) == ("result", 1, 1)
 
 
+def test_on_github_each_log_is_a_group_and_each_error_is_shown_at_its_tree(repo: Monorepo) -> None:
+    repo.add("bad", act="raise SystemExit('out of luck')")
+    process = repo.start(
+        "-w", "-j1", "bad", env=_environ(repo, GITHUB_ACTIONS="true", GITHUB_WORKSPACE=str(repo.folder))
+    )
+    lines = process.communicate(timeout=PATIENCE)[1].splitlines()
+    group = lines[lines.index("::group::bad") : lines.index("::endgroup::")]
+    assert any("out of luck" in line for line in group)
+    assert [line for line in lines if line.startswith("::error file=bad/pyproject.toml,line=1::bad: ")]
+
+
 def _summary_line(err: str, label: str) -> str:
-    return next(line for line in reversed(err.splitlines()) if line.startswith(f"{label} "))
+    return next(line for line in reversed(err.splitlines()) if line.startswith(f"ERROR {label}: "))
 
 
 def _environ(repo: Monorepo, **variables: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from lockbuild.commands.options import asks_for_many, parse, without_python
-from lockbuild.errors import Interrupted, LockbuildError
+from lockbuild.errors import Interrupted, LockbuildError, SettingsError, shown
 
 if TYPE_CHECKING:
     import argparse
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild") -> NoR
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from lockbuild.console import Console
+    from lockbuild.console import Console, Place
     from lockbuild.interruption import end_with_stdin, interruptible
 
     _prepare_windows_console()
@@ -58,16 +58,20 @@ def _run(parsed: argparse.Namespace) -> int:
                 return build_many(parsed, output)
             _build(parsed, output)
     except Interrupted as interruption:
+        if isinstance(output, Console):
+            output.interrupted()
         return interruption.exit_status
     except Exception as error:  # noqa: BLE001 - the user gets one line for any error
+        pyproject = os.path.join(parsed.srcdir, "pyproject.toml")
+        place = Place(pyproject, 1) if os.path.isfile(pyproject) else None
         if not isinstance(output, Console):
             output.failed(error)
         elif isinstance(error, LockbuildError):
-            output.error(str(error), getattr(error, "__notes__", ()))
+            output.error(str(error), getattr(error, "__notes__", ()), place)
         else:
             from lockbuild.commands.failures import report_failure
 
-            report_failure(error, parsed, output)
+            report_failure(error, parsed, output, place)
         return error.exit_status if isinstance(error, LockbuildError) else 1
     return 0
 
@@ -123,7 +127,10 @@ def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
 
         content = encoded(report(result.artifacts, result.timings))
         if report_output is None:
-            write_report(parsed.report, content)
+            try:
+                write_report(parsed.report, content)
+            except OSError as error:
+                raise SettingsError(f"Cannot write the report {shown(parsed.report)}: {error.strerror}") from error
         else:
             with open(report_output, "wb") as stream:
                 stream.write(content)

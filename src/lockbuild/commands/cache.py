@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from lockbuild.commands.parser import Parser
+from lockbuild.commands.program import run_as_process
 from lockbuild.environments.store import age_in_words
 from lockbuild.errors import LockbuildError, shown
-from lockbuild.files import open_standard_streams
 from lockbuild.garbage_collection import (
     UNUSED_SECONDS,
     list_built_artifacts,
@@ -22,28 +22,36 @@ from lockbuild.paths import cache_folder
 from lockbuild.settings import duration
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the console script ``lockbuild-cache`` and exit: 0 for success, 1 for an error, 2 for wrong usage."""
-    open_standard_streams()
-    parsed = _make_parser().parse_args(arguments)
+def entrypoint() -> NoReturn:
+    """Run the console script ``lockbuild-cache``."""
+    run_as_process(main)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 for success, 1 for an error. Exits with 2 for wrong usage."""
+    parsed = make_parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         parsed.run(parsed)
     except LockbuildError as error:
         print(f"ERROR {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        return error.exit_status
     except OSError as error:
+        if error.filename is None:
+            # Of a standard stream.
+            raise
         print(f"ERROR {error.strerror}: {error.filename!r}", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(0)
+        return 1
+    return 0
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lockbuild-cache", description="List and clean the cache of lockbuild.")
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="lockbuild-cache", description="List and clean the cache of lockbuild.")
     parser.add_argument(
         "--cache-dir",
         metavar="DIR",
@@ -132,4 +140,4 @@ def _print_removed(removed: int, what: str, left: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entrypoint()

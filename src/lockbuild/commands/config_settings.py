@@ -16,7 +16,10 @@ def from_json(text: str) -> dict[str, Any]:
     """Return the settings in the JSON object of ``--config-json``. Raises `SettingsError`."""
     try:
         settings = json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError as error:
+        raise SettingsError("Invalid JSON in --config-json: it is nested too deeply") from error
+    except ValueError as error:
+        # Also a number of too many digits.
         raise SettingsError(f"Invalid JSON in --config-json: {error}") from error
     if not isinstance(settings, dict):
         raise SettingsError("--config-json must contain a JSON object (dict), not a list or primitive value")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lockbuild.artifacts import encoded, report, write_report
 from lockbuild.commands.request import make_request
-from lockbuild.console import Console
+from lockbuild.console import Console, Place
 from lockbuild.errors import LockTimeoutError, shown
 from lockbuild.event_lines import error_fields
 from lockbuild.interruption import interruptible
@@ -35,15 +35,14 @@ if TYPE_CHECKING:
     from lockbuild.event_lines import EventWriter
     from lockbuild.many.plan import Plan, PlannedBuild
     from lockbuild.other_python import Python
-    from lockbuild.request import Artifact, BuildRequest
+    from lockbuild.request import Artifact
 
 
 def build_many(parsed: argparse.Namespace, output: Console | EventWriter) -> int:
     """Build all that a command line names; return the exit status. Raises what keeps the run from being started."""
     with interruptible():
-        request = make_request(parsed)
-        plan = _plan(parsed, request)
-        logs = parsed.logs or logs_folder(request.cache_dir)
+        plan = _plan(parsed)
+        logs = parsed.logs or logs_folder(parsed.cache_dir)
         os.makedirs(logs, exist_ok=True)
     outcomes: list[Outcome] = []
     run = Run(plan, jobs=parsed.jobs or os.cpu_count() or 1, logs=logs)
@@ -70,18 +69,14 @@ def build_many(parsed: argparse.Namespace, output: Console | EventWriter) -> int
     return LockTimeoutError.exit_status if all(isinstance(each.error, LockTimeoutError) for each in failed) else 1
 
 
-def _plan(parsed: argparse.Namespace, request: BuildRequest) -> Plan:
-    sources = not parsed.no_sources
+def _plan(parsed: argparse.Namespace) -> Plan:
     pythons = [find_python(each) for each in parsed.pythons or ()]
-    if not (parsed.all_packages or parsed.packages):
-        return make_plan(
-            [request._replace(source=each) for each in (parsed.srcdir, *parsed.more_sources)], pythons, sources=sources
-        )
-    workspace = find_workspace(parsed.srcdir)
-    request = request._replace(out_dir=request.out_dir or os.path.join(workspace.root, "dist"))
-    plan = make_plan(
-        [request._replace(source=os.path.relpath(each)) for each in workspace.packages], pythons, sources=sources
-    )
+    trees, out_dir = [parsed.srcdir, *parsed.more_sources], parsed.outdir
+    if parsed.all_packages or parsed.packages:
+        workspace = find_workspace(parsed.srcdir)
+        trees, out_dir = [*map(os.path.relpath, workspace.packages)], out_dir or os.path.join(workspace.root, "dist")
+    requests = [make_request(parsed, tree)._replace(out_dir=out_dir) for tree in trees]
+    plan = make_plan(requests, pythons, sources=not parsed.no_sources)
     return plan.only(parsed.packages) if parsed.packages else plan
 
 
@@ -148,14 +143,16 @@ class _People:
 
     def over(self, outcomes: Sequence[Outcome], not_started: int) -> None:
         """Print how long each build took, and its artifacts, or its error and where its log is."""
-        labels = {id(each): _label(each.build) for each in outcomes}
-        width = max(map(len, labels.values()), default=0)
-        for each in sorted(outcomes, key=lambda outcome: outcome.error is not None):
-            if each.result is not None:
-                words, style = ", ".join(artifact.name for artifact in each.result.artifacts), None
-            else:
-                words, style = f"{each.error}{f' (log: {shown(each.log)})' if each.log else ''}", "red"
-            self._console.line(f"{labels[id(each)]:{width}} {each.seconds:6.1f} s  {words}", style)
+        built = [(each, each.result) for each in outcomes if each.result is not None]
+        width = max((len(_label(each.build)) for each, _ in built), default=0)
+        for each, result in built:
+            names = ", ".join(artifact.name for artifact in result.artifacts)
+            self._console.line(f"{_label(each.build):{width}} {each.seconds:6.1f} s  {names}")
+        for each in outcomes:
+            if each.error is not None:
+                self._console.error(
+                    _failure(each, each.error), getattr(each.error, "__notes__", ()), _place(each.build)
+                )
         if not_started:
             self._console.line(f"{not_started} more {'build was' if not_started == 1 else 'builds were'} not finished")
         elif all(each.error is None for each in outcomes):
@@ -191,6 +188,17 @@ class _Programs(RunReporter):
     def _write(self, event: str, build: PlannedBuild, **fields: object) -> None:
         python = None if build.python is None else build.python.executable
         self._writer.write(event, source=build.label, python=python, **fields)
+
+
+def _failure(outcome: Outcome, error: Exception) -> str:
+    """Return why a build has failed, after how long, and where its log is."""
+    log = f" (after {outcome.seconds:.1f} s; log: {shown(outcome.log)})" if outcome.log else ""
+    return f"{_label(outcome.build)}: {error}{log}"
+
+
+def _place(build: PlannedBuild) -> Place | None:
+    path = os.path.join(build.label, "pyproject.toml")
+    return Place(path, 1) if os.path.isfile(path) else None
 
 
 def _artifacts(outcomes: Sequence[Outcome]) -> list[tuple[Artifact, Python | None]]:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from lockbuild import __version__
+from lockbuild.commands.parser import Parser
 from lockbuild.settings import (
     DEFAULT_MAX_SDIST_SIZE,
-    ENV_MAX_AGE_VARIABLE,
-    INSTALLER_VARIABLE,
-    LINK_MODE_VARIABLE,
-    LOCK_TIMEOUT_VARIABLE,
-    REUSE_VARIABLE,
     duration,
     seconds,
     size,
@@ -47,26 +41,18 @@ def parse(arguments: Sequence[str], prog: str = "lockbuild") -> argparse.Namespa
 
 def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
     """Return the parser. It has every option of ``build``, with the same default; a test compares the two."""
-    more: dict[str, Any] = {"suggest_on_error": True} if sys.version_info >= (3, 14) else {}
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
+        usage="%(prog)s [options] [srcdir ...]",
         add_help=False,
-        # `parse` completes abbreviations.
-        allow_abbrev=False,
         description=(
-            "Build a source distribution (sdist) from a source tree, then a wheel from it, as `python -m build` does.\n"
-            "Any number of builds may run at once. With setuptools, builds of one tree wait for each other.\n\n"
-            "With `--sdist` or `--wheel`, build only that, directly from the tree."
+            "Build an sdist from a source tree, then a wheel from it, as `python -m build`\n"
+            "does. With --sdist or --wheel, build only that. Any number may run at once."
         ),
-        formatter_class=_make_formatter,
-        **more,
+        epilog="More: https://lockbuild.readthedocs.io/en/latest/command-line.html",
     )
     parser.add_argument(
-        "srcdir",
-        nargs="?",
-        default=_working_directory(),
-        help="source directory, .tar.gz source distribution, or (with --metadata) .whl "
-        "(default: the current working directory)",
+        "srcdir", nargs="?", default=_working_directory(), help="a tree (default: .), an sdist, or a wheel"
     )
     # argparse would not find further ones after an option.
     parser.set_defaults(more_sources=[])
@@ -79,21 +65,6 @@ def make_parser(prog: str = "lockbuild") -> argparse.ArgumentParser:
     return parser
 
 
-def _make_formatter(prog: str) -> argparse.HelpFormatter:
-    # Without a width, argparse imports `shutil` to find one. It makes a formatter for each option.
-    return argparse.RawDescriptionHelpFormatter(prog, width=_width())
-
-
-@functools.cache
-def _width() -> int:
-    """Return the width of the help as argparse computes it: ``COLUMNS`` or the terminal's width, less two columns."""
-    try:
-        columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(1).columns
-    except (ValueError, OSError):
-        columns = 80
-    return (columns or 80) - 2
-
-
 def _working_directory() -> str:
     try:
         return os.getcwd()
@@ -103,7 +74,7 @@ def _working_directory() -> str:
 
 
 def _add_general_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-h", "--help", action="help", help="show this help message and exit")
+    group.add_argument("-h", "--help", action="help", help="show this help and exit")
     group.add_argument(
         "--version",
         "-V",
@@ -116,34 +87,20 @@ def _add_general_options(group: argparse._ArgumentGroup) -> None:
         "--quiet", "-q", dest="verbosity", action=_CountDown, default=0, help="show less; twice: only errors"
     )
     verbosity.add_argument(
-        "--verbose",
-        "-v",
-        dest="verbosity",
-        action="count",
-        default=0,
-        help="show more: what lockbuild locks and why, and the installer's output",
+        "--verbose", "-v", dest="verbosity", action="count", default=0, help="show more: the lock, the installer"
     )
 
 
 def _add_build_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--outdir",
-        "-o",
-        metavar="PATH",
-        help="folder for the artifacts, also spelled --out-dir (default: dist in the source directory)",
-    )
-    group.add_argument(
-        "--sdist-extract-dir",
-        metavar="PATH",
-        help="when building a wheel from an sdist, unpack the sdist there and keep it (default: a temporary folder)",
-    )
+    group.add_argument("--outdir", "-o", metavar="PATH", help="folder for artifacts (default: dist)")
+    group.add_argument("--sdist-extract-dir", metavar="PATH", help="unpack the sdist there, and keep it")
     group.add_argument(
         "--sdist",
         "-s",
         dest="distributions",
         action="append_const",
         const="sdist",
-        help="build a source distribution, directly from the tree",
+        help="build an sdist, directly from the tree",
     )
     group.add_argument(
         "--wheel",
@@ -158,40 +115,14 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         dest="distributions",
         action="append_const",
         const="editable",
-        help="build an editable wheel, which refers to the tree and is meant for an installer (PEP 660)",
+        help="build an editable wheel (PEP 660)",
     )
-    group.add_argument(
-        "--metadata",
-        action="store_true",
-        help="print the wheel's metadata as JSON instead of building; not allowed with --sdist or --wheel",
-    )
-    group.add_argument(
-        "--report",
-        metavar="PATH",
-        help="write a JSON report of the artifacts (name, path, kind, size, SHA-256) to this file; - writes it to "
-        "standard output, and everything else to standard error",
-    )
-    group.add_argument(
-        "--timings",
-        action="store_true",
-        help="print how long each step took; with --report, add the times to the report",
-    )
-    group.add_argument(
-        "--json",
-        action="store_true",
-        help="print events, then the result or the error, as JSON lines on standard output; the output of hooks goes "
-        "to standard error",
-    )
-    group.add_argument(
-        "--end-with-stdin",
-        action="store_true",
-        help="end the build when standard input ends, which happens when the program that started the build is killed",
-    )
-    group.add_argument(
-        "--clear",
-        action="store_true",
-        help="remove the project's older artifacts from the output folder once the new ones are complete",
-    )
+    group.add_argument("--metadata", action="store_true", help="print metadata as JSON, build nothing")
+    group.add_argument("--report", metavar="PATH", help="write a JSON report; -: standard output")
+    group.add_argument("--timings", action="store_true", help="print how long each step took")
+    group.add_argument("--json", action="store_true", help="print events and result as JSON lines")
+    group.add_argument("--end-with-stdin", action="store_true", help="end the build when standard input ends")
+    group.add_argument("--clear", action="store_true", help="remove older artifacts after a success")
     settings = group.add_mutually_exclusive_group()
     settings.add_argument(
         "--config-setting",
@@ -199,10 +130,9 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
         dest="config_settings",
         action="append",
         metavar="KEY=[VALUE]",
-        help="setting for the backend; may be repeated. For one that begins with a hyphen, write "
-        "--config-setting=--my-setting or -C--my-setting",
+        help="setting for the backend; may be repeated",
     )
-    settings.add_argument("--config-json", metavar="JSON_STRING", help="settings for the backend, as a JSON object")
+    settings.add_argument("--config-json", metavar="JSON_STRING", help="settings for the backend, as JSON")
 
 
 def _add_environment_options(group: argparse._ArgumentGroup) -> None:
@@ -210,143 +140,60 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
     kind.add_argument(
         "--installer",
         choices=("pip", "uv"),
-        default=os.environ.get(INSTALLER_VARIABLE) or "pip",
-        help=f"installer of the build requirements (default: {INSTALLER_VARIABLE}, else pip)",
+        help="installs requirements (default: pip)",
     )
-    kind.add_argument(
-        "--no-isolation",
-        "-n",
-        action="store_true",
-        help="build in the environment that lockbuild runs in, where the build requirements must be installed",
-    )
+    kind.add_argument("--no-isolation", "-n", action="store_true", help="build in the environment of lockbuild")
     group.add_argument(
-        "--python",
-        dest="pythons",
-        action="append",
-        metavar="PYTHON",
-        help="build with this Python, a path or a version, 3.11 or newer; may be repeated: a wheel that serves all of "
-        "them is built once (default: the one that runs lockbuild)",
+        "--python", dest="pythons", action="append", metavar="PYTHON", help="build with this Python; may be repeated"
     )
-    group.add_argument(
-        "--env-dir",
-        metavar="PATH",
-        help="make the build environment in this folder, which must be empty; lockbuild removes it after a success "
-        "and keeps it after a failure",
-    )
-    group.add_argument(
-        "--no-cache",
-        action="store_true",
-        help="make a build environment for this build alone instead of using a kept one",
-    )
-    group.add_argument(
-        "--env-max-age",
-        type=duration,
-        metavar="TIME",
-        help="resolve the requirements again when the kept build environment is older than this: seconds, or a number "
-        f"followed by s, m, h or d (default: {ENV_MAX_AGE_VARIABLE}, else 24h)",
-    )
-    group.add_argument(
-        "--refresh", action="store_true", help="resolve the requirements again, even if the kept environment is new"
-    )
+    group.add_argument("--env-dir", metavar="PATH", help="make the build environment there")
+    group.add_argument("--no-cache", action="store_true", help="make an environment for this build only")
+    group.add_argument("--env-max-age", type=duration, metavar="TIME", help="resolve again when older (default: 24h)")
+    group.add_argument("--refresh", action="store_true", help="resolve the requirements again now")
     group.add_argument(
         "--link-mode",
         choices=("auto", "hardlink", "copy"),
-        default=os.environ.get(LINK_MODE_VARIABLE) or "auto",
-        help="how to put wheels from the cache into a kept build environment; auto uses the first of reflink, hard "
-        f"link and copy that works (default: {LINK_MODE_VARIABLE}, else auto)",
+        metavar="MODE",
+        help="place wheels by: auto, hardlink, copy",
+    )
+    group.add_argument("--dependency-constraints-txt", metavar="PATH", help="constraints for the build requirements")
+    group.add_argument(
+        "--source", dest="sources", action="append", metavar="NAME=WHEEL", help="install this wheel of a requirement"
     )
     group.add_argument(
-        "--dependency-constraints-txt", metavar="PATH", help="constraints file for the build requirements"
-    )
-    group.add_argument(
-        "--source",
-        dest="sources",
-        action="append",
-        metavar="NAME=WHEEL",
-        help="when a build requirement needs this project, install this wheel instead of a release; may be repeated",
-    )
-    group.add_argument(
-        "--skip-dependency-check",
-        "-x",
-        action="store_true",
-        help="with --no-isolation, do not check that the build requirements are installed",
+        "--skip-dependency-check", "-x", action="store_true", help="with -n, do not check the requirements"
     )
 
 
 def _add_lock_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--lock", choices=("auto", "always", "never"), help="whether to lock the tree (default: auto)")
     group.add_argument(
-        "--lock",
-        choices=("auto", "always", "never"),
-        help="whether to lock the source tree; auto locks it when a hook may run setuptools (default: "
-        "tool.lockbuild.lock in pyproject.toml, else auto)",
+        "--lock-timeout", type=seconds, metavar="SECONDS", help="give up when a lock is not free by then"
     )
-    group.add_argument(
-        "--lock-timeout",
-        type=seconds,
-        metavar="SECONDS",
-        help=f"give up with exit status 75 when a lock is not free after this time (default: {LOCK_TIMEOUT_VARIABLE}, "
-        "else wait forever)",
-    )
-    group.add_argument(
-        "--cache-dir",
-        metavar="DIR",
-        help="folder for lock files, build environments and wheels (default: LOCKBUILD_CACHE_DIR, else the platform's "
-        "cache folder)",
-    )
+    group.add_argument("--cache-dir", metavar="DIR", help="folder for locks, environments, wheels")
 
 
 def _add_sharing_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--reuse",
-        action=argparse.BooleanOptionalAction,
-        help="when the source is an sdist, take the wheel of an earlier build with the same sdist, settings and "
-        f"environment (default: {REUSE_VARIABLE}, else only that of a build that is still running)",
-    )
-    group.add_argument(
-        "--coalesce",
-        action="store_true",
-        help="when the source is a tree, take the artifact of another --coalesce build that began after this one was "
-        "started",
-    )
+    group.add_argument("--reuse", action=argparse.BooleanOptionalAction, help="of an sdist, take an earlier wheel")
+    group.add_argument("--coalesce", action="store_true", help="share a build of the tree with others")
     group.add_argument(
         "--max-sdist-size",
         type=size,
         metavar="SIZE",
         default=DEFAULT_MAX_SDIST_SIZE,
-        help="refuse an sdist that unpacks to more than this: bytes, a number followed by K, M, G or T, or none for no "
-        "limit (default: 4G)",
+        help="refuse a larger sdist (default: 4G)",
     )
 
 
 def _add_many_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--jobs", "-j", type=_number_of_jobs, metavar="N", help="build N of the sources at a time")
+    group.add_argument("--all-packages", action="store_true", help="build all packages of the workspace")
     group.add_argument(
-        "--jobs",
-        "-j",
-        type=_number_of_jobs,
-        metavar="N",
-        help="build all sources that are named, N at a time (default for more than one: the number of cores)",
+        "--package", dest="packages", action="append", metavar="NAME", help="build this package and what it needs"
     )
-    group.add_argument(
-        "--all-packages",
-        action="store_true",
-        help="build all packages of the workspace that the source directory is in, into its dist",
-    )
-    group.add_argument(
-        "--package",
-        dest="packages",
-        action="append",
-        metavar="NAME",
-        help="build this package of the workspace, and those that it needs for its build; may be repeated",
-    )
-    group.add_argument(
-        "--no-sources",
-        action="store_true",
-        help="do not use the fresh wheels of sources that others require for their build",
-    )
-    group.add_argument("--fail-fast", action="store_true", help="start no further build after one has failed")
-    group.add_argument(
-        "--logs", metavar="DIR", help="folder for the log of each build (default: logs in the cache folder)"
-    )
+    group.add_argument("--no-sources", action="store_true", help="do not use wheels of this run for others")
+    group.add_argument("--fail-fast", action="store_true", help="start no build after one has failed")
+    group.add_argument("--logs", metavar="DIR", help="folder for the log of each build")
 
 
 def _number_of_jobs(text: str) -> int:

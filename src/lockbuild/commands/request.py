@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lockbuild.errors import SettingsError
 from lockbuild.request import INSTALLERS, LINK_MODES, BuildRequest
 from lockbuild.settings import (
-    DEFAULT_ENV_MAX_AGE,
     ENV_MAX_AGE_VARIABLE,
     INSTALLER_VARIABLE,
     LINK_MODE_VARIABLE,
@@ -19,42 +17,44 @@ from lockbuild.settings import (
     seconds,
     switch,
 )
+from lockbuild.tool_table import request_fields
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 
-def make_request(parsed: argparse.Namespace) -> BuildRequest:
-    """Return the request of a parsed command line and the environment variables. Raises `SettingsError`."""
-    if parsed.installer not in INSTALLERS:
-        raise SettingsError(f"{INSTALLER_VARIABLE} must be one of {', '.join(INSTALLERS)}, not {parsed.installer!r}")
-    if parsed.link_mode not in LINK_MODES:
-        raise SettingsError(f"{LINK_MODE_VARIABLE} must be one of {', '.join(LINK_MODES)}, not {parsed.link_mode!r}")
-    timeout, max_age = parsed.lock_timeout, parsed.env_max_age
-    if timeout is None:
-        timeout = from_environment(LOCK_TIMEOUT_VARIABLE, seconds, "a number of seconds")
-    if max_age is None:
-        max_age = from_environment(ENV_MAX_AGE_VARIABLE, duration, "a time like 3600 or 24h")
+def make_request(parsed: argparse.Namespace, source: str | None = None) -> BuildRequest:
+    """
+    Return the request of a parsed command line, the environment variables and ``[tool.lockbuild]`` of the source tree.
+
+    An option wins over a variable, and a variable over the tree. ``source`` is one of several that the command line
+    names. Raises `SettingsError`.
+    """
+    source = parsed.srcdir if source is None else source
+    chosen = request_fields(source)
+    for field, read in _VARIABLES.items():
+        # A variable that the option overrides may have any value.
+        value = getattr(parsed, field)
+        if (value := read() if value is None else value) is not None:
+            chosen[field] = value
+    if chosen.get("lock_timeout") == float("inf"):
+        # So the option overrides the variable.
+        chosen["lock_timeout"] = None
     preimport = from_environment(PREIMPORT_VARIABLE, switch, "0 or 1")
     return BuildRequest(
-        source=parsed.srcdir,
+        source=source,
         distributions=tuple(parsed.distributions or ()),
         out_dir=parsed.outdir,
         config_settings=_config_settings(parsed),
         isolation=not parsed.no_isolation,
         skip_dependency_check=parsed.skip_dependency_check,
         constraints_file=parsed.dependency_constraints_txt,
-        installer=parsed.installer,
-        link_mode=parsed.link_mode,
         env_dir=parsed.env_dir,
         sdist_extract_dir=parsed.sdist_extract_dir,
         lock=parsed.lock,
-        # With an infinite one, the option overrides the variable.
-        lock_timeout=None if timeout == float("inf") else timeout,
         cache_dir=parsed.cache_dir,
         use_cache=not parsed.no_cache,
-        env_max_age=DEFAULT_ENV_MAX_AGE if max_age is None else max_age,
         refresh=parsed.refresh,
         preimport=preimport is not False,
         sources={name: wheel or None for name, _, wheel in (each.partition("=") for each in parsed.sources or ())},
@@ -63,7 +63,13 @@ def make_request(parsed: argparse.Namespace) -> BuildRequest:
         max_sdist_size=parsed.max_sdist_size,
         clear=parsed.clear,
         verbosity=parsed.verbosity,
+        **chosen,
     )
+
+
+def _one_of(values: Sequence[str], variable: str) -> str | None:
+    # `index` raises `ValueError`.
+    return from_environment(variable, lambda text: values[values.index(text)], f"one of {', '.join(values)}")
 
 
 def _config_settings(parsed: argparse.Namespace) -> Mapping[str, Any]:
@@ -76,3 +82,12 @@ def _config_settings(parsed: argparse.Namespace) -> Mapping[str, Any]:
 
         return from_words(parsed.config_settings)
     return {}
+
+
+# The fields that an option, a variable or the tree may set, and what reads their variables.
+_VARIABLES: Mapping[str, Callable[[], Any]] = {
+    "lock_timeout": lambda: from_environment(LOCK_TIMEOUT_VARIABLE, seconds, "a number of seconds"),
+    "env_max_age": lambda: from_environment(ENV_MAX_AGE_VARIABLE, duration, "a time like 3600 or 24h"),
+    "installer": lambda: _one_of(INSTALLERS, INSTALLER_VARIABLE),
+    "link_mode": lambda: _one_of(LINK_MODES, LINK_MODE_VARIABLE),
+}

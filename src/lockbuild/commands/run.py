@@ -20,9 +20,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
 
 from lockbuild import __version__
+from lockbuild.commands.parser import Parser
+from lockbuild.commands.program import run_as_process
 from lockbuild.console import Console
 from lockbuild.errors import Interrupted, LockbuildError, shown
-from lockbuild.files import open_standard_streams
 from lockbuild.interruption import interruptible
 from lockbuild.locks import SourceTreeLock
 from lockbuild.settings import LOCK_TIMEOUT_VARIABLE, from_environment, seconds
@@ -40,7 +41,7 @@ _PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
 def entrypoint() -> NoReturn:
     """Run the console script ``lockbuild-run``."""
-    sys.exit(main(sys.argv[1:]))
+    run_as_process(lambda: main(sys.argv[1:]))
 
 
 def main(arguments: Sequence[str], prog: str = "lockbuild-run") -> int:
@@ -50,8 +51,7 @@ def main(arguments: Sequence[str], prog: str = "lockbuild-run") -> int:
     That is the command's, or 128 + N when signal N killed it; 2 for wrong usage; 75 when the lock was not free in time;
     1 when the tree cannot be locked; 126 when the command cannot be run, 127 when it is not found.
     """
-    open_standard_streams()
-    parser = _make_parser(prog)
+    parser = make_parser(prog)
     parsed = parser.parse_args(arguments)
     command = parsed.command[1:] if parsed.command[:1] == ["--"] else parsed.command
     if not command:
@@ -61,23 +61,22 @@ def main(arguments: Sequence[str], prog: str = "lockbuild-run") -> int:
         with interruptible():
             return _run(command, parsed, console)
     except Interrupted as interruption:
+        console.interrupted()
         return interruption.exit_status
     except LockbuildError as error:
         console.error(str(error))
         return error.exit_status
 
 
-def _make_parser(prog: str = "lockbuild-run") -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser(prog: str = "lockbuild-run") -> argparse.ArgumentParser:
+    parser = Parser(
         prog=prog,
         usage="%(prog)s [options] [--] COMMAND [ARGUMENT ...]",
-        description="Run a command under the lock on a source tree. Builds with lockbuild or uv wait for it.\n"
-        "Builds that the command itself starts with lockbuild do not wait.",
-        epilog="The exit status is that of the command; 128 + N when signal N killed it; 75 when the lock was not\n"
-        "free in time; 1 when the tree cannot be locked; 126 when the command cannot be run, 127 when it is\n"
-        "not found; 2 for wrong usage.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        description="Run a command under the lock on a source tree. Builds with lockbuild or uv wait\n"
+        "for it. Builds that the command itself starts with lockbuild do not wait.",
+        epilog="The exit status is that of the command; 128 + N when signal N killed it; 75 when\n"
+        "the lock was not free in time; 1 when the tree cannot be locked; 126 when the\n"
+        "command cannot be run, 127 when it is not found; 2 for wrong usage.",
     )
     parser.add_argument("--version", action="version", version=f"lockbuild {__version__}")
     parser.add_argument(
@@ -173,4 +172,4 @@ def _wait_for_signal(numbers: set[signal.Signals]) -> tuple[int, bool]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], prog="python -m lockbuild.commands.run"))
+    run_as_process(lambda: main(sys.argv[1:], prog="python -m lockbuild.commands.run"))

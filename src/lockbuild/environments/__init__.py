@@ -127,23 +127,30 @@ def _kept(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
 
     Raises what `build` raises when it cannot be made, `LockTimeoutError` when another process makes it for too long.
     """
-    if (yield from _find(folder, key, wanted)):
+    changed: set[Generation] = set()
+    if (yield from _find(folder, key, wanted, changed)):
         return
     with _lock(folder, key, wanted) as lock:
         # Another process may have made it while we waited.
-        if (yield from _find(folder, key, wanted)):
+        if (yield from _find(folder, key, wanted, changed)):
             return
         from lockbuild.environments.making import make, make_again
 
-        if make_again(lock, key, wanted) and (yield from _find(folder, key, wanted)):
+        if make_again(lock, key, wanted) and (yield from _find(folder, key, wanted, changed)):
             return
         yield from make(lock, key, wanted)
 
 
-def _find(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Generator[KeptEnvironment, None, bool]:
-    """Yield complete environments that are new enough, the newest first, until one can be used; tell whether one can"""
+def _find(
+    folder: str, key: EnvironmentKey, wanted: EnvironmentRequest, changed: set[Generation]
+) -> Generator[KeptEnvironment, None, bool]:
+    """
+    Yield complete environments that are new enough, the newest first, until one can be used; tell whether one can.
+
+    Those that have been ``changed`` are added to that set, and are not looked at again.
+    """
     for generation, manifest in complete_ones(folder):
-        if not is_recent(manifest, wanted.oldest):
+        if generation in changed or not is_recent(manifest, wanted.oldest):
             continue
         with contextlib.ExitStack() as stack:
             environment = KeptEnvironment(generation, manifest)
@@ -161,6 +168,7 @@ def _find(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Gener
                         stack.pop_all()
                         return True
                     change = "local distributions that it was made of were changed"
+        changed.add(generation)
         wanted.reporter.log(f"Replacing the build environment {generation.path}: {change}", ("step",))
     return False
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from build.env import DefaultIsolatedEnv
-
 from lockbuild.build_library import forward_log
-from lockbuild.installers import install_with_pip, log_requirements
+from lockbuild.installers import install_with_pip, install_with_uv, isolated_environment, log_requirements
 from lockbuild.interruption import killing_descendants
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ class FreshEnvironment:
     """It is not kept."""
 
     def __init__(self, wanted: EnvironmentRequest) -> None:
-        self._environment = DefaultIsolatedEnv(installer=wanted.build.installer, path=wanted.build.env_dir)
+        self._environment = isolated_environment(wanted.build.installer, wanted.build.env_dir)
         self._wanted = wanted
         self._requirements = tuple(wanted.requirements)
         self._log = (wanted.reporter, wanted.build.verbosity)
@@ -38,8 +36,7 @@ class FreshEnvironment:
         with forward_log(*self._log):
             self._environment.__enter__()
             try:
-                with killing_descendants():
-                    self._install_first()
+                self._install(self._requirements, fresh=True)
             except BaseException as error:
                 self._environment.__exit__(type(error), error, error.__traceback__)
                 raise
@@ -52,17 +49,16 @@ class FreshEnvironment:
         with forward_log(*self._log):
             self._environment.__exit__(kind, error, traceback)
 
-    def _install_first(self) -> None:
-        if self._environment.installer == "uv":
-            self._environment.install(self._requirements, self._constraints())
-        elif self._requirements:
-            log_requirements(self._requirements)
-            install_with_pip(self._environment, self._requirements, "".join(self._constraints()), {})
-
-    def _constraints(self) -> tuple[str, ...]:
-        # One element, not lines: a requirement and its --hash continuation lines belong together.
+    def _install(self, requirements: Collection[str], *, fresh: bool) -> None:
+        if not requirements:
+            return
+        log_requirements(requirements)
         constraints = self._wanted.constraints_for_installer()
-        return (constraints,) if constraints.strip() else ()
+        with killing_descendants():
+            if self._environment.installer == "uv":
+                install_with_uv(self._environment, requirements, constraints, {})
+            else:
+                install_with_pip(self._environment, requirements, constraints, {}, fresh=fresh)
 
     @property
     def requirements(self) -> tuple[str, ...]:
@@ -82,8 +78,8 @@ class FreshEnvironment:
         """Install more requirements under the constraints."""
         self._requirements = (*self._requirements, *requirements)
         self._wanted = self._wanted.with_wheels_for(self._requirements)
-        with forward_log(*self._log), killing_descendants():
-            self._environment.install(requirements, self._constraints())
+        with forward_log(*self._log):
+            self._install(requirements, fresh=False)
         return True
 
     def required_versions(self) -> dict[str, str]:

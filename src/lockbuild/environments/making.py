@@ -22,10 +22,10 @@ from lockbuild.environments.kept import (
     versions_in_words,
     was_unreachable_lately,
 )
-from lockbuild.environments.populate import IndexUnreachableError, populate
+from lockbuild.environments.populate import populate
 from lockbuild.environments.resolve import can_fill_again
 from lockbuild.environments.store import Generation, Manifest, age_in_words, generations, new_generation, remove_unused
-from lockbuild.errors import CacheFolderError, shown
+from lockbuild.errors import CacheFolderError, InstallerError, shown
 from lockbuild.locks.nesting import environment_for_hooks
 from lockbuild.wheels.links import separate
 from lockbuild.wheels.store import WheelMissingError
@@ -95,9 +95,9 @@ def make(
                 raise _removed(generation)
             # The caller ends the use.
             stack.pop_all()
-    except IndexUnreachableError as unreachable:
-        if older is None:
-            raise unreachable.error from None
+    except InstallerError as error:
+        if older is None or not error.is_unreachable:
+            raise
         note_unreachable(folder)
         yield from handed_over(_use_older(*older, wanted.reporter))
         return

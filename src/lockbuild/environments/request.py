@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from lockbuild.errors import SettingsError, shown
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
@@ -47,8 +49,11 @@ class EnvironmentRequest(NamedTuple):
 
 
 def read_constraints(path: str | None) -> str:
-    """Return the text of a constraints file, empty for none. Raises `OSError`."""
+    """Return the text of a constraints file, empty for none. Raises `OSError`, and `SettingsError` if it is no text."""
     if path is None:
         return ""
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"The constraints file {shown(path)} is not text in UTF-8: {error}") from error

@@ -49,8 +49,8 @@ def fill(
     Install what is wanted into an empty environment, with what `build` has pip install.
 
     ``paths`` are those of ``sysconfig`` for it, ``variables`` those of pip's environment beside ours. Returns the
-    SHA-256 of each wheel that it has installed, by the name of its file. Raises `subprocess.CalledProcessError` when
-    pip fails, and what `install_archives` raises.
+    SHA-256 of each wheel that it has installed, by the name of its file. Raises `InstallerError` when pip fails, and
+    what `install_archives` raises.
     """
     reporter = wanted.reporter
     with tempfile.TemporaryDirectory(prefix="lockbuild-wheels-", ignore_cleanup_errors=True) as folder:

@@ -7,6 +7,7 @@ imports it only after a failure, to raise its exceptions.
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from lockbuild.errors import ArtifactError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
+
+    from build import BuildBackendException
 
     from lockbuild.events import Reporter
     from lockbuild.hooks import HookEnvironment
@@ -73,11 +76,14 @@ class BackendCaller:
 
         Raises what ``build.ProjectBuilder.metadata_path`` raises.
         """
-        from build import ProjectBuilder
+        from build import BuildBackendException, ProjectBuilder
 
         python = self._environment.python_executable if self._environment else sys.executable
-        with self._no_exchange_left():
-            return ProjectBuilder(self.project.tree, python, self._run).metadata_path(folder)
+        try:
+            with self._no_exchange_left():
+                return ProjectBuilder(self.project.tree, python, self._run).metadata_path(folder)
+        except BuildBackendException as error:
+            raise self._failed(error.exception, str(error)) from None
 
     def _isolation(self) -> dict[str, str]:
         return dict((self._environment.make_extra_environ() if self._environment else None) or {})
@@ -121,6 +127,28 @@ class BackendCaller:
             failure = error
         else:
             return
+        raise self._failed(failure, description) from None
+
+    def _failed(self, failure: Exception, description: str | None) -> BuildBackendException:
+        """Return the error of `build` for a failed hook call, with the reason at its end, and a hint as its note."""
         from build import BuildBackendException
 
-        raise BuildBackendException(failure, description) from None
+        reason = _reason(failure)
+        if description and reason:
+            description = f"{description.rstrip('.')}: {reason}"
+        error = BuildBackendException(failure, description)
+        if missing := re.match(r"ModuleNotFoundError: No module named '([^'.]+)", reason):
+            place = (
+                "add what has it to build-system.requires in pyproject.toml"
+                if self._environment
+                else "install what has it, because --no-isolation uses the environment of lockbuild"
+            )
+            error.add_note(f"the build environment has no module {missing[1]}: {place}")
+        return error
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, subprocess.CalledProcessError):
+        return failure.stderr or ""
+    lines = str(getattr(failure, "traceback", "")).splitlines()
+    return lines[-1] if lines else ""

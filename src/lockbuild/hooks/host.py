@@ -16,6 +16,8 @@ Replies: a line each
     "stopped SIGNAL"  a signal has stopped it (a terminal that it may not read, a debugger)
     "ended STATUS"    it has ended, with this exit status, negative for the signal that killed it
 
+A hook that ends with an error leaves its last line in the file "reason" in CONTROL_DIR, for the frontend's last line.
+
 A hook process is what `python SCRIPT HOOK_NAME CONTROL_DIR` would be, from sys.argv to the way in which the interpreter
 shuts down. MODULES are named only for backends on a tested list: the backend, and what its hooks import. They are
 imported once, while the frontend still prepares, and each hook is forked from there. That import may leave behind
@@ -376,6 +378,10 @@ def _run(request: _Request) -> None:
         # The frontend asked for the end, after its user did. What the backend cleans up it has cleaned up; a
         # traceback would only tell where it was.
         sys.exit(130)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            _leave_reason(request, end.code)
+        raise
     except Exception as error:
         # The traceback a person sees begins with the script, as it does when that runs by itself.
         traceback = error.__traceback__
@@ -383,7 +389,18 @@ def _run(request: _Request) -> None:
             traceback = traceback.tb_next
         error.__traceback__ = traceback or error.__traceback__
         sys.excepthook(type(error), error, error.__traceback__)
+        import traceback as formatter
+
+        lines = "".join(formatter.format_exception_only(error)).splitlines()
+        # The lines of a syntax error that show the place are indented. A message may have several lines.
+        _leave_reason(request, next((line for line in lines if not line.startswith(" ")), ""))
         sys.exit(1)
+
+
+def _leave_reason(request: _Request, text: str) -> None:
+    # The disk may be full. The hook has said it as well.
+    with contextlib.suppress(OSError), open(f"{request['argv'][2]}/reason", "w", encoding="utf-8") as file:
+        file.write((text.strip().splitlines() or [""])[0].encode(errors="replace").decode())
 
 
 def _execute(argv: list[str]) -> None:

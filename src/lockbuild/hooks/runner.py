@@ -121,8 +121,8 @@ class HookRunner:
         """
         Run one hook: ``cmd`` is an interpreter, pyproject-hooks' script and its arguments.
 
-        Raises `subprocess.CalledProcessError` when it ends with anything but status 0, and `Interrupted` when the user
-        interrupted a hook that had been lent the terminal.
+        Raises `subprocess.CalledProcessError` when it ends with anything but status 0; its ``stderr`` is the
+        reason. Raises `Interrupted` when the user interrupted a hook that had been lent the terminal.
         """
         environ = dict(extra_environ or {}) | self._environment_of_locks()
         cwd = cwd or os.getcwd()
@@ -137,7 +137,7 @@ class HookRunner:
         if self._on_output is not None:
             self._on_output(cmd, [self._read_on(number) for number in range(self._files)], status)
         if status:
-            raise subprocess.CalledProcessError(status, list(cmd))
+            raise subprocess.CalledProcessError(status, list(cmd), stderr=_reason(status, cmd[-1]))
 
     def _run_in_host(self, cmd: Sequence[str], cwd: str, environ: Mapping[str, str]) -> int:
         python, *argv = cmd
@@ -219,6 +219,17 @@ class HookRunner:
         if not held:
             return {}
         return environment_for_hooks(held)
+
+
+def _reason(status: int, exchange: str) -> str:
+    """Return why a hook has failed, from the signal that killed it or the file that `host.py` has left."""
+    if status < 0:
+        import signal
+
+        return f"it was killed by {signal.Signals(-status).name}"
+    with contextlib.suppress(OSError), open(os.path.join(exchange, "reason"), encoding="utf-8") as file:
+        return file.read()
+    return f"its exit status is {status}"
 
 
 def _searches_cwd(environ: Mapping[str, str]) -> bool:

@@ -52,7 +52,7 @@ def write_record(path: str) -> None:
     content = {
         "pid": identity.pid,
         "started": identity.started,
-        "command": words_of_command(iter([sys.executable, *sys.orig_argv[1:]])),
+        "command": words_of_command([sys.executable, *sys.orig_argv[1:]]),
         "since": time.time(),
     }
     folder, name = os.path.split(path)

@@ -9,9 +9,13 @@ from __future__ import annotations
 import glob
 import os
 import tomllib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lockbuild.errors import PlanError, shown
+from lockbuild.tool_table import read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _PROJECT_FILES = ("pyproject.toml", "setup.py")
 
@@ -30,7 +34,7 @@ def find_workspace(folder: str) -> Workspace:
     start = root = os.path.abspath(folder)
     while True:
         path = os.path.join(root, "pyproject.toml")
-        if (packages := _packages(root, _read(path), shown(path))) is not None:
+        if (packages := _packages(root, _read(path), path)) is not None:
             if not packages:
                 raise PlanError(f"The workspace in {shown(path)} has no packages; correct the patterns that list them")
             return Workspace(root, packages)
@@ -44,25 +48,25 @@ def find_workspace(folder: str) -> Workspace:
 
 def _packages(root: str, pyproject: dict[str, Any], path: str) -> tuple[str, ...] | None:
     """Return the packages that a pyproject.toml lists; ``None`` if it lists none."""
-    tool = pyproject.get("tool", {})
-    ours, uvs = tool.get("lockbuild", {}), tool.get("uv", {}).get("workspace")
+    ours = read_table(pyproject, path)
+    uvs = pyproject.get("tool", {}).get("uv", {}).get("workspace")
     if "packages" in ours:
-        members, excluded, includes_root = ours["packages"], ours.get("exclude", []), False
+        members, excluded, includes_root = ours["packages"], ours.get("exclude", ()), False
     elif uvs is not None:
         # For uv, the root is a member if it is a project.
         members, excluded, includes_root = uvs.get("members", []), uvs.get("exclude", []), "project" in pyproject
     else:
         return None
     for patterns in (members, excluded):
-        if not isinstance(patterns, list) or not all(isinstance(each, str) for each in patterns):
-            raise PlanError(f"The packages of the workspace in {path} must be lists of patterns")
+        if not isinstance(patterns, (list, tuple)) or not all(isinstance(each, str) for each in patterns):
+            raise PlanError(f"The members of the workspace in {shown(path)} must be lists of patterns")
     found = _matches(root, members) - _matches(root, excluded)
     if includes_root:
         found.add(root)
     return tuple(sorted(each for each in found if any(os.path.isfile(os.path.join(each, f)) for f in _PROJECT_FILES)))
 
 
-def _matches(root: str, patterns: list[str]) -> set[str]:
+def _matches(root: str, patterns: Sequence[str]) -> set[str]:
     return {
         os.path.normpath(os.path.join(root, each))
         for pattern in patterns
