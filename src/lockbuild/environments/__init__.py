@@ -73,8 +73,8 @@ def candidate_environments(wanted: EnvironmentRequest) -> Generator[BuildEnviron
     The caller can use the time in which the next step of this looks at the one that it was given: backends may be
     imported there already, but no hook may run. The use of the last one is the caller's to end.
 
-    It comes from the store, unless the user or the requirements forbid it, or there is no place for a store; then it
-    is made for this build alone.
+    It comes from the store, unless the user or the requirements forbid it, or the store cannot be used; then it is made
+    for this build alone.
     """
     requirements = {*wanted.requirements}
     while True:
@@ -106,8 +106,15 @@ def _candidates(wanted: EnvironmentRequest) -> Generator[BuildEnvironment, None,
             if key := environment_key(
                 wanted.requirements, wanted.constraints, request.installer, _digests_of(wanted.wheels)
             ):
-                yield from _kept(os.path.join(store, key.digest), key, wanted)
-                return
+                try:
+                    yield from _kept(os.path.join(store, key.digest), key, wanted)
+                    return
+                except OSError as error:
+                    # For example, its disk or inode table is full. There may be room for one in another place.
+                    wanted.reporter.warn(
+                        f"Not keeping the build environment: {shown(error.filename or store)} cannot be used: "
+                        f"{error.strerror}"
+                    )
     from lockbuild.environments.fresh import FreshEnvironment
 
     yield from handed_over(FreshEnvironment(wanted).__enter__())

@@ -39,6 +39,8 @@ class KeptEnvironment:
     Nothing is ever installed into it.
     """
 
+    is_kept = True
+
     def __init__(self, generation: Generation, manifest: Manifest) -> None:
         self._manifest = manifest
         self._user = User(generation)

@@ -119,7 +119,7 @@ def _newest_resolution(folder: str, sources: Collection[str]) -> tuple[Generatio
 
 @contextlib.contextmanager
 def _making(generation: Generation) -> Iterator[None]:
-    """Remove a generation that cannot be completed, and turn system errors into a `CacheFolderError`."""
+    """Remove a generation that cannot be completed, and have system errors name a file."""
     try:
         yield
     except BaseException as error:
@@ -128,7 +128,7 @@ def _making(generation: Generation) -> Iterator[None]:
         shutil.rmtree(generation.path, ignore_errors=True)
         if isinstance(error, OSError) and error.errno and error.filename is None:
             # A full disk: what could not be written to has no name any more.
-            raise CacheFolderError(f"{shown(generation.path)} cannot be made: {error.strerror}") from error
+            raise OSError(error.errno, error.strerror, generation.path) from error
         raise
 
 

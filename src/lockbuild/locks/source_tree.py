@@ -14,6 +14,7 @@ from lockbuild.locks.kernel import LockFile
 from lockbuild.locks.mounts import network_file_system
 from lockbuild.locks.nesting import held_by_ancestor
 from lockbuild.locks.targets import Target, directory_targets
+from lockbuild.paths import temporary_folder
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -136,9 +137,7 @@ def uv_lock_file(digest: str) -> str:
     """Return the path of uv's lock file for a tree with this digest."""
     # Rust's std::env::temp_dir() reads only TMPDIR; Python's tempfile would read TEMP and TMP as well.
     if sys.platform == "win32":
-        import tempfile
-
-        folder = tempfile.gettempdir()
+        folder = temporary_folder()
     else:
         folder = os.environ.get("TMPDIR") or "/tmp"
     return os.path.join(folder, f"uv-setuptools-{digest}.lock")

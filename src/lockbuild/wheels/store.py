@@ -17,7 +17,6 @@ import contextlib
 import os
 import shutil
 import stat
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from lockbuild.errors import WheelError
 from lockbuild.files import digest_of_file, hidden_beside, new_file, read_json, remove_anything, write_json
 from lockbuild.locks import DirectoryLock
 from lockbuild.wheels.destination import SCHEMES, is_plain
+from lockbuild.wheels.threads import pool_of
 from lockbuild.wheels.unpack import EntryPoint, StoredFile, UnpackedWheel, unpack
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class WheelStore:
         ``hashes`` maps names of files to the SHA-256 that they must have, in hexadecimal; it may leave files out.
         Raises `WheelError`, `LockTimeoutError`.
         """
-        with ThreadPoolExecutor(threads) as pool:
+        with pool_of(threads) as pool:
             digests = list(pool.map(_digest, archives))
             for archive, digest in zip(archives, digests, strict=True):
                 expected = (hashes or {}).get(os.path.basename(archive), digest)
