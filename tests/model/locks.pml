@@ -1,0 +1,270 @@
+/*
+ * The lock on a source tree, as a model for Spin. README.md says which function of lockbuild each step is.
+ *
+ * A build is three processes: frontend, hook host and hook. An open file carries a lock, and the processes that have
+ * it open (`refs`) share the lock. Any process may be killed between any two steps. A wait blocks until the lock is
+ * free; so a lock that never becomes free, and a wake-up that is lost, are invalid end states.
+ * test_model.py chooses a scene with -D, and takes out one guard at a time, also with -D.
+ */
+#define F 1      /* the frontend lives, or has the file open */
+#define H 2      /* the host */
+#define K 4      /* the hook */
+#define OUT 8    /* `flock` */
+#define LOCK 0   /* the targets of a lock, in their order: the lock file, */
+#define DIR 1    /* the inode of the directory, */
+#define UV 2     /* uv's lock file */
+#define OUTER 3  /* the open file of the directory that `flock DIR lockbuild` inherits */
+#define NESTED 4 /* the inode of the lock file for nested builds */
+#define NONE 15  /* no inode, no build */
+#define ASKED 1  /* what frontend and host have said */
+#define STARTED 2
+#define ENDED 3
+
+typedef Open { byte inode = NONE; byte refs; bit locked }
+Open file[BUILDS * 4];         /* for each build and target */
+byte named[5];                 /* the inode to which each name leads now */
+byte exclusive[6], shared[6];  /* how many open files hold a lock on an inode */
+byte alive[BUILDS], said[BUILDS];
+bit closed[BUILDS], crashed[BUILDS], doomed[BUILDS], inside[BUILDS], waits[BUILDS], nested[BUILDS], flocked;
+byte environment = NONE;       /* the build that holds the lock of the build environment */
+byte writers, readers, guests; /* hooks in the tree: exclusive, with a private view, of nested builds */
+hidden byte i;
+
+#define WHEN(condition, action) if :: condition -> action :: else fi
+#define LIVES(b, who) (alive[b] & (who))
+#define SHARED(b) (b >= PRIVATE)
+#define NEST(b) (b >= 1 && b <= NESTS)
+#define FILE(t) file[me * 4 + t]
+#define NAME (t == DIR -> 0 : (t == UV -> 1 : (nested[me] -> NESTED : 2 + (me == OTHER_CACHE))))
+#define IS_FREE(n) (exclusive[n] == 0 && (SHARED(me) || shared[n] == 0))
+#define PIPE_ENDS (closed[me] || !LIVES(me, F))
+#define TAKES(t) (TARGETS >> t & 1 && !(nested[me] && t > LOCK))
+
+inline count(n, by) { if :: SHARED(me) -> shared[n] = shared[n] + by :: else -> exclusive[n] = exclusive[n] + by fi }
+inline lock(f) { atomic { IS_FREE(f.inode) -> d_step { count(f.inode, 1); f.locked = 1 } } }
+inline unlock(f) { WHEN(f.locked, count(f.inode, -1); f.locked = 0) } /* for all that have it open */
+inline close(f, who) { /* nobody will lock a file again that is unlocked and that its frontend has closed */
+    f.refs = f.refs & ~(who);
+    WHEN(f.refs == 0, unlock(f));
+    WHEN(!f.locked && !(f.refs & F), f.refs = 0; f.inode = NONE) }
+inline free(f) {
+#ifdef NO_UNLOCK
+    f.locked = 0; /* only this process has closed it: its host holds the lock */
+#endif
+    unlock(f); close(f, F) }
+inline free_all() {
+    for (i : LOCK .. UV) { WHEN(FILE(i).locked && FILE(i).refs & F, free(FILE(i))) };
+    i = 0 }
+inline inherits(parent, child) {
+    for (i : LOCK .. OUTER) { WHEN(FILE(i).refs & parent, FILE(i).refs = FILE(i).refs | child) };
+    i = 0 }
+inline start_host() {
+    alive[me] = alive[me] | H; said[me] = 0; crashed[me] = 0;
+#ifndef NO_INHERITANCE
+    inherits(F, H);
+#endif
+    i = 0 }
+inline ends(who) { /* the kernel closes the files of a process that ends, in whatever way */
+    for (i : LOCK .. OUTER) { close(FILE(i), who) };
+    alive[me] = alive[me] & ~(who);
+    if
+    :: who == F -> waits[me] = 0; flocked = flocked && me != FLOCK; WHEN(environment == me, environment = NONE)
+    :: who == K && inside[me] -> inside[me] = 0;
+        if :: SHARED(me) -> readers-- :: nested[me] -> guests-- :: else -> writers-- fi
+    :: else
+    fi;
+    doomed[me] = doomed[me] && who != K;
+    WHEN(!alive[me], said[me] = 0; closed[me] = 0; crashed[me] = 0; nested[me] = 0);
+    i = 0 }
+
+proctype Frontend(byte me) {
+    byte t; bit carried, starts_over;
+end:
+    atomic {
+        (NEST(me) -> inside[0] : (me == FLOCK -> flocked : 1));
+        d_step {
+            alive[me] = F; carried = 1;
+#ifndef NO_NESTING
+            nested[me] = NEST(me) && LIVES(0, F) && LIVES(0, H);
+#endif
+            for (t : LOCK .. UV) { WHEN(TARGETS >> t & 1 && !nested[me], FILE(t).inode = named[NAME]; FILE(t).refs = F) };
+            start_host() } }
+    {
+        skip;
+#ifdef ENVIRONMENT
+        atomic { environment == NONE -> environment = me };
+#ifndef WRONG_ORDER
+        environment = NONE;
+#endif
+#endif
+again:  atomic {
+            t = LOCK;
+#ifndef NO_GATE
+            !SHARED(me) || me == FLOCK || !(waits[0] || waits[1] || waits[2])
+#endif
+        };
+        do
+        :: atomic { t > UV -> break }
+        :: atomic { t <= UV && !TAKES(t) -> t++ }
+        :: atomic { t <= UV && TAKES(t) -> 
+            d_step {
+                WHEN(!(FILE(t).refs & F),
+                    carried = 0; nested[me] = nested[me] && named[NESTED] != NONE;
+                    FILE(t).inode = named[NAME]; FILE(t).refs = F) } };
+            if
+            :: lock(FILE(t))
+#ifndef NO_ENCLOSING
+            :: atomic { me == FLOCK && t == DIR -> d_step { close(FILE(t), F); carried = 0; t++ } }; goto next
+            :: atomic { !IS_FREE(FILE(t).inode) && !(me == FLOCK && t == DIR) ->
+#else
+            :: atomic { !IS_FREE(FILE(t).inode) ->
+#endif
+                d_step {
+                    waits[me] = !SHARED(me) && !nested[me];
+#ifndef HOLD_AND_WAIT
+                    starts_over = t > LOCK;
+                    free_all();
+#endif
+                    i = 0 } };
+                if
+                :: lock(FILE(t))
+                :: me == HURRIED -> goto timed_out
+                fi;
+                if :: starts_over -> d_step { free(FILE(t)); starts_over = 0 }; goto again :: else fi
+            fi;
+#ifdef NO_RECHECK
+            t++;
+#else
+            if :: atomic { named[NAME] == FILE(t).inode -> t++ } :: else -> d_step { free(FILE(t)) } fi;
+#endif
+next:       skip
+        od;
+held:   skip;
+#ifdef ENVIRONMENT
+        atomic { environment == NONE || environment == me -> environment = me };
+        environment = NONE;
+#endif
+        d_step {
+            waits[me] = 0; t = 0;
+#ifndef NO_EPOCH
+            WHEN(!carried, ends(H); start_host());
+#endif
+            WHEN(NESTS && me == 0, named[NESTED] = NESTED);
+            said[me] = ASKED };
+        if
+        :: said[me] == ENDED -> closed[me] = 1
+        :: !LIVES(me, H) -> atomic { doomed[me] = said[me] == STARTED && LIVES(me, K); closed[me] = 1 }
+        :: me == HURRIED -> closed[me] = 1
+        fi;
+        if
+        :: !LIVES(me, H)
+        :: me == HURRIED
+        fi;
+        d_step {
+#ifndef NO_HEIRS
+            if :: crashed[me] || LIVES(me, H) -> for (i : LOCK .. OUTER) { close(FILE(i), F) } :: else fi;
+#endif
+            free_all() };
+#ifdef STREAM
+        if :: SHARED(me) -> closed[me] = 0; goto again :: else fi;
+#endif
+timed_out:
+        skip;
+#ifdef TIMEOUT_SKIPS
+        if :: !closed[me] -> goto held :: else fi;
+#endif
+        d_step { ends(F) }
+    } unless { !LIVES(me, F) };
+    d_step { t = 0; carried = 0; starts_over = 0 }
+}
+
+proctype Host(byte me) {
+end:
+    do
+    :: atomic { LIVES(me, H) && PIPE_ENDS && said[me] != ASKED -> d_step { ends(H) } }
+    :: atomic { LIVES(me, H) && said[me] == ASKED -> d_step { alive[me] = alive[me] | K; inherits(H, K) } };
+        {
+            said[me] = STARTED;
+            if
+            :: !LIVES(me, K)
+#ifndef NO_LIFELINE
+            :: PIPE_ENDS -> doomed[me] = LIVES(me, K) != 0; !LIVES(me, K)
+#endif
+            fi;
+            said[me] = ENDED;
+            PIPE_ENDS;
+#ifndef NO_END_OF_NESTING
+            if :: atomic { NESTS && me == 0 && exclusive[NESTED] == 0 -> named[NESTED] = NONE } :: !NESTS || me > 0 fi;
+#endif
+            d_step { ends(H) }
+        } unless { !LIVES(me, H) }
+    od
+}
+
+proctype Hook(byte me) {
+end:
+    do
+    :: atomic { LIVES(me, K) ->
+        d_step {
+            inside[me] = 1;
+            if
+            :: SHARED(me) -> assert(!writers && !guests); readers++
+            :: nested[me] -> assert(!readers && !guests && writers == inside[0]); guests++
+            :: else -> assert(!writers && !readers && !guests); writers++
+            fi } };
+        {
+            if
+            :: NESTS && me == 0 -> !LIVES(1, F) && !LIVES(2, F) /* it waits for the builds that it started, or not */
+            :: skip
+            fi;
+            LIVES(me, F) || !LIVES(me, H) /* only its host ends a hook that resists */
+        } unless { doomed[me] || !LIVES(me, K) };
+        d_step { ends(K) }
+    od
+}
+
+proctype Flock(byte me) {
+    atomic {
+        exclusive[0] + shared[0] == 0 ->
+        d_step { FILE(OUTER).inode = 0; FILE(OUTER).refs = OUT | F; FILE(OUTER).locked = 1; exclusive[0] = 1; flocked = 1 } };
+    if :: !flocked :: skip fi; /* its command has ended; it was killed */
+    d_step { close(FILE(OUTER), OUT) }
+}
+
+proctype UvBuild() {
+    atomic { exclusive[1] + shared[1] == 0 -> exclusive[1] = 1 };
+    d_step { assert(!writers && !readers && !guests); writers++ };
+    d_step { writers--; exclusive[1] = 0 }
+}
+
+proctype Killer() {
+    byte me, n;
+end:
+    do
+    :: atomic { n < KILLS ->
+        select(me : 0 .. BUILDS - 1);
+        if
+        :: LIVES(me, F & MORTAL) -> d_step { ends(F); n++ }
+        :: LIVES(me, H & MORTAL) -> d_step { crashed[me] = 1; ends(H); n++ }
+        :: LIVES(me, K & MORTAL) -> d_step { ends(K); n++ }
+        :: else
+        fi;
+        me = 0 }
+    od
+}
+
+init {
+    atomic {
+        for (i : 0 .. 3) { named[i] = i };
+        named[NESTED] = NONE;
+        for (i : 0 .. BUILDS - 1) { run Frontend(i); run Host(i); run Hook(i) };
+        WHEN(FLOCK != NONE, run Flock(FLOCK));
+        WHEN(KILLS > 0, run Killer());
+        WHEN(UV_BUILD, run UvBuild());
+        i = 0 }
+    if /* the lock file is removed and made again: at any time; while nobody has it locked; or not */
+    :: REMOVER == 1 -> named[2] = 5
+    :: REMOVER == 2 -> atomic { exclusive[2] + shared[2] == 0 -> named[2] = 5 }
+    :: REMOVER == 0
+    fi
+}
