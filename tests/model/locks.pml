@@ -4,7 +4,8 @@
  * A build is three processes: frontend, hook host and hook. An open file carries a lock, and the processes that have
  * it open (`refs`) share the lock. Any process may be killed between any two steps. A wait blocks until the lock is
  * free; so a lock that never becomes free, and a wake-up that is lost, are invalid end states.
- * test_model.py chooses a scene with -D, and takes out one guard at a time, also with -D.
+ * test_model.py defines a scene (BUILDS, KILLS, ...) and the guards (INHERITANCE, ...), of which it takes one out at a
+ * time.
  */
 #define F 1      /* the frontend lives, or has the file open */
 #define H 2      /* the host */
@@ -14,13 +15,13 @@
 #define DIR 1    /* the inode of the directory, */
 #define UV 2     /* uv's lock file */
 #define OUTER 3  /* the open file of the directory that `flock DIR lockbuild` inherits */
-#define NESTED 4 /* the inode of the lock file for nested builds */
+#define NESTED 4 /* the name and inode of the lock file for nested builds */
 #define NONE 15  /* no inode, no build */
 #define ASKED 1  /* what frontend and host have said */
 #define STARTED 2
 #define ENDED 3
 
-typedef Open { byte inode = NONE; byte refs; bit locked }
+typedef Open { byte inode = NONE; byte refs; byte locked } /* 1: exclusively, 2: shared */
 Open file[BUILDS * 4];         /* for each build and target */
 byte named[5];                 /* the inode to which each name leads now */
 byte exclusive[6], shared[6];  /* how many open files hold a lock on an inode */
@@ -37,33 +38,28 @@ hidden byte i;
 #define FILE(t) file[me * 4 + t]
 #define NAME (t == DIR -> 0 : (t == UV -> 1 : (nested[me] -> NESTED : 2 + (me == OTHER_CACHE))))
 #define IS_FREE(n) (exclusive[n] == 0 && (SHARED(me) || shared[n] == 0))
+#define IS_ENCLOSED (ENCLOSING && me == FLOCK && t == DIR)
 #define PIPE_ENDS (closed[me] || !LIVES(me, F))
-#define TAKES(t) (TARGETS >> t & 1 && !(nested[me] && t > LOCK))
+#define TAKES(t) (TARGETS >> t & 1 && !(nested[me] && t >= NESTED_LOCK))
 
-inline count(n, by) { if :: SHARED(me) -> shared[n] = shared[n] + by :: else -> exclusive[n] = exclusive[n] + by fi }
-inline lock(f) { atomic { IS_FREE(f.inode) -> d_step { count(f.inode, 1); f.locked = 1 } } }
-inline unlock(f) { WHEN(f.locked, count(f.inode, -1); f.locked = 0) } /* for all that have it open */
+inline lock(f) { atomic { IS_FREE(f.inode) -> d_step {
+    if :: SHARED(me) -> f.locked = 2; shared[f.inode]++ :: else -> f.locked = 1; exclusive[f.inode]++ fi } } }
+inline unlock(f) { /* for all that have it open */
+    if :: f.locked == 1 -> exclusive[f.inode]-- :: f.locked == 2 -> shared[f.inode]-- :: else fi;
+    f.locked = 0 }
 inline close(f, who) { /* nobody will lock a file again that is unlocked and that its frontend has closed */
     f.refs = f.refs & ~(who);
-    WHEN(f.refs == 0, unlock(f));
+    WHEN(f.refs == 0 && f.locked, unlock(f));
     WHEN(!f.locked && !(f.refs & F), f.refs = 0; f.inode = NONE) }
-inline free(f) {
-#ifdef NO_UNLOCK
-    f.locked = 0; /* only this process has closed it: its host holds the lock */
-#endif
-    unlock(f); close(f, F) }
+inline free(f) { /* without UNLOCK it is only closed: it stays locked, because the host has it open */
+    if :: UNLOCK -> unlock(f) :: else -> f.locked = 0 fi; close(f, F) }
 inline free_all() {
-    for (i : LOCK .. UV) { WHEN(FILE(i).locked && FILE(i).refs & F, free(FILE(i))) };
-    i = 0 }
+    for (i : LOCK .. UV) { WHEN(FILE(i).locked && FILE(i).refs & F, free(FILE(i))) }; i = 0 }
 inline inherits(parent, child) {
-    for (i : LOCK .. OUTER) { WHEN(FILE(i).refs & parent, FILE(i).refs = FILE(i).refs | child) };
-    i = 0 }
+    for (i : LOCK .. OUTER) { WHEN(FILE(i).refs & parent, FILE(i).refs = FILE(i).refs | child) }; i = 0 }
 inline start_host() {
     alive[me] = alive[me] | H; said[me] = 0; crashed[me] = 0;
-#ifndef NO_INHERITANCE
-    inherits(F, H);
-#endif
-    i = 0 }
+    WHEN(INHERITANCE, inherits(F, H)) }
 inline ends(who) { /* the kernel closes the files of a process that ends, in whatever way */
     for (i : LOCK .. OUTER) { close(FILE(i), who) };
     alive[me] = alive[me] & ~(who);
@@ -83,97 +79,60 @@ end:
     atomic {
         (NEST(me) -> inside[0] : (me == FLOCK -> flocked : 1));
         d_step {
-            alive[me] = F; carried = 1;
-#ifndef NO_NESTING
-            nested[me] = NEST(me) && LIVES(0, F) && LIVES(0, H);
-#endif
+            alive[me] = F; carried = 1; nested[me] = NESTING && NEST(me) && LIVES(0, F) && LIVES(0, H);
             for (t : LOCK .. UV) { WHEN(TARGETS >> t & 1 && !nested[me], FILE(t).inode = named[NAME]; FILE(t).refs = F) };
             start_host() } }
     {
         skip;
-#ifdef ENVIRONMENT
+#if ENVIRONMENT
         atomic { environment == NONE -> environment = me };
-#ifndef WRONG_ORDER
-        environment = NONE;
+        WHEN(ORDER || me > 0, environment = NONE);
 #endif
-#endif
-again:  atomic {
-            t = LOCK;
-#ifndef NO_GATE
-            !SHARED(me) || me == FLOCK || !(waits[0] || waits[1] || waits[2])
-#endif
-        };
+again:  atomic { t = LOCK; !SHARED(me) || !GATE || (GATE_LETS_ENCLOSED && me == FLOCK) || !(waits[0] || waits[1] || waits[2]) };
         do
-        :: atomic { t > UV -> break }
-        :: atomic { t <= UV && !TAKES(t) -> t++ }
-        :: atomic { t <= UV && TAKES(t) -> 
-            d_step {
-                WHEN(!(FILE(t).refs & F),
+        :: atomic {
+                do :: t <= UV && !TAKES(t) -> t++ :: else -> break od;
+                WHEN(t > UV, goto held);
+                d_step { WHEN(!(FILE(t).refs & F),
                     carried = 0; nested[me] = nested[me] && named[NESTED] != NONE;
                     FILE(t).inode = named[NAME]; FILE(t).refs = F) } };
             if
             :: lock(FILE(t))
-#ifndef NO_ENCLOSING
-            :: atomic { me == FLOCK && t == DIR -> d_step { close(FILE(t), F); carried = 0; t++ } }; goto next
-            :: atomic { !IS_FREE(FILE(t).inode) && !(me == FLOCK && t == DIR) ->
-#else
-            :: atomic { !IS_FREE(FILE(t).inode) ->
-#endif
+            :: atomic { IS_ENCLOSED -> d_step { close(FILE(t), F); carried = 0; t++ } }; goto next
+            :: atomic { !IS_FREE(FILE(t).inode) && !IS_ENCLOSED ->
                 d_step {
                     waits[me] = !SHARED(me) && !nested[me];
-#ifndef HOLD_AND_WAIT
-                    starts_over = t > LOCK;
-                    free_all();
-#endif
-                    i = 0 } };
+                    starts_over = t > LOCK && NO_WAIT_WHILE_HOLDING;
+                    WHEN(starts_over, free_all()) } };
                 if
                 :: lock(FILE(t))
                 :: me == HURRIED -> goto timed_out
                 fi;
                 if :: starts_over -> d_step { free(FILE(t)); starts_over = 0 }; goto again :: else fi
             fi;
-#ifdef NO_RECHECK
-            t++;
-#else
-            if :: atomic { named[NAME] == FILE(t).inode -> t++ } :: else -> d_step { free(FILE(t)) } fi;
-#endif
+            if :: atomic { named[NAME] == FILE(t).inode || !RECHECK -> t++ } :: else -> d_step { free(FILE(t)) } fi;
 next:       skip
         od;
-held:   skip;
-#ifdef ENVIRONMENT
-        atomic { environment == NONE || environment == me -> environment = me };
-        environment = NONE;
-#endif
-        d_step {
-            waits[me] = 0; t = 0;
-#ifndef NO_EPOCH
-            WHEN(!carried, ends(H); start_host());
-#endif
+held:   atomic { environment == NONE || environment == me -> d_step { /* an environment with extra requirements */
+            environment = NONE; waits[me] = 0; t = 0;
+            WHEN(EPOCHS && !carried, ends(H); start_host());
             WHEN(NESTS && me == 0, named[NESTED] = NESTED);
-            said[me] = ASKED };
+            said[me] = ASKED } };
         if
         :: said[me] == ENDED -> closed[me] = 1
         :: !LIVES(me, H) -> atomic { doomed[me] = said[me] == STARTED && LIVES(me, K); closed[me] = 1 }
         :: me == HURRIED -> closed[me] = 1
         fi;
-        if
-        :: !LIVES(me, H)
-        :: me == HURRIED
-        fi;
+        if :: !LIVES(me, H) :: me == HURRIED fi;
         d_step {
-#ifndef NO_HEIRS
-            if :: crashed[me] || LIVES(me, H) -> for (i : LOCK .. OUTER) { close(FILE(i), F) } :: else fi;
-#endif
+            WHEN(HEIRS && (crashed[me] || LIVES(me, H)), for (i : LOCK .. OUTER) { close(FILE(i), F) });
             free_all() };
-#ifdef STREAM
-        if :: SHARED(me) -> closed[me] = 0; goto again :: else fi;
-#endif
 timed_out:
-        skip;
-#ifdef TIMEOUT_SKIPS
-        if :: !closed[me] -> goto held :: else fi;
-#endif
-        d_step { ends(F) }
+        if
+        :: !TIMEOUT_IS_ERROR && !closed[me] -> goto held
+        :: STREAM && SHARED(me) && closed[me] -> closed[me] = 0; goto again
+        :: atomic { (TIMEOUT_IS_ERROR || closed[me]) && !(STREAM && SHARED(me)) -> d_step { ends(F) } }
+        fi
     } unless { !LIVES(me, F) };
     d_step { t = 0; carried = 0; starts_over = 0 }
 }
@@ -187,15 +146,12 @@ end:
             said[me] = STARTED;
             if
             :: !LIVES(me, K)
-#ifndef NO_LIFELINE
-            :: PIPE_ENDS -> doomed[me] = LIVES(me, K) != 0; !LIVES(me, K)
-#endif
+            :: LIFELINE && PIPE_ENDS -> doomed[me] = LIVES(me, K) != 0; !LIVES(me, K)
             fi;
             said[me] = ENDED;
             PIPE_ENDS;
-#ifndef NO_END_OF_NESTING
-            if :: atomic { NESTS && me == 0 && exclusive[NESTED] == 0 -> named[NESTED] = NONE } :: !NESTS || me > 0 fi;
-#endif
+            atomic { me > 0 || exclusive[NESTED] == 0 || !END_OF_NESTING ->
+                WHEN(me == 0 && END_OF_NESTING, named[NESTED] = NONE) };
             d_step { ends(H) }
         } unless { !LIVES(me, H) }
     od
@@ -213,10 +169,9 @@ end:
             :: else -> assert(!writers && !readers && !guests); writers++
             fi } };
         {
-            if
-            :: NESTS && me == 0 -> !LIVES(1, F) && !LIVES(2, F) /* it waits for the builds that it started, or not */
-            :: skip
-            fi;
+#if NESTS
+            if :: me == 0 -> !LIVES(1, F) && !(NEST(2) && LIVES(2, F)) :: skip fi; /* waits for what it started, or not */
+#endif
             LIVES(me, F) || !LIVES(me, H) /* only its host ends a hook that resists */
         } unless { doomed[me] || !LIVES(me, K) };
         d_step { ends(K) }
@@ -224,10 +179,9 @@ end:
 }
 
 proctype Flock(byte me) {
-    atomic {
-        exclusive[0] + shared[0] == 0 ->
-        d_step { FILE(OUTER).inode = 0; FILE(OUTER).refs = OUT | F; FILE(OUTER).locked = 1; exclusive[0] = 1; flocked = 1 } };
-    if :: !flocked :: skip fi; /* its command has ended; it was killed */
+    atomic { exclusive[0] + shared[0] == 0 -> d_step {
+        FILE(OUTER).inode = 0; FILE(OUTER).refs = OUT | F; FILE(OUTER).locked = 1; exclusive[0] = 1; flocked = 1 } };
+    if :: !flocked :: skip fi; /* its command has ended; it is killed */
     d_step { close(FILE(OUTER), OUT) }
 }
 
@@ -259,12 +213,16 @@ init {
         named[NESTED] = NONE;
         for (i : 0 .. BUILDS - 1) { run Frontend(i); run Host(i); run Hook(i) };
         WHEN(FLOCK != NONE, run Flock(FLOCK));
-        WHEN(KILLS > 0, run Killer());
+        WHEN(KILLS, run Killer());
         WHEN(UV_BUILD, run UvBuild());
         i = 0 }
-    if /* the lock file is removed and made again: at any time; while nobody has it locked; or not */
+    if /* the lock file is removed and made again: at any time; while nobody has it locked */
     :: REMOVER == 1 -> named[2] = 5
     :: REMOVER == 2 -> atomic { exclusive[2] + shared[2] == 0 -> named[2] = 5 }
     :: REMOVER == 0
     fi
 }
+
+#if STREAM
+ltl served { [] (waits[0] -> <> !waits[0]) }
+#endif
