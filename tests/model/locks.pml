@@ -4,8 +4,7 @@
  * A build is three processes: frontend, hook host and hook. An open file carries a lock, and the processes that have
  * it open (`refs`) share the lock. Any process may be killed between any two steps. A wait blocks until the lock is
  * free; so a lock that never becomes free, and a wake-up that is lost, are invalid end states.
- * test_model.py defines a scene (BUILDS, KILLS, ...) and the guards (INHERITANCE, ...), of which it takes one out at a
- * time.
+ * test_model.py defines the scene (BUILDS, KILLS, ...) and the guards (INHERITANCE, ...), and takes out one at a time.
  */
 #define F 1      /* the frontend lives, or has the file open */
 #define H 2      /* the host */
@@ -17,15 +16,13 @@
 #define OUTER 3  /* the open file of the directory that `flock DIR lockbuild` inherits */
 #define NESTED 4 /* the name and inode of the lock file for nested builds */
 #define NONE 15  /* no inode, no build */
-#define ASKED 1  /* what frontend and host have said */
-#define STARTED 2
-#define ENDED 3
-
+mtype = { silent, asked, started, ended }; /* what frontend and host have said */
 typedef Open { byte inode = NONE; byte refs; byte locked } /* 1: exclusively, 2: shared */
 Open file[BUILDS * 4];         /* for each build and target */
 byte named[5];                 /* the inode to which each name leads now */
 byte exclusive[6], shared[6];  /* how many open files hold a lock on an inode */
-byte alive[BUILDS], said[BUILDS];
+byte alive[BUILDS];
+mtype said[BUILDS] = silent;
 bit closed[BUILDS], crashed[BUILDS], doomed[BUILDS], inside[BUILDS], waits[BUILDS], nested[BUILDS], flocked;
 byte environment = NONE;       /* the build that holds the lock of the build environment */
 byte writers, readers, guests; /* hooks in the tree: exclusive, with a private view, of nested builds */
@@ -39,6 +36,7 @@ hidden byte i;
 #define NAME (t == DIR -> 0 : (t == UV -> 1 : (nested[me] -> NESTED : 2 + (me == OTHER_CACHE))))
 #define IS_FREE(n) (exclusive[n] == 0 && (SHARED(me) || shared[n] == 0))
 #define IS_ENCLOSED (ENCLOSING && me == FLOCK && t == DIR)
+#define ANNOUNCED (waits[0] || waits[1] || waits[2])
 #define PIPE_ENDS (closed[me] || !LIVES(me, F))
 #define TAKES(t) (TARGETS >> t & 1 && !(nested[me] && t >= NESTED_LOCK))
 
@@ -49,8 +47,7 @@ inline unlock(f) { /* for all that have it open */
     f.locked = 0 }
 inline close(f, who) { /* nobody will lock a file again that is unlocked and that its frontend has closed */
     f.refs = f.refs & ~(who);
-    WHEN(f.refs == 0 && f.locked, unlock(f));
-    WHEN(!f.locked && !(f.refs & F), f.refs = 0; f.inode = NONE) }
+    WHEN(f.refs == 0 && f.locked, unlock(f)); WHEN(!f.locked && !(f.refs & F), f.refs = 0; f.inode = NONE) }
 inline free(f) { /* without UNLOCK it is only closed: it stays locked, because the host has it open */
     if :: UNLOCK -> unlock(f) :: else -> f.locked = 0 fi; close(f, F) }
 inline free_all() {
@@ -58,20 +55,18 @@ inline free_all() {
 inline inherits(parent, child) {
     for (i : LOCK .. OUTER) { WHEN(FILE(i).refs & parent, FILE(i).refs = FILE(i).refs | child) }; i = 0 }
 inline start_host() {
-    alive[me] = alive[me] | H; said[me] = 0; crashed[me] = 0;
+    alive[me] = alive[me] | H; said[me] = silent; crashed[me] = 0;
     WHEN(INHERITANCE, inherits(F, H)) }
 inline ends(who) { /* the kernel closes the files of a process that ends, in whatever way */
     for (i : LOCK .. OUTER) { close(FILE(i), who) };
     alive[me] = alive[me] & ~(who);
     if
     :: who == F -> waits[me] = 0; flocked = flocked && me != FLOCK; WHEN(environment == me, environment = NONE)
-    :: who == K && inside[me] -> inside[me] = 0;
-        if :: SHARED(me) -> readers-- :: nested[me] -> guests-- :: else -> writers-- fi
+    :: who == K -> WHEN(inside[me], if :: SHARED(me) -> readers-- :: nested[me] -> guests-- :: else -> writers-- fi);
+        inside[me] = 0; doomed[me] = 0
     :: else
     fi;
-    doomed[me] = doomed[me] && who != K;
-    WHEN(!alive[me], said[me] = 0; closed[me] = 0; crashed[me] = 0; nested[me] = 0);
-    i = 0 }
+    WHEN(!alive[me], said[me] = silent; closed[me] = 0; crashed[me] = 0; nested[me] = 0); i = 0 }
 
 proctype Frontend(byte me) {
     byte t; bit carried, starts_over;
@@ -79,16 +74,14 @@ end:
     atomic {
         (NEST(me) -> inside[0] : (me == FLOCK -> flocked : 1));
         d_step {
-            alive[me] = F; carried = 1; nested[me] = NESTING && NEST(me) && LIVES(0, F) && LIVES(0, H);
-            for (t : LOCK .. UV) { WHEN(TARGETS >> t & 1 && !nested[me], FILE(t).inode = named[NAME]; FILE(t).refs = F) };
+            alive[me] = F; carried = 1;
+            nested[me] = NESTING && NEST(me) && LIVES(0, F) && LIVES(0, H);
+            for (t : LOCK .. UV) {
+                WHEN(TARGETS >> t & 1 && !nested[me], FILE(t).inode = named[NAME]; FILE(t).refs = F) };
             start_host() } }
     {
-        skip;
-#if ENVIRONMENT
-        atomic { environment == NONE -> environment = me };
-        WHEN(ORDER || me > 0, environment = NONE);
-#endif
-again:  atomic { t = LOCK; !SHARED(me) || !GATE || (GATE_LETS_ENCLOSED && me == FLOCK) || !(waits[0] || waits[1] || waits[2]) };
+        WHEN(ENVIRONMENT, environment == NONE -> environment = me; WHEN(ORDER || me > 0, environment = NONE));
+again:  atomic { t = LOCK; !SHARED(me) || !GATE || (GATE_LETS_ENCLOSED && me == FLOCK) || !ANNOUNCED };
         do
         :: atomic {
                 do :: t <= UV && !TAKES(t) -> t++ :: else -> break od;
@@ -104,10 +97,7 @@ again:  atomic { t = LOCK; !SHARED(me) || !GATE || (GATE_LETS_ENCLOSED && me == 
                     waits[me] = !SHARED(me) && !nested[me];
                     starts_over = t > LOCK && NO_WAIT_WHILE_HOLDING;
                     WHEN(starts_over, free_all()) } };
-                if
-                :: lock(FILE(t))
-                :: me == HURRIED -> goto timed_out
-                fi;
+                if :: lock(FILE(t)) :: me == HURRIED -> goto timed_out fi;
                 if :: starts_over -> d_step { free(FILE(t)); starts_over = 0 }; goto again :: else fi
             fi;
             if :: atomic { named[NAME] == FILE(t).inode || !RECHECK -> t++ } :: else -> d_step { free(FILE(t)) } fi;
@@ -117,10 +107,10 @@ held:   atomic { environment == NONE || environment == me -> d_step { /* an envi
             environment = NONE; waits[me] = 0; t = 0;
             WHEN(EPOCHS && !carried, ends(H); start_host());
             WHEN(NESTS && me == 0, named[NESTED] = NESTED);
-            said[me] = ASKED } };
+            said[me] = asked } };
         if
-        :: said[me] == ENDED -> closed[me] = 1
-        :: !LIVES(me, H) -> atomic { doomed[me] = said[me] == STARTED && LIVES(me, K); closed[me] = 1 }
+        :: said[me] == ended -> closed[me] = 1
+        :: !LIVES(me, H) -> atomic { doomed[me] = said[me] == started && LIVES(me, K); closed[me] = 1 }
         :: me == HURRIED -> closed[me] = 1
         fi;
         if :: !LIVES(me, H) :: me == HURRIED fi;
@@ -139,17 +129,12 @@ timed_out:
 
 proctype Host(byte me) {
 end:
-    do
-    :: atomic { LIVES(me, H) && PIPE_ENDS && said[me] != ASKED -> d_step { ends(H) } }
-    :: atomic { LIVES(me, H) && said[me] == ASKED -> d_step { alive[me] = alive[me] | K; inherits(H, K) } };
+    do :: atomic { LIVES(me, H) && PIPE_ENDS && said[me] != asked -> d_step { ends(H) } }
+    :: atomic { LIVES(me, H) && said[me] == asked -> d_step { alive[me] = alive[me] | K; inherits(H, K) } };
         {
-            said[me] = STARTED;
-            if
-            :: !LIVES(me, K)
-            :: LIFELINE && PIPE_ENDS -> doomed[me] = LIVES(me, K) != 0; !LIVES(me, K)
-            fi;
-            said[me] = ENDED;
-            PIPE_ENDS;
+            said[me] = started;
+            if :: !LIVES(me, K) :: LIFELINE && PIPE_ENDS -> doomed[me] = LIVES(me, K) != 0; !LIVES(me, K) fi;
+            said[me] = ended; PIPE_ENDS;
             atomic { me > 0 || exclusive[NESTED] == 0 || !END_OF_NESTING ->
                 WHEN(me == 0 && END_OF_NESTING, named[NESTED] = NONE) };
             d_step { ends(H) }
@@ -159,9 +144,7 @@ end:
 
 proctype Hook(byte me) {
 end:
-    do
-    :: atomic { LIVES(me, K) ->
-        d_step {
+    do :: atomic { LIVES(me, K) -> d_step {
             inside[me] = 1;
             if
             :: SHARED(me) -> assert(!writers && !guests); readers++
@@ -169,42 +152,34 @@ end:
             :: else -> assert(!writers && !readers && !guests); writers++
             fi } };
         {
-#if NESTS
-            if :: me == 0 -> !LIVES(1, F) && !(NEST(2) && LIVES(2, F)) :: skip fi; /* waits for what it started, or not */
+#if NESTS /* the hook waits for the builds that it started, or not */
+            if :: me == 0 -> !LIVES(1, F) && !(NEST(2) && LIVES(2, F)) :: skip fi;
 #endif
             LIVES(me, F) || !LIVES(me, H) /* only its host ends a hook that resists */
         } unless { doomed[me] || !LIVES(me, K) };
         d_step { ends(K) }
     od
 }
-
 proctype Flock(byte me) {
     atomic { exclusive[0] + shared[0] == 0 -> d_step {
         FILE(OUTER).inode = 0; FILE(OUTER).refs = OUT | F; FILE(OUTER).locked = 1; exclusive[0] = 1; flocked = 1 } };
     if :: !flocked :: skip fi; /* its command has ended; it is killed */
     d_step { close(FILE(OUTER), OUT) }
 }
-
 proctype UvBuild() {
     atomic { exclusive[1] + shared[1] == 0 -> exclusive[1] = 1 };
-    d_step { assert(!writers && !readers && !guests); writers++ };
-    d_step { writers--; exclusive[1] = 0 }
+    d_step { assert(!writers && !readers && !guests); writers++ }; d_step { writers--; exclusive[1] = 0 }
 }
-
 proctype Killer() {
     byte me, n;
 end:
-    do
-    :: atomic { n < KILLS ->
-        select(me : 0 .. BUILDS - 1);
+    do :: atomic { n < KILLS -> select(me : 0 .. BUILDS - 1);
         if
         :: LIVES(me, F & MORTAL) -> d_step { ends(F); n++ }
         :: LIVES(me, H & MORTAL) -> d_step { crashed[me] = 1; ends(H); n++ }
         :: LIVES(me, K & MORTAL) -> d_step { ends(K); n++ }
         :: else
-        fi;
-        me = 0 }
-    od
+        fi; me = 0 } od
 }
 
 init {
@@ -213,16 +188,9 @@ init {
         named[NESTED] = NONE;
         for (i : 0 .. BUILDS - 1) { run Frontend(i); run Host(i); run Hook(i) };
         WHEN(FLOCK != NONE, run Flock(FLOCK));
-        WHEN(KILLS, run Killer());
-        WHEN(UV_BUILD, run UvBuild());
-        i = 0 }
-    if /* the lock file is removed and made again: at any time; while nobody has it locked */
-    :: REMOVER == 1 -> named[2] = 5
-    :: REMOVER == 2 -> atomic { exclusive[2] + shared[2] == 0 -> named[2] = 5 }
-    :: REMOVER == 0
-    fi
+        WHEN(KILLS, run Killer()); WHEN(UV_BUILD, run UvBuild()); i = 0 }
+end:
+    /* The lock file is removed and made again: 1 at any time, 2 while no process has it locked. */
+    atomic { REMOVER == 1 || (REMOVER == 2 && exclusive[2] + shared[2] == 0) -> named[2] = 5 }
 }
-
-#if STREAM
 ltl served { [] (waits[0] -> <> !waits[0]) }
-#endif
