@@ -26,7 +26,7 @@ from lockbuild.environments.store import (
 )
 from lockbuild.errors import CacheFolderError, InstallerError, LockbuildError, shown
 from lockbuild.files import remove_anything
-from lockbuild.locks import DirectoryLock
+from lockbuild.locks import DirectoryLock, LockRequest
 from lockbuild.locks.nesting import environment_for_hooks, held_by_ancestor
 
 if TYPE_CHECKING:
@@ -204,15 +204,9 @@ def _make(
     if not os.path.isdir(folder):
         # A file in its place is not ours.
         remove_anything(folder)
-    lock = DirectoryLock(
-        folder,
-        subject=subject,
-        cache_dir=wanted.build.cache_dir,
-        timeout=wanted.build.lock_timeout,
-        reporter=wanted.reporter,
-        create=True,
-    )
-    with lock:
+    build = wanted.build
+    request = LockRequest(folder, subject, build.cache_dir, build.lock_timeout, wanted.reporter, create=True)
+    with DirectoryLock(request) as lock:
         if (yield from _find(folder, key, wanted, changed)):
             return
         older = next((each for each in _complete_ones(folder) if _is_reusable(*each, key.sources)), None)
