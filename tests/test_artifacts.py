@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from lockbuild.artifacts import (
     describe,
     encoded,
     list_artifacts,
+    metadata_of_wheel,
     publish,
     report,
     write_report,
@@ -177,6 +179,63 @@ def test_publishing_to_another_file_system_copies_content_and_mode(staging: Path
     published = other_file_system / WHEEL
     assert published.read_bytes() == wheel.read_bytes()
     assert stat.S_IMODE(published.stat().st_mode) == 0o640
+
+
+@as_root
+@pytest.mark.parametrize("is_elsewhere", [False, True], ids=["same file system", "another file system"])
+def test_a_setgid_out_dir_gives_its_group_to_artifacts(
+    staging: Path, tmp_path: Path, other_file_system: Path, is_elsewhere: bool
+) -> None:
+    out_dir = (other_file_system if is_elsewhere else tmp_path) / "shared"
+    out_dir.mkdir()
+    os.chown(out_dir, -1, 64_003)
+    out_dir.chmod(0o2775)
+    write_wheel(staging / WHEEL).chmod(0o640)
+    (staging / "folder").mkdir()
+    (staging / "folder" / "file").touch()
+    publish(str(staging), WHEEL, str(out_dir))
+    assert {path.stat().st_gid for path in out_dir.rglob("*")} == {64_003}
+    assert stat.S_IMODE((out_dir / WHEEL).stat().st_mode) == 0o640
+
+
+@as_root
+def test_a_setgid_folder_for_temporary_files_gives_its_group_to_no_artifact(staging: Path, out_dir: Path) -> None:
+    os.chown(staging, -1, 64_003)
+    staging.chmod(0o2775)
+    assert write_wheel(staging / WHEEL).stat().st_gid == 64_003
+    publish(str(staging), WHEEL, str(out_dir))
+    assert (out_dir / WHEEL).stat().st_gid == os.getegid()
+
+
+@linux_only
+@pytest.mark.parametrize("rules", ["u::rwx,g::r-x,o::-,g:64003:rwx", "u::rw,g::rw,o::-"], ids=["a group", "no umask"])
+def test_a_default_acl_of_the_out_dir_holds_for_artifacts(staging: Path, out_dir: Path, rules: str) -> None:
+    if shutil.which("setfacl") is None:
+        pytest.skip("needs setfacl")
+    if subprocess.run(["setfacl", "--default", "--modify", rules, out_dir], check=False).returncode:
+        pytest.skip("the file system has no ACLs")
+    (out_dir / "like").touch()
+    write_wheel(staging / WHEEL)
+    publish(str(staging), WHEEL, str(out_dir))
+    lists = [
+        subprocess.run(["getfacl", "-cn", name], cwd=out_dir, capture_output=True, text=True, check=True).stdout
+        for name in ("like", WHEEL)
+    ]
+    assert lists[0] == lists[1]
+    assert "group:64003:rwx" in lists[1] or "group::rw-" in lists[1]
+
+
+def test_a_wheel_whose_metadata_cannot_be_read_is_named(tmp_path: Path) -> None:
+    wheel = tmp_path / WHEEL
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("witness-1.0.dist-info/METADATA", "Name: witness\n" * 20)
+    content = wheel.read_bytes()
+    directory = content.rindex(b"PK\1\2")
+    for offset, value in ((6, 99), (8, 1), (10, 99)):
+        # The version of the format, an encrypted member, the method of compression.
+        wheel.write_bytes(content[: directory + offset] + bytes([value]) + content[directory + offset + 1 :])
+        with pytest.raises(ArtifactError, match=f"{WHEEL}' is not a valid wheel: "):
+            metadata_of_wheel(str(wheel))
 
 
 AS_NOBODY = """

@@ -266,6 +266,23 @@ def endless() -> bytes:
     return GOOD[:512] + header.tobuf() + record.ljust(512, b"\0") + GOOD[512:]
 
 
+def with_headers(**headers: str) -> bytes:
+    """Return an archive with these extended headers, which tarfile does not check when it writes them."""
+    record = b"".join(
+        b"%d %s=%s\n" % (len(key) + len(value) + 5, key.encode(), value.encode()) for key, value in headers.items()
+    )
+    header, _ = a_file("././@PaxHeader", record, type=tarfile.XHDTYPE)
+    return GOOD[:512] + header.tobuf() + record.ljust(512, b"\0") + GOOD[512:]
+
+
+def with_owner(owner: bytes) -> bytes:
+    """Return an archive whose first member has this in the field for the number of its owner."""
+    content = bytearray(GOOD)
+    content[108:116] = owner
+    correct_checksums(content)
+    return bytes(content)
+
+
 FIFO = an_entry("witness-1.0/fifo", tarfile.FIFOTYPE)
 FOLDERS = [an_entry("witness-1.0/" + "d/" * depth, tarfile.DIRTYPE) for depth in range(200, 1600, 200)]
 
@@ -279,6 +296,9 @@ HOSTILE: Mapping[str, tuple[bytes, str]] = {
         packed([*good_members(), an_entry("witness-1.0/link", tarfile.LNKTYPE, "nothing")]),
         "failed to unpack",
     ),
+    "a time that is no number": (with_headers(mtime="nan"), "failed to unpack"),
+    "a time that no clock shows": (with_headers(mtime="inf"), "failed to unpack"),
+    "an owner that is no number": (with_owner(b"nobody!\0"), "failed to read"),
     "an endless archive": (endless(), "a member of negative size"),
     "a header of negative size": (with_negative_size(tarfile.XHDTYPE, -512), "a malformed header"),
     "a file of negative size": (with_negative_size(tarfile.REGTYPE, -99999), "a member of negative size"),

@@ -67,6 +67,18 @@ def truncated(path: Path) -> Path:
     return path
 
 
+def uncompressed(path: Path) -> Path:
+    path.write_bytes(gzip.decompress(write_sdist(path, good_members()).read_bytes()))
+    return path
+
+
+def truncated_uncompressed(path: Path) -> Path:
+    # The last member is longer than a block.
+    content = uncompressed(path).read_bytes().rstrip(b"\0")
+    path.write_bytes(content[:-600])
+    return path
+
+
 def damaged(path: Path) -> Path:
     # Its first compressed block begins after a header of ten bytes and the file's name.
     write_sdist(path, good_members())
@@ -89,6 +101,7 @@ BAD_ARCHIVES: list[tuple[str, Callable[[Path], Path], str]] = [
     ("text", written(b"no archive at all"), "failed to read source distribution"),
     ("gzip of a text", written(gzip.compress(b"no archive at all" * 100)), "failed to read source distribution"),
     ("truncated", truncated, "failed to read source distribution"),
+    ("truncated and not compressed", truncated_uncompressed, "failed to read source distribution"),
     ("damaged", damaged, "failed to read source distribution"),
     ("no members", lambda path: write_sdist(path, {}), "must contain a single top-level directory, got: []"),
     (
@@ -208,6 +221,14 @@ def test_a_member_that_would_leave_its_folder_is_refused(
         pytest.fail("the hooks would run now")
     assert (tmp_path / "outside").read_text() == "as it was"
     assert os.listdir(tmp_path / "tmp") == []
+
+
+def test_one_that_is_not_compressed_is_built_from_as_build_does(witness_tree: WitnessTree) -> None:
+    archive = uncompressed(witness_tree.control / NAME)
+    with tarfile.open(archive, "r:") as tar:
+        assert "witness-1.0/PKG-INFO" in tar.getnames()
+    witness_tree.assert_all_succeed(witness_tree.start("--wheel", source=archive))
+    assert os.listdir(witness_tree.out_dir) == ["witness-1.0-py3-none-any.whl"]
 
 
 def test_a_build_from_a_good_one_writes_the_wheel_beside_it(witness_tree: WitnessTree) -> None:

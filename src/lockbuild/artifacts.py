@@ -2,7 +2,7 @@
 
 A backend writes into a staging folder, outside the source tree and the out-dir. lockbuild links or copies each complete
 artifact to a hidden name in the out-dir, and then renames it. So a file with a final name is always complete, and a
-failed build leaves nothing behind.
+failed build leaves nothing behind. It belongs to the group, and has the ACL, that the out-dir gives to new files.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import stat
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from lockbuild.errors import ArtifactError, OutDirError
+from lockbuild.errors import ArtifactError, OutDirError, shown
 from lockbuild.files import digest_of_file, hidden_beside, link, new_file, write_whole
 from lockbuild.folders import Folder, named_folder
 from lockbuild.request import Artifact, Distribution, Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _SUFFIXES = (".whl", ".tar.gz")
 
@@ -56,11 +56,24 @@ def check_artifact(staging: str, returned: str, distribution: Distribution) -> s
 
 def _problem_with_wheel(path: str) -> Exception | None:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             archive.infolist()
     except (zipfile.BadZipFile, OSError) as error:
         return error
     return None
+
+
+@contextlib.contextmanager
+def _opened(wheel: str) -> Iterator[zipfile.ZipFile]:
+    """Open a wheel. Raises `zipfile.BadZipFile` for one that is damaged, `OSError` for one that cannot be opened."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive
+    except Exception as error:
+        if isinstance(error, zipfile.BadZipFile) or (isinstance(error, OSError) and error.filename):
+            raise
+        # For a damaged file, zipfile and the decompressors raise nearly anything.
+        raise zipfile.BadZipFile(shown(str(error)) or type(error).__name__) from error
 
 
 def _problem_with_sdist(path: str) -> Exception | None:
@@ -110,11 +123,9 @@ def _publish_entry(source: str, folder: Folder) -> None:
     target, dir_fd = folder.at(name), folder.descriptor
     try:
         with hidden_beside(target, dir_fd) as hidden:
-            try:
-                link(source, hidden, None, dir_fd)
-            except OSError:
-                # The out-dir is on another file system, or has no hard links.
-                _copy(source, hidden, dir_fd)
+            # A link keeps the group and the ACL of the staging folder. Only a new file gets those of the out-dir.
+            if _has_other_access(source, folder) or not _linked(source, hidden, dir_fd):
+                _copy(source, hidden, folder)
             os.replace(hidden, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError as error:
         if error.errno and (error.filename, error.filename2) != (source, None):
@@ -123,21 +134,56 @@ def _publish_entry(source: str, folder: Folder) -> None:
         raise
 
 
-def _copy(source: str, target: str, dir_fd: int | None) -> None:
+def _has_other_access(source: str, folder: Folder) -> bool:
+    """Tell whether a new file in a folder would have another group than a staged file, or one of them an ACL."""
+    if folder.descriptor is None:
+        return False
+    parent = os.fstat(folder.descriptor)
+    group = parent.st_gid if parent.st_mode & stat.S_ISGID else os.getegid()
+    return os.lstat(source).st_gid != group or _has_acl(source, "access") or _gives_acl(folder)
+
+
+def _gives_acl(folder: Folder) -> bool:
+    """Tell whether a folder has a default ACL. New files get it, and the umask does not apply to them."""
+    # The descriptor is one that getxattr itself refuses.
+    return _has_acl(f"/proc/self/fd/{folder.descriptor}", "default")
+
+
+def _has_acl(path: str, kind: str) -> bool:
+    try:
+        return hasattr(os, "getxattr") and bool(os.getxattr(path, f"system.posix_acl_{kind}"))
+    except OSError:
+        return False
+
+
+def _linked(source: str, target: str, dir_fd: int | None) -> bool:
+    """Give a file a second name, unless that is on another file system or on one without hard links."""
+    try:
+        link(source, target, None, dir_fd)
+    except OSError:
+        return False
+    return True
+
+
+def _copy(source: str, target: str, folder: Folder) -> None:
     """
-    Copy a file with its permissions and times to an unused name.
+    Copy a file with its permissions and times to an unused name; a default ACL of the folder gives the permissions.
 
     These are set by way of the descriptor: if the folder belongs to another user, a link may take the name meanwhile.
     """
-    with open(source, "rb") as read, open(new_file(target, 0o600, dir_fd), "wb") as written:
-        shutil.copyfileobj(read, written, _COPY_SIZE)
-        written.flush()
-        if dir_fd is not None:
-            status = os.fstat(read.fileno())
-            # Some file systems have no permissions.
-            with contextlib.suppress(PermissionError):
-                os.fchmod(written.fileno(), stat.S_IMODE(status.st_mode))
-            os.utime(written.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+    dir_fd, has_acl = folder.descriptor, _gives_acl(folder)
+    with open(source, "rb") as read:
+        status = os.fstat(read.fileno())
+        mode = stat.S_IMODE(status.st_mode)
+        with open(new_file(target, mode | 0o666 if has_acl else 0o600, dir_fd), "wb") as written:
+            shutil.copyfileobj(read, written, _COPY_SIZE)
+            written.flush()
+            if dir_fd is not None:
+                # Some file systems have no permissions.
+                with contextlib.suppress(PermissionError):
+                    if not has_acl:
+                        os.fchmod(written.fileno(), mode)
+                os.utime(written.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
     if dir_fd is None:
         shutil.copystat(source, target)
 
@@ -182,15 +228,14 @@ def _project_name(artifact: str) -> str | None:
 def metadata_of_wheel(wheel: str) -> bytes:
     """Return the METADATA of a wheel. Raises `ArtifactError` when it has none."""
     try:
-        with zipfile.ZipFile(wheel) as archive:
+        with _opened(wheel) as archive:
             names = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith(".dist-info/METADATA")]
-            if len(names) != 1:
-                raise ArtifactError(
-                    f"{wheel!r} is not a valid wheel: expected one .dist-info/METADATA, found {len(names)}"
-                )
-            return archive.read(names[0])
+            content = archive.read(names[0]) if len(names) == 1 else None
     except zipfile.BadZipFile as error:
         raise ArtifactError(f"{wheel!r} is not a valid wheel: {error}") from error
+    if content is None:
+        raise ArtifactError(f"{wheel!r} is not a valid wheel: expected one .dist-info/METADATA, found {len(names)}")
+    return content
 
 
 def describe(path: str, kind: Distribution) -> Artifact:

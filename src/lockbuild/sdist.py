@@ -25,7 +25,6 @@ from lockbuild.errors import SdistError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from gzip import GzipFile
 
 # A member counts for at least this many bytes: an empty file takes space, too.
 _LEAST_SIZE = 4096
@@ -37,6 +36,9 @@ _CHUNK = 1 << 20
 
 # More folders than the path of any member has. `os.makedirs` and `shutil.rmtree` recurse once for each.
 _DEEPEST = 256
+
+# The first bytes of a gzip file.
+_GZIP = b"\x1f\x8b"
 
 # What reading raises for a file that is not an intact .tar.gz. gzip's own exception is an OSError.
 UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
@@ -89,11 +91,12 @@ def read_through(path: str, limit: float = math.inf) -> list[tarfile.TarInfo]:
     """
     Read a ``.tar.gz`` to its end, which verifies its checksum and length, and return its members.
 
-    Raises one of `UNREADABLE` when it is damaged.
+    An archive of that name that is not compressed is read as well, as ``build`` does; it has no checksum. Raises one of
+    `UNREADABLE` when it is damaged.
     """
     members = []
     size = 0
-    with gzip.open(path) as stream:
+    with _decompressed(path) as stream:
         bounded = _Bounded(stream, limit)
         try:
             with tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r:") as tar:
@@ -138,7 +141,7 @@ class _TooLargeError(tarfile.TarError):
 class _Bounded:
     """A decompressed stream for `tarfile`, with limits on its length and on the bytes of one read."""
 
-    def __init__(self, stream: GzipFile, limit: float) -> None:
+    def __init__(self, stream: IO[bytes], limit: float) -> None:
         self._stream = stream
         self._limit = limit
         self.tell = stream.tell
@@ -163,6 +166,12 @@ class _Bounded:
             raise tarfile.ReadError("a member of negative size")
         self.check(position)
         return self._stream.seek(position)
+
+
+def _decompressed(path: str) -> IO[bytes]:
+    with open(path, "rb") as file:
+        is_compressed = file.read(len(_GZIP)) == _GZIP
+    return cast("IO[bytes]", gzip.open(path)) if is_compressed else open(path, "rb")
 
 
 def _copy(archive: str, copy: str) -> str:
@@ -202,7 +211,7 @@ def _top_level_folder(archive: str, members: list[tarfile.TarInfo]) -> str:
 
 def _unpack(sdist: Sdist, root: str) -> None:
     try:
-        with tarfile.open(sdist.copy, "r:gz") as tar:
+        with tarfile.open(sdist.copy) as tar:
             if hasattr(tarfile, "data_filter"):
                 tar.extractall(root, filter="data")
             else:

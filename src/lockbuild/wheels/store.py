@@ -66,7 +66,7 @@ class WheelStore:
         Raises `WheelError`, `LockTimeoutError`.
         """
         with ThreadPoolExecutor(threads) as pool:
-            digests = list(pool.map(digest_of_file, archives))
+            digests = list(pool.map(_digest, archives))
             for archive, digest in zip(archives, digests, strict=True):
                 expected = (hashes or {}).get(os.path.basename(archive), digest)
                 if digest != expected:
@@ -201,6 +201,13 @@ def remove_if_unused(folder: str, oldest: float) -> bool:
     remove_anything(_manifest_path(folder))
     shutil.rmtree(folder, ignore_errors=True)
     return was_complete
+
+
+def _digest(archive: str) -> str:
+    try:
+        return digest_of_file(archive)
+    except OSError as error:
+        raise WheelError(archive, f"it cannot be read: {error.strerror or error}") from error
 
 
 def _unpack_anew(archive: str, folder: str) -> UnpackedWheel:

@@ -7,6 +7,7 @@ each environment has of its own (RECORD, INSTALLER, scripts with a shebang) are 
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import stat
@@ -19,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from installer import install
 from installer.destinations import WheelDestination
-from installer.records import Hash, RecordEntry, parse_record_file
+from installer.records import Hash, RecordEntry
 from installer.sources import WheelFile
 
 from lockbuild.errors import WheelError
@@ -149,8 +150,10 @@ class _CheckedWheel(WheelFile):
 
     def get_contents(self) -> Iterator[WheelContentElement]:
         """Yield every file. When the caller has read it, compare it with RECORD."""
-        record = self.read_dist_info("RECORD").splitlines()
-        known = {row[0]: row for row in parse_record_file(record)}
+        record = csv.reader(self.read_dist_info("RECORD").splitlines())
+        # As for pip, a file need not be listed, and its row need not have a hash or a size.
+        rows = ([*row, "", ""] for row in record if row)
+        known = {path: (path, digest, size) for path, digest, size, *_ in rows}
         # RECORD cannot hold its own digest, nor those of its signatures.
         unsigned = {f"{self.dist_info_dir}/RECORD{suffix}" for suffix in ("", ".jws", ".p7s")}
         for member in self._archive.infolist():
@@ -159,15 +162,16 @@ class _CheckedWheel(WheelFile):
             name = member.filename
             row = known.get(name, (name, "", ""))
             entry = RecordEntry.from_elements(*row)
-            if entry.hash_ is None and name not in unsigned:
-                raise self._error(f"its RECORD has no hash of {name!r}")
             mode = member.external_attr >> 16
             with self._archive.open(member) as file:
                 stream = _Hashed(file, entry.hash_.name if entry.hash_ else "sha256")
                 yield row, cast("BinaryIO", stream), bool(stat.S_ISREG(mode) and mode & 0o111)
                 # `install` skips some members. They are not installed and need no check.
                 if name not in unsigned and stream.was_read and entry != stream.entry(name, entry):
-                    raise self._error(f"{name!r} is not what its RECORD says; the file is damaged")
+                    raise self._error(
+                        f"{name!r} is not what its RECORD says; the file is damaged (pip install does not check this, "
+                        "nor does a build with --no-cache)"
+                    )
 
     def _error(self, problem: str) -> WheelError:
         return WheelError(str(self._archive.filename), problem)
@@ -196,8 +200,8 @@ class _Hashed:
         return Hash(self._algorithm, urlsafe_b64encode(self._hash.digest()).decode().rstrip("="))
 
     def entry(self, name: str, like: RecordEntry) -> RecordEntry:
-        """Return the entry that RECORD should have, with a size if the actual entry ``like`` has one."""
-        return RecordEntry(name, self.digest(), None if like.size is None else self.size)
+        """Return the entry that RECORD should have, with a hash and a size if the actual entry ``like`` has them."""
+        return RecordEntry(name, like.hash_ and self.digest(), None if like.size is None else self.size)
 
 
 class _Folder(WheelDestination):
