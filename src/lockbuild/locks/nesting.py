@@ -81,10 +81,10 @@ def lent(held: HeldLock) -> Iterator[dict[str, str]]:
     try:
         yield environment_for_hooks([held])
     finally:
-        _take_back(path)
+        take_back(path)
 
 
-def _take_back(path: str) -> None:
+def take_back(path: str) -> None:
     """Wait until no nested build runs, and let no other one begin."""
     while not try_to_take_back(path):
         time.sleep(_POLL_SECONDS)
