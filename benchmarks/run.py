@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +40,12 @@ import setuptools.build_meta as backend
 backend.get_requires_for_build_wheel({})
 backend.build_wheel(out, {})
 """
+
+
+# Installs a frontend into a new environment and builds with it, as a job in a fresh container does.
+IN_A_CONTAINER = (
+    '"$NEW/bin/python" -m pip install --quiet "$PACKAGE" && exec "$NEW/bin/python" -m "$0" --wheel -o "$1" "$2"'
+)
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,22 @@ def rows(place: Place) -> list[Row]:
     def empty_cache() -> Mapping[str, str]:
         return {"LOCKBUILD_CACHE_DIR": tempfile.mkdtemp(dir=place.folder)}
 
+    def without_bytecode() -> Mapping[str, str]:
+        return {"PYTHONDONTWRITEBYTECODE": "1"}
+
+    def fresh_container(package: str) -> Mapping[str, str]:
+        new = tempfile.mkdtemp(dir=place.folder)
+        place.run([sys.executable, "-m", "venv", f"{new}/venv"])
+        folders = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "LOCKBUILD_CACHE_DIR"), f"{new}/home")
+        return {**without_bytecode(), **folders, "NEW": f"{new}/venv", "PACKAGE": package}
+
+    def make_wheel() -> str:
+        folder = place.folder / "wheel"
+        if not folder.exists():
+            place.run([lockbuild, "--wheel", "-o", str(folder), str(ROOT)])
+        [wheel] = folder.iterdir()
+        return str(wheel)
+
     def make_floor() -> Mapping[str, str]:
         if not floor.exists():
             place.run([sys.executable, "-m", "venv", str(floor)])
@@ -155,14 +177,20 @@ def rows(place: Place) -> list[Row]:
             {"uv build": 0.32, "python -m build": 0.17, "floor": 1.4},
             rounds=5,
         ),
+        Row(
+            "one wheel, PYTHONDONTWRITEBYTECODE",
+            [replace(each, prepare=without_bytecode) for each in three("--wheel")],
+            {"uv build": 0.32},
+            rounds=3,
+        ),
         Row("sdist, and wheel from it", three(), {"uv build": 0.35, "python -m build": 0.17}, rounds=2),
         Row(
             "one wheel, empty cache, pip",
             [
                 Contestant("lockbuild", [lockbuild, "--wheel", "-o", "OUT", "TREE"], prepare=empty_cache),
-                Contestant("python -m build", [*build, "--wheel", "-o", "OUT", "TREE"]),
+                *three("--wheel")[1:],
             ],
-            {"python -m build": 1.0},
+            {"uv build": 1.15, "python -m build": 0.5},
             rounds=2,
         ),
         Row(
@@ -173,8 +201,19 @@ def rows(place: Place) -> list[Row]:
                 ),
                 Contestant("uv build", [uv, "build", "--wheel", "-o", "OUT", "TREE"]),
             ],
-            {"uv build": 1.1},
+            {"uv build": 0.7},
             rounds=3,
+        ),
+        Row(
+            "fresh container: pip install, one wheel",
+            [
+                Contestant(name, ["sh", "-c", IN_A_CONTAINER, module, "OUT", "TREE"], prepare=prepare)
+                for name, module, prepare in (
+                    ("lockbuild", "lockbuild", lambda: fresh_container(make_wheel())),
+                    ("python -m build", "build", lambda: fresh_container("build")),
+                )
+            ],
+            {"python -m build": 0.75},
         ),
         # python -m build loses some of them, so that its time would be no time.
         Row("10 at once of one tree", three("--wheel", at_once=10)[:2], {"uv build": 0.45}),

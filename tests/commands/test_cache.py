@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lockbuild.environments.contents import look_at
-from machine import as_root
+from machine import after_setup, as_root, bind
 from wheelhouse import CACHE_COMMAND, ProbeTree, a_made_up_environment, created, make_unused
 from witness import LOCKBUILD, PATIENCE, wait_until
 
@@ -292,6 +292,16 @@ def test_a_cache_that_cannot_be_written_is_one_line(tree: ProbeTree) -> None:
         assert error.startswith("ERROR "), error
         assert error.count("\n") == 1
     assert len(tree.environments()) == 1
+
+
+@as_root
+def test_a_cache_on_a_read_only_disk_is_listed_and_cannot_be_pruned(tree: ProbeTree) -> None:
+    environment = a_made_up_environment(tree)
+    command = after_setup(bind(tree.cache, tree.cache, "ro"), command=CACHE_COMMAND)
+    assert f"{environment.parent.name}/1 " in cache("list", command=command)
+    error = cache("clear", status=1, command=command)
+    assert re.fullmatch(r"ERROR \S+ cannot be used: Read-only file system\n", error)
+    assert environment.exists()
 
 
 def test_a_cache_that_is_a_file_is_one_line(tree: ProbeTree) -> None:

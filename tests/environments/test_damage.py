@@ -8,7 +8,7 @@ import py_compile
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,47 @@ def test_a_build_succeeds_whatever_is_in_the_place_of_a_file_of_the_store(
         assert "Traceback" not in error
         assert "bug in lockbuild" not in error
     assert created(error) == 0
+
+
+def _empty(paths: Iterable[Path]) -> None:
+    """Leave files as a journal does after a power failure: with their times, and without what was to be in them."""
+    files = [path for path in paths if path.is_file() and not path.is_symlink() and path.stat().st_size]
+    assert files
+    for path in files:
+        before = path.stat()
+        os.truncate(path, 0)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _files_of_packages(tree: ProbeTree) -> Iterable[Path]:
+    return tree.store.glob("*/*/lib/**/probe_backend*.py")
+
+
+_KEPT: dict[str, Callable[[ProbeTree], Iterable[Path]]] = {
+    "an environment": _files_of_packages,
+    "its programs": lambda tree: tree.store.glob("*/*/bin/*"),
+    "its bytecode": lambda tree: tree.store.glob("*/*/**/*.pyc"),
+    "its manifest": lambda tree: tree.store.glob("*/*.json"),
+    "the notes of its bytecode": lambda tree: tree.store.glob("*/*.bytecode"),
+    "unpacked wheels": lambda tree: [*(tree.cache / "wheels").glob("*/*/**/*"), *_files_of_packages(tree)],
+    "manifests of unpacked wheels": lambda tree: [
+        *(tree.cache / "wheels").glob("*/manifest.json"),
+        *_files_of_packages(tree),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", _KEPT)
+def test_files_that_a_power_failure_has_emptied_are_made_again(tree: ProbeTree, kept: str) -> None:
+    tree.build()
+    tree.build()
+    _empty(_KEPT[kept](tree))
+    tree.build()
+    assert created(tree.build()) == 0
+    [environment] = tree.environments()
+    assert all(path.stat().st_size for path in _files_of_packages(tree))
+    assert all(path.stat().st_size for path in environment.rglob("*.pyc"))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
@@ -54,7 +55,9 @@ def test_a_kept_environment_has_what_pip_would_have_installed(tree: ProbeTree, m
     [kept] = tree.environments()
     for name, value in tree.environ().items():
         monkeypatch.setenv(name, value)
-    with FreshEnvironment(EnvironmentRequest(requirements, "", BuildRequest("."), 0.0, (), Reporter())) as fresh:
+    with FreshEnvironment(
+        EnvironmentRequest(requirements, "", BuildRequest("."), 0.0, (), Reporter(), gettempdir)
+    ) as fresh:
         theirs = Path(fresh.python_executable).parents[1]
         assert_equal(kept, theirs)
     run = [kept / "bin" / "featured"]

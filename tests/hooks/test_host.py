@@ -370,7 +370,15 @@ def test_a_host_whose_environment_is_being_removed_says_nothing(environment: Pat
     (packages / "removing.py").write_text(removing)
     lifeline, requests, replies = os.pipe(), os.pipe(), os.pipe()
     inherited = (lifeline[0], requests[0], replies[1])
-    words = [str(environment / "bin" / "python"), "-c", client._EXECUTE, client._HOST, "removing", *map(str, inherited)]
+    words = [
+        str(environment / "bin" / "python"),
+        "-c",
+        client._EXECUTE,
+        client._HOST,
+        "-",
+        "removing",
+        *map(str, inherited),
+    ]
     ended = subprocess.run(words, pass_fds=inherited, capture_output=True, text=True, timeout=PATIENCE, check=False)
     for descriptor in (*lifeline, *requests, *replies):
         os.close(descriptor)

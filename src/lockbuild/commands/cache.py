@@ -16,6 +16,7 @@ from lockbuild.garbage_collection import (
     list_unpacked_wheels,
     prune_built_artifacts,
     prune_environments,
+    prune_left_behind,
     prune_unpacked_wheels,
 )
 from lockbuild.paths import cache_folder
@@ -124,6 +125,8 @@ def _prune(parsed: argparse.Namespace) -> None:
     removed = prune_unpacked_wheels(older_than, cache_dir)
     _print_removed(removed, "unpacked wheel", len(list_unpacked_wheels(cache_dir)))
     _print_removed(prune_built_artifacts(older_than, cache_dir), "built wheel", len(list_built_artifacts(cache_dir)))
+    if killed := prune_left_behind(older_than, cache_dir):
+        print(f"Removed what {killed} killed build{'' if killed == 1 else 's'} had left")
 
 
 def _print_removed(removed: int, what: str, left: int) -> None:

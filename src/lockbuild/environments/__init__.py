@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lockbuild.environments.kept import handed_over, kept_environments
 from lockbuild.environments.key import environment_key
-from lockbuild.errors import CacheFolderError
+from lockbuild.errors import CacheFolderError, shown
 from lockbuild.hooks import HookEnvironment
 from lockbuild.paths import environment_folder, wheel_folder
 
@@ -56,8 +56,8 @@ def candidate_environments(wanted: EnvironmentRequest) -> Generator[BuildEnviron
     The caller can use the time in which the next step of this looks at the one that it was given: backends may be
     imported there already, but no hook may run. The use of the last one is the caller's to end.
 
-    It comes from the store, unless the user or the requirements forbid it, or there is no place for a store; then it
-    is made for this build alone.
+    It comes from the store, unless the user or the requirements forbid it, or the store cannot be used; then it is made
+    for this build alone.
     """
     requirements = {*wanted.requirements}
     while True:
@@ -89,8 +89,15 @@ def _candidates(wanted: EnvironmentRequest) -> Generator[BuildEnvironment, None,
             if key := environment_key(
                 wanted.requirements, wanted.constraints, request.installer, _digests_of(wanted.wheels)
             ):
-                yield from kept_environments(store, key, wanted)
-                return
+                try:
+                    yield from kept_environments(store, key, wanted)
+                    return
+                except OSError as error:
+                    # For example, its disk or inode table is full. There may be room for one in another place.
+                    wanted.reporter.warn(
+                        f"Not keeping the build environment: {shown(error.filename or store)} cannot be used: "
+                        f"{error.strerror}"
+                    )
     from lockbuild.environments.fresh import FreshEnvironment
 
     yield from handed_over(FreshEnvironment(wanted).__enter__())

@@ -52,6 +52,8 @@ class KeptEnvironment:
     Nothing is ever installed into it.
     """
 
+    is_kept = True
+
     def __init__(self, generation: Generation, manifest: Manifest) -> None:
         self._manifest = manifest
         self._user = User(generation)
@@ -244,7 +246,7 @@ def _make(
 
 @contextlib.contextmanager
 def _making(generation: Generation) -> Iterator[None]:
-    """Remove a generation that cannot be completed, and turn system errors into a `CacheFolderError`."""
+    """Remove a generation that cannot be completed, and have system errors name a file."""
     try:
         yield
     except BaseException as error:
@@ -255,7 +257,7 @@ def _making(generation: Generation) -> Iterator[None]:
         shutil.rmtree(generation.path, ignore_errors=True)
         if isinstance(error, OSError) and error.errno and error.filename is None:
             # A full disk: what could not be written to has no name any more.
-            raise CacheFolderError(f"{shown(generation.path)} cannot be made: {error.strerror}") from error
+            raise OSError(error.errno, error.strerror, generation.path) from error
         raise
 
 

@@ -62,16 +62,13 @@ def fill(
         requested=named,
     )
     store = WheelStore(wheel_folder(request.cache_dir), request.cache_dir, request.lock_timeout, reporter)
-    with tempfile.TemporaryDirectory(prefix="lockbuild-wheels-", ignore_cleanup_errors=True) as folder:
-        with (
-            _step(reporter, "resolving"),
-            killing_descendants(),
-            written(wanted.requirements, wanted.constraints_for_installer()) as files,
-        ):
+    staging = wanted.staging()
+    with tempfile.TemporaryDirectory(prefix="wheels-", dir=staging, ignore_cleanup_errors=True) as folder:
+        with _step(reporter, "resolving"), killing_descendants():
+            files = written(wanted.requirements, wanted.constraints_for_installer(), staging)
             words = ["wheel", "--use-pep517", "--no-input", "--wheel-dir", folder, *files]
             # What a pip that is killed has left in its temporary folder is removed with ours.
-            temporary = {"TMPDIR": tempfile.mkdtemp(prefix="", dir=folder)}
-            run_pip(environment, words, {**_settings_for_install(), **variables, **temporary})
+            run_pip(environment, words, {**_settings_for_install(), **variables, "TMPDIR": staging})
         archives = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".whl")]
         with _step(reporter, "filling"):
             install_archives(archives, {}, store, installation)

@@ -26,7 +26,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.files import above_standard_streams, read_json, remove_anything, write_json
-from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
+from lockbuild.locks.kernel import LocksUnsupportedError, left_behind, try_to_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -98,11 +98,15 @@ class Generation(NamedTuple):
         write_json(self.manifest_path, manifest._asdict())
 
     def is_used(self) -> bool:
-        """Tell whether a build runs in it. Remove the files of users that have ended."""
+        """Tell whether a build runs in it. Remove the files of users that have ended; the last use stays the same."""
         used = False
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for name in os.listdir(self.users_path):
+            before = os.stat(self.users_path)
+            names = os.listdir(self.users_path)
+            for name in names:
                 used |= is_locked(os.path.join(self.users_path, name))
+            if names and not used:
+                os.utime(self.users_path, ns=(before.st_atime_ns, before.st_mtime_ns))
         return used
 
     def last_used(self) -> float:
@@ -248,20 +252,12 @@ def age_in_words(made: float) -> str:
 
 def is_locked(path: str) -> bool:
     """Tell whether the process that has a file locked as long as it lives still does; else the file is removed."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-    except (FileNotFoundError, IsADirectoryError):
-        return False
-    try:
-        if not try_to_lock(descriptor):
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), left_behind(path) as descriptor:
+        if descriptor is None:
             return True
         with contextlib.suppress(OSError):
             os.unlink(path)
-        return False
-    except LocksUnsupportedError:
-        return True
-    finally:
-        os.close(descriptor)
+    return False
 
 
 def _number(name: str) -> int:

@@ -54,19 +54,19 @@ class Host:
         streams: tuple[int | None, int | None],
     ) -> None:
         """
-        Start it: ``command`` is an interpreter, and the modules to import ahead or ``-``.
+        Start it: ``command`` is an interpreter, and the first two arguments of the host.
 
         ``locks`` are the open files that carry the locks under which its hooks will run, ``streams`` what they have as
         standard output and error; ``None`` is ours. Raises `OSError`.
         """
-        python, backend = command
+        python, *arguments = command
         lifeline, self._lifeline = _pipe()
         requests, self._requests = _pipe()
         self._replies, replies = _pipe()
         inherited = (lifeline, requests, replies, *locks)
         try:
             self._process = subprocess.Popen(
-                [python, "-c", _EXECUTE, _HOST, backend, *map(str, inherited)],
+                [python, "-c", _EXECUTE, _HOST, *arguments, *map(str, inherited)],
                 cwd=cwd,
                 env=environ,
                 pass_fds=inherited,
@@ -97,7 +97,8 @@ class Host:
         """
         Run one hook and return its exit status, negative for the signal that killed it.
 
-        Raises `Interrupted` when the user interrupted a hook that had been lent the terminal.
+        Raises `Interrupted` when the user interrupted a hook that had been lent the terminal, and `OSError` when the
+        system has refused to start it.
         """
         request = {"argv": [*argv], "cwd": cwd, "environ": {**environ}, "tree": tree, "nested": [*nested]}
         self._was_asked = True
@@ -110,6 +111,8 @@ class Host:
                     self._group = terminal.group = number
                 elif event == "stopped":
                     terminal.hook_was_stopped(number)
+                elif event == "failed":
+                    raise OSError(number, os.strerror(number), argv[0])
                 else:
                     self._group = None
                     if terminal.lent and number in (INTERRUPTED_STATUS, -signal.SIGINT):
@@ -142,8 +145,10 @@ class Host:
             while self._group is not None and (reply := self._read_reply(deadline)):
                 if reply[0] == "ended":
                     self._group = None
+        # The second ends a host that still imports the backend.
         os.close(self._requests)
-        self._requests = -1
+        os.close(self._lifeline)
+        self._requests = self._lifeline = -1
         deadline = time.monotonic() + HOST_SECONDS
         while self._read_reply(deadline):
             pass

@@ -12,6 +12,7 @@ from lockbuild.locks.directory import DirectoryLock
 from lockbuild.locks.kernel import LockFile
 from lockbuild.locks.mounts import network_file_system
 from lockbuild.locks.targets import LockRequest, Target, directory_targets
+from lockbuild.paths import temporary_folder
 
 
 class SourceTreeLock(DirectoryLock):
@@ -64,9 +65,7 @@ def uv_lock_file(digest: str) -> str:
     """Return the path of uv's lock file for a tree with this digest."""
     # Rust's std::env::temp_dir() reads only TMPDIR; Python's tempfile would read TEMP and TMP as well.
     if sys.platform == "win32":
-        import tempfile
-
-        folder = tempfile.gettempdir()
+        folder = temporary_folder()
     else:
         folder = os.environ.get("TMPDIR") or "/tmp"
     return os.path.join(folder, f"uv-setuptools-{digest}.lock")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from lockbuild.errors import LockUnavailableError, SourceTreeMovedError, shown
 from lockbuild.events import Reporter
+from lockbuild.files import FULL
 from lockbuild.locks.cache_digest import cache_digest
 from lockbuild.locks.kernel import Directory, LockFile, LocksUnsupportedError
 from lockbuild.paths import fallback_lock_folder, lock_folder
@@ -68,9 +69,10 @@ def _lock_file(request: LockRequest, name: str) -> Target:
         if isinstance(error, FileNotFoundError):
             # Another process has removed the folder with our lock file, perhaps while we waited.
             return _lock_file(request, name)
-        if not isinstance(error, LocksUnsupportedError):
+        # On a full disk no process can make the file either.
+        if not isinstance(error, LocksUnsupportedError) and not (isinstance(error, OSError) and error.errno in FULL):
             refuse(error, lock_file)
-        private = fallback_lock_folder(f"cannot lock files in {shown(folder)}: {error}", request.reporter)
+        private = fallback_lock_folder(f"cannot lock files in {shown(folder)}: {_words(error)}", request.reporter)
         return Target(LockFile(os.path.join(private, name)), refuse, may_be_enclosed=False)
 
     def refuse(error: Exception, lock_file: str) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lockbuild.environments.kept import would_be_used
 from lockbuild.environments.store import age_in_words
-from lockbuild.errors import CacheFolderError
+from lockbuild.errors import CacheFolderError, shown
 from lockbuild.files import digest_of_file
 from lockbuild.locks import DirectoryLock, LockRequest
 from lockbuild.locks.nesting import held_by_ancestor
@@ -52,8 +52,12 @@ def shared_build(
         return None
     try:
         folder = os.path.join(builds_folder(request.cache_dir), key.digest)
+        os.makedirs(folder, exist_ok=True)
     except CacheFolderError as error:
         tell(f"Not sharing this build with others: {error}")
+        return None
+    except OSError as error:
+        tell(f"Not sharing this build with others: {shown(folder)} cannot be made: {error.strerror}")
         return None
     with contextlib.suppress(FileNotFoundError):
         if enclosing := held_by_ancestor(os.stat(folder)):

@@ -25,7 +25,6 @@ import csv
 import io
 import os
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import WheelError
@@ -33,6 +32,7 @@ from lockbuild.files import remove_left_over, write_whole
 from lockbuild.wheels.links import Linker
 from lockbuild.wheels.plan import MadeFile, plan
 from lockbuild.wheels.store import WheelChangedError, reading
+from lockbuild.wheels.threads import pool_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,7 +82,7 @@ def _link_wheels(wheels: Mapping[str, UnpackedWheel], installation: Installation
             os.unlink(record)
     directories = list(_by_directory(placements).values())
     linker = Linker(installation.link_mode)
-    with ThreadPoolExecutor(installation.threads) as pool:
+    with pool_of(installation.threads) as pool:
         try:
             filled = pool.map(lambda here: _fill(here, linker), directories)
             for _ in _counting(filled, directories, installation.reporter):

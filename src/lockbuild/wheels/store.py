@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from lockbuild.errors import WheelError
 from lockbuild.files import digest_of_file, read_json, remove_anything, write_json
 from lockbuild.locks import DirectoryLock, LockRequest
 from lockbuild.wheels.destination import SCHEMES, is_plain
+from lockbuild.wheels.threads import pool_of
 from lockbuild.wheels.unpack import EntryPoint, StoredFile, UnpackedWheel, unpack
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class WheelStore:
         ``hashes`` maps names of files to the SHA-256 that they must have, in hexadecimal; it may leave files out.
         Raises `WheelError`, `LockTimeoutError`.
         """
-        with ThreadPoolExecutor(threads) as pool:
+        with pool_of(threads) as pool:
             digests = list(pool.map(_digest, archives))
             for archive, digest in zip(archives, digests, strict=True):
                 expected = (hashes or {}).get(os.path.basename(archive), digest)
