@@ -207,10 +207,11 @@ def collect_once_a_day(cache_dir: str | None) -> None:
 
 def _idle_folders(cache_dir: str | None, find_store: Callable[[str | None, bool], str]) -> Iterator[str]:
     """Yield the folder of each key that no other process has locked. It is locked until the next one."""
-    from lockbuild.locks import DirectoryLock
+    from lockbuild.locks import DirectoryLock, LockRequest
 
     for folder in key_folders(cache_dir, find_store, to_write=True):
-        with contextlib.suppress(LockTimeoutError), DirectoryLock(folder, cache_dir=cache_dir, timeout=0, create=True):
+        request = LockRequest(folder, folder, cache_dir, timeout=0, create=True)
+        with contextlib.suppress(LockTimeoutError), DirectoryLock(request):
             yield folder
 
 

@@ -11,7 +11,7 @@ from lockbuild.environments import BuildEnvironment, candidate_environments
 from lockbuild.environments.request import EnvironmentRequest, read_constraints
 from lockbuild.errors import EnvironmentFolderError
 from lockbuild.hooks.runner import HookRunner
-from lockbuild.locks import DirectoryLock, SourceTreeLock
+from lockbuild.locks import DirectoryLock, LockRequest, SourceTreeLock
 from lockbuild.request import BuildRequest, Timing
 
 if TYPE_CHECKING:
@@ -108,12 +108,9 @@ class Session:
         """Return the lock on a folder that the user named and that a build fills; it is made when it is missing."""
         if path == self.request.env_dir and os.path.exists(path) and not os.path.isdir(path):
             raise EnvironmentFolderError(f"Build environment location is not a directory: {path}")
+        request = self.request
         return DirectoryLock(
-            path,
-            cache_dir=self.request.cache_dir,
-            timeout=self.request.lock_timeout,
-            reporter=self.reporter,
-            create=True,
+            LockRequest(path, path, request.cache_dir, request.lock_timeout, self.reporter, create=True)
         )
 
     def lock_source_tree(self, tree: str) -> SourceTreeLock:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from machine import is_free, is_running, start_adopted, state
+from machine import children, is_free, is_running, start_adopted, state
 from witness import LOCKBUILD, PLAIN, WitnessTree, wait_until
 
 # Each of them takes a second or two, and there are many.
@@ -290,7 +290,7 @@ def test_the_host_of_a_build_that_waits_ends_with_it(
     waiter = witness_tree.start(out_dir=witness_tree.control / "second")
     assert waiter.stderr is not None
     assert waiter.stderr.readline().startswith("* Waiting for the lock")
-    [host] = map(int, Path(f"/proc/{waiter.pid}/task/{waiter.pid}/children").read_text().split())
+    [host] = children(waiter.pid)
     assert os.readlink(f"/proc/{host}/fd/{directory_descriptor(host, witness_tree.path)}") == str(witness_tree.path)
     waiter.send_signal(number)
     waiter.wait()

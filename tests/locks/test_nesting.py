@@ -18,7 +18,7 @@ import pytest
 
 from lockbuild.garbage_collection import prune_left_behind
 from lockbuild.locks import cache_digest
-from machine import is_free, is_running, parent, start_adopted
+from machine import children, is_free, is_running, parent, start_adopted
 from witness import LOCKBUILD, WitnessTree, make_witness_tree, wait_until
 
 # Each of them takes a second or two, and there are many.
@@ -308,17 +308,22 @@ def assert_locked(tree: WitnessTree) -> None:
     assert tree.finish(stranger)[0][0] == 75
 
 
+@pytest.mark.parametrize("killed", ["frontend", "host"])
 @pytest.mark.parametrize("wrapper", ["", "setsid -w "], ids=["same session", "session of its own"])
-def test_the_lock_of_a_killed_build_outlives_the_builds_that_are_nested_in_it(tree: WitnessTree, wrapper: str) -> None:
+def test_the_lock_of_a_killed_build_outlives_the_builds_that_are_nested_in_it(
+    tree: WitnessTree, wrapper: str, killed: str
+) -> None:
     gate = tree.make_gate()
     nested = f"WITNESS_GATE={gate.path} {wrapper}{build_command(tree, 'nested')} >/dev/null 2>&1"
     outer = start_adopted(tree, env=commands(nested))
     nested_hook = tree.wait_for_entry()
     nested_host = parent(nested_hook)
+    [host] = children(outer)
+    [hook] = children(host)
     # Its host cannot end it now, though the build that it is nested in has long gone.
     os.kill(nested_host, signal.SIGSTOP)
-    os.kill(outer, signal.SIGKILL)
-    wait_until(lambda: not is_running(outer), "the end of the outer build")
+    os.kill(outer if killed == "frontend" else host, signal.SIGKILL)
+    wait_until(lambda: not is_running(hook), "the end of the outer hook")
     assert_locked(tree)
     assert is_running(nested_hook)
     os.kill(nested_host, signal.SIGCONT)

@@ -23,7 +23,7 @@ from lockbuild.environments.store import age_in_words
 from lockbuild.errors import CacheFolderError, LockbuildError, shown
 from lockbuild.files import remove_anything
 from lockbuild.hooks import HookEnvironment
-from lockbuild.locks import DirectoryLock
+from lockbuild.locks import DirectoryLock, LockRequest
 from lockbuild.locks.nesting import held_by_ancestor
 from lockbuild.paths import environment_folder, wheel_folder
 
@@ -193,13 +193,9 @@ def _lock(folder: str, key: EnvironmentKey, wanted: EnvironmentRequest) -> Direc
     if not os.path.isdir(folder):
         # A file in its place is not ours.
         remove_anything(folder)
+    build = wanted.build
     return DirectoryLock(
-        folder,
-        subject=subject,
-        cache_dir=wanted.build.cache_dir,
-        timeout=wanted.build.lock_timeout,
-        reporter=wanted.reporter,
-        create=True,
+        LockRequest(folder, subject, build.cache_dir, build.lock_timeout, wanted.reporter, create=True)
     )
 
 

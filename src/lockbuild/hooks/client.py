@@ -118,10 +118,13 @@ class Host:
                     if terminal.lent and number in (INTERRUPTED_STATUS, -signal.SIGINT):
                         raise Interrupted(signal.SIGINT)
                     return number
-        # The host itself was killed. Its hook is not our child: we can kill it, but not wait for it. `end` will
-        # say that it may still run.
-        self._signal_hook(signal.SIGKILL)
+        # The host itself was killed. `end` kills its hook.
         return self._process.wait() or -signal.SIGKILL
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the host has ended without waiting for its hooks and the builds that they run."""
+        return bool(self._process.returncode)
 
     def end(self) -> bool:
         """
@@ -154,8 +157,11 @@ class Host:
         # come in time, the host is left behind with its copies of the locks, which it keeps until the hook is gone.
         if time.monotonic() >= deadline:
             return False
-        # A host that was killed has waited for no hook.
-        return self._process.wait() == 0
+        if self._process.wait() == 0:
+            return True
+        # It was killed. Its hook is not our child: we can kill it, but not wait for it.
+        self._signal_hook(signal.SIGKILL)
+        return False
 
     def _close(self) -> None:
         for descriptor in (self._lifeline, self._requests, self._replies):

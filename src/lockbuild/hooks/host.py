@@ -300,6 +300,8 @@ def _serve(requests: int, replies: int) -> _Request | None:
             break
         if hook == 0:
             os.setpgid(0, group)
+            # The hook says so itself. Where its host is killed, the frontend knows the group before the replies end.
+            _reply(replies, f"started {group}")
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for number, handler in handlers.items():
@@ -308,11 +310,6 @@ def _serve(requests: int, replies: int) -> _Request | None:
             for descriptor in (requests, replies, wake_up, woken):
                 os.close(descriptor)
             return request
-        with contextlib.suppress(OSError):
-            # Both sides do it: whichever is first, the hook is in the group before the frontend hears of that. A hook
-            # that was first may have ended, or executed something else.
-            os.setpgid(hook, group)
-        _reply(replies, f"started {group}")
         # Made while the hook runs, because the next one will be asked for as soon as it has ended.
         next_group = _next_group()
         status = _attend(hook, requests, replies, wake_up)

@@ -14,7 +14,7 @@ import sys
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from lockbuild.locks import SourceTreeLock
-from lockbuild.locks.nesting import environment_for_hooks, lend_to_nested_builds, try_to_take_back
+from lockbuild.locks.nesting import environment_for_hooks, lend_to_nested_builds, take_back, try_to_take_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,6 +93,9 @@ class HookRunner:
             if host is not None and not host.end():
                 for lock in self._locks:
                     lock.leave_to_heirs()
+                # Otherwise the host waits for the builds that its hooks have left running.
+                for path in self._lent if host.was_killed else ():
+                    take_back(path)
         finally:
             for file in output:
                 file.close()

@@ -6,9 +6,9 @@ keep it. It counts only in a process whose ancestor is the very process that it 
 
 Nested builds that one hook starts side by side exclude each other by a lock file of their own. That file also says
 whether the ancestor still lends its lock. It is made before the ancestor's hooks run. When they have ended, their host
-locks the file, removes it, and only then frees the ancestor's lock. So a nested build that continues in the background,
-or after its ancestor was killed, excludes all other builds while it runs. A nested build that starts too late finds no
-file and waits like any other.
+locks the file, removes it, and only then frees the ancestor's lock. When the host was killed, the ancestor does. So a
+nested build that continues in the background, or after its ancestor was killed, excludes all other builds while it
+runs. A nested build that starts too late finds no file and waits like any other.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def lent(held: HeldLock) -> Iterator[dict[str, str]]:
     try:
         yield environment_for_hooks([held])
     finally:
-        _take_back(path)
+        take_back(path)
 
 
-def _take_back(path: str) -> None:
+def take_back(path: str) -> None:
     """Wait until no nested build runs, and let no other one begin."""
     while not try_to_take_back(path):
         time.sleep(_POLL_SECONDS)

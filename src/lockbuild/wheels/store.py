@@ -24,7 +24,7 @@ from installer.records import Hash
 
 from lockbuild.errors import WheelError
 from lockbuild.files import digest_of_file, hidden_beside, new_file, read_json, remove_anything, write_json
-from lockbuild.locks import DirectoryLock
+from lockbuild.locks import DirectoryLock, LockRequest
 from lockbuild.wheels.destination import SCHEMES, is_plain
 from lockbuild.wheels.threads import pool_of
 from lockbuild.wheels.unpack import EntryPoint, StoredFile, UnpackedWheel, unpack
@@ -114,13 +114,9 @@ class WheelStore:
             # have made the folder since we looked; this cannot remove it, because it is no file.
             with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
                 os.unlink(folder)
+        subject = f"the unpacked wheel {os.path.basename(archive)}"
         return DirectoryLock(
-            folder,
-            subject=f"the unpacked wheel {os.path.basename(archive)}",
-            cache_dir=self.cache_dir,
-            timeout=self.lock_timeout,
-            reporter=self.reporter,
-            create=True,
+            LockRequest(folder, subject, self.cache_dir, self.lock_timeout, self.reporter, create=True)
         )
 
     def find(self, digest: str) -> UnpackedWheel | None:
