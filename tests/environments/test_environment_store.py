@@ -23,6 +23,7 @@ from lockbuild.environments.store import (
     new_generation,
     remove_unused,
 )
+from lockbuild.locks import kernel
 from lockbuild.locks.kernel import LocksUnsupportedError
 
 
@@ -190,6 +191,7 @@ def test_without_locks_each_user_counts_as_running(generation: Generation, monke
         raise LocksUnsupportedError
 
     monkeypatch.setattr(store, "try_to_lock", unsupported)
+    monkeypatch.setattr(kernel, "try_to_lock", unsupported)
     user = User(generation)
     assert user.begin()
     assert generation.is_used()

@@ -23,7 +23,6 @@ from lockbuild.environments.kept import (
     was_unreachable_lately,
 )
 from lockbuild.environments.populate import populate
-from lockbuild.environments.resolve import can_fill_again
 from lockbuild.environments.store import Generation, Manifest, age_in_words, generations, new_generation, remove_unused
 from lockbuild.errors import CacheFolderError, InstallerError, shown
 from lockbuild.locks.nesting import environment_for_hooks
@@ -51,7 +50,11 @@ def make_again(lock: DirectoryLock, key: EnvironmentKey, wanted: EnvironmentRequ
     if known is None:
         return False
     resolved, resolution = known
-    if not can_fill_again(wanted, resolution.wheels or {}):
+    if not resolution.wheels:
+        return False
+    from lockbuild.environments.resolve import can_fill_again
+
+    if not can_fill_again(wanted, resolution.wheels):
         return False
     remove_unused(folder, keep=lambda each: each == resolved)
     generation = new_generation(folder)
