@@ -48,6 +48,10 @@ IN_A_CONTAINER = (
 )
 
 
+# The packages of a workspace, one command after the other.
+ONE_BY_ONE = 'for tree in "$2"/packages/*; do "$0" --wheel -o "$1" "$tree" || exit; done'
+
+
 @dataclass(frozen=True)
 class Contestant:
     """A command and how often it runs at once, each run with a tree and an out-dir of its own or a common tree."""
@@ -57,6 +61,8 @@ class Contestant:
     at_once: int = 1
     trees: int = 1
     files: int = 1
+    packages: int = 0
+    """How many packages its tree has, which is then a workspace."""
     prepare: Callable[[], Mapping[str, str]] = dict
     """Makes what a run needs, and returns variables for it."""
 
@@ -169,6 +175,7 @@ def rows(place: Place) -> list[Row]:
         Contestant(each.name, [*each.command[:-1], str(sdist)], each.at_once, prepare=make_sdist)
         for each in three("--wheel", at_once=8)
     ]
+    workspace = ["--wheel", "--all-packages", "-o", "OUT", "TREE"]
     floor_command = [str(floor / "bin" / "python"), str(place.folder / "floor.py"), "TREE", "OUT"]
     return [
         Row(
@@ -218,6 +225,15 @@ def rows(place: Place) -> list[Row]:
         # python -m build loses some of them, so that its time would be no time.
         Row("10 at once of one tree", three("--wheel", at_once=10)[:2], {"uv build": 0.45}),
         Row("8 at once of 8 trees", three("--wheel", at_once=8, trees=8)[:2], {"uv build": 0.45}),
+        Row(
+            "30 packages of a workspace",
+            [
+                Contestant("lockbuild", [lockbuild, *workspace], packages=30),
+                Contestant("uv build", [uv, "build", *workspace], packages=30),
+                Contestant("one command each", ["sh", "-c", ONE_BY_ONE, lockbuild, "OUT", "TREE"], packages=30),
+            ],
+            {"uv build": 0.25, "one command each": 0.75},
+        ),
         Row("8 at once of one sdist", of_one_sdist, {"uv build": 0.2, "python -m build": 0.1}),
         Row(
             "one wheel, 5,000 files",
@@ -248,7 +264,9 @@ def measure(place: Place, row: Row, rounds: int) -> dict[str, list[float]]:
 
 def run_once(place: Place, contestant: Contestant) -> float:
     folder = Path(tempfile.mkdtemp(dir=place.folder))
-    trees = [make_tree(folder / f"tree{number}", contestant.files) for number in range(contestant.trees)]
+    trees = [folder / f"tree{number}" for number in range(contestant.trees)]
+    for tree in trees:
+        make_workspace(tree, contestant.packages) if contestant.packages else make_tree(tree, contestant.files)
     commands = []
     for number in range(contestant.at_once):
         out = folder / f"out{number}"
@@ -279,6 +297,20 @@ def make_tree(path: Path, files: int) -> Path:
         for number in range(files):
             (path / "many" / f"module{number}.py").write_text("")
     return path
+
+
+def make_workspace(path: Path, packages: int) -> None:
+    """Make a workspace of projects with setuptools that need nothing of each other."""
+    path.mkdir()
+    (path / "pyproject.toml").write_text('[tool.uv.workspace]\nmembers = ["packages/*"]\n')
+    for number in range(packages):
+        tree = path / "packages" / f"package{number:02}"
+        tree.mkdir(parents=True)
+        (tree / "pyproject.toml").write_text(
+            '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+            f'[project]\nname = "{tree.name}"\nversion = "1.0"\n[tool.setuptools]\npy-modules = ["{tree.name}"]\n'
+        )
+        (tree / f"{tree.name}.py").write_text("value = 1\n")
 
 
 def print_table(measured: Sequence[tuple[Row, dict[str, list[float]]]]) -> None:

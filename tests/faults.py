@@ -1,10 +1,12 @@
 """Builds in which one system call fails, or in which the process is killed at it, and what must be true afterwards.
 
 ``strace`` counts the calls of one name that a process makes, and has one of them fail or kills the process there. A
-clean run tells which calls there are. Only calls from the first one on that touches a file of the build are taken, and
-only those on such files, pipes, processes, memory and ``/proc``. Without the files of its own library Python cannot
-start or import anything, and what it says then is not ours. Where a build reads the same file a third time, or more of
-the files of an environment, no error is tried again. Each build starts from the same state, in a `Place` of its own.
+clean run tells which calls there are. Each build starts from the same state, in a `Place` of its own.
+
+What is left out: calls before the first one on a file of the build, and calls on files of the interpreter, its packages
+and the system, without which Python cannot start or import anything; calls of the threads of the frontend, of
+installers and of other programs; failures that a kernel does not answer with. A call that only reads is tried once for
+each file, and once for the tree and for an environment. A scenario leaves out what an earlier one has.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import NamedTuple
 
 from lockbuild.environments.contents import look_at
 from lockbuild.environments.store import generations
-from wheelhouse import Wheelhouse
+from wheelhouse import CACHE_COMMAND, Wheelhouse
 from witness import PATIENCE, make_witness_tree, wait_until
 
 # The calls that can fail in these ways on a working system. `close` is none: it always closes.
@@ -66,7 +68,7 @@ _WORKING_DIRECTORY = re.compile(r'AT_FDCWD<[^>]*>, (?="/)')
 _OUR_TRACEBACK = re.compile(r'File "[^"]*/src/lockbuild/|bug in lockbuild')
 
 
-# What is no failure: where it was, and what the daily clean-up removes.
+# What is no failure: where it was, and what the daily clean-up has removed.
 TOLERATED = {"at", "left by a killed build"}
 
 
@@ -286,8 +288,13 @@ class Place:
             wrong["succeeds without an artifact"] = words
         left = [*(self.folder / "tmp").iterdir(), *(path for path in made if path.name.startswith("."))]
         left = [path for path in left if not _LOCKS.fullmatch(path.name)]
+        if left and fault.error == "KILL":
+            wrong["left by a killed build"] = str(left)
+            subprocess.run([*CACHE_COMMAND, "prune"], env=self.environ, stdout=subprocess.DEVNULL, check=True)
+            # No clean-up knows the out-dirs of users: a hidden file stays there.
+            left = [path for path in left if path.exists() and path.parent != self.folder / "out"]
         if left and fault.call not in _REMOVING:
-            wrong["left by a killed build" if fault.error == "KILL" else "left"] = str(left)
+            wrong["left"] = str(left)
         if _OUR_TRACEBACK.search(words):
             wrong["tracebacks"] = words
         if fault.error == "ENOSPC" and done.returncode and "No space left on device" not in words:

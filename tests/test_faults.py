@@ -1,6 +1,6 @@
 """Whatever fails or is killed, at whichever system call: nothing is torn, broken, locked or left.
 
-``FAULTS=all`` tries every fault, which takes about ten minutes; ``-rP`` shows the counts. Another value is the seed
+``FAULTS=all`` tries every fault, which takes a quarter of an hour; ``-rP`` shows the counts. Another value is the seed
 of a sample.
 """
 

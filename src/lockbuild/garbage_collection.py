@@ -86,11 +86,14 @@ def list_built_artifacts(cache_dir: str | None = None) -> list[Entry]:
     return _last_used_first(found)
 
 
-def prune_environments(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
+def prune_environments(
+    older_than: float = UNUSED_SECONDS, cache_dir: str | None = None, *, only_newest: bool = False
+) -> int:
     """
     Remove environments that are not in use and were last used more than ``older_than`` seconds ago; return how many.
 
-    An environment that another process is making stays.
+    With ``only_newest``, all but the newest of each key are removed, too. An environment that another process is making
+    stays.
     """
     from lockbuild.environments.store import generations, remove_unused
 
@@ -101,18 +104,36 @@ def prune_environments(older_than: float = UNUSED_SECONDS, cache_dir: str | None
             # Removes the files of users that were killed.
             generation.is_used()
         _remove_hidden(folder, older_than)
-        removed += len(remove_unused(folder, keep=lambda generation: generation.last_used() > oldest))
+        complete = [each for each in generations(folder) if each.read_resolution()]
+        kept = {each for each in complete[: 1 if only_newest else None] if each.last_used() > oldest}
+        removed += len(remove_unused(folder, keep=kept.__contains__))
         if not generations(folder):
             shutil.rmtree(folder, ignore_errors=True)
     return removed
 
 
 def prune_unpacked_wheels(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
-    """Remove unpacked wheels that were last installed more than ``older_than`` seconds ago; return how many."""
+    """
+    Remove unpacked wheels that were last installed more than ``older_than`` seconds ago; return how many.
+
+    Those of kept environments stay: such an environment is made again of them.
+    """
+    from lockbuild.environments.store import generations
     from lockbuild.wheels.store import remove_if_unused
 
     oldest = time.time() - older_than
-    return sum(remove_if_unused(folder, oldest) for folder in _idle_folders(cache_dir, wheel_folder))
+    needed = {
+        digest
+        for folder in key_folders(cache_dir, environment_folder, to_write=False)
+        for generation in generations(folder)
+        if (resolution := generation.read_resolution())
+        for digest in (resolution.wheels or {}).values()
+    }
+    return sum(
+        remove_if_unused(folder, oldest)
+        for folder in _idle_folders(cache_dir, wheel_folder)
+        if os.path.basename(folder) not in needed
+    )
 
 
 def prune_built_artifacts(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:

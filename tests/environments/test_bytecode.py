@@ -148,6 +148,22 @@ def test_the_notes_are_those_of_the_files_that_are_there(tmp_path: Path) -> None
     assert [*json.loads(notes.read_text())] == [f"/__pycache__/{whole.name}"]
 
 
+def test_bytecode_that_lost_its_time_is_kept_if_it_is_what_it_was(tmp_path: Path) -> None:
+    generation, _ = _generation(tmp_path)
+    same, other = _compiled(generation, "same"), _compiled(generation, "other")
+    verify(generation)
+    content = other.read_bytes()
+    other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for path in (same, other):
+        os.utime(path, (1, 1))
+    assert keep_verified(generation, look_at(generation.path).bytecode)
+    assert same.exists()
+    assert not other.exists()
+    # Its new time is noted.
+    size, changed, _ = json.loads((tmp_path / "1.bytecode").read_text())[f"/__pycache__/{same.name}"]
+    assert [size, changed] == [same.stat().st_size, same.stat().st_mtime_ns]
+
+
 def test_what_another_build_removes_meanwhile_is_no_error(tmp_path: Path) -> None:
     generation, _ = _generation(tmp_path)
     assert keep_verified(generation, {"/__pycache__/gone.pyc": [1, 1]})

@@ -129,7 +129,7 @@ def test_after_a_maker_was_killed_at_any_moment_a_build_succeeds_and_clears_up(t
     # What was killed after it was complete may be used; it is whole like any other.
     environment = the_environment(tree)
     manifest = json.loads(Path(f"{environment}.json").read_text())
-    assert look_at(str(environment)).digest == manifest["contents"]
+    assert look_at(str(environment)).digest == manifest["seen"]
     assert manifest["packages"] == {"probe-backend": "1.0"}
     # Only the file of the killed user is left, until the environment itself is removed.
     assert all(path.parent == Path(f"{environment}.users") for path in tree.debris())
@@ -418,7 +418,7 @@ def test_an_interpreter_that_is_gone_is_noticed(tree: ProbeTree) -> None:
     manifest = json.loads(manifest_file.read_text())
     (environment / "bin" / "python").unlink()
     (environment / "bin" / "python").symlink_to(environment / "gone")
-    manifest["contents"] = look_at(str(environment)).digest
+    manifest["seen"] = look_at(str(environment)).digest
     manifest_file.write_text(json.dumps(manifest))
     assert created(tree.build()) == 1
 
@@ -628,7 +628,13 @@ def test_without_an_old_environment_an_index_that_cannot_be_reached_is_an_error(
 @pytest.mark.slow
 def test_a_changed_environment_is_not_used_when_the_index_cannot_be_reached(tree: ProbeTree) -> None:
     env = _make_old(tree)
+    changed = the_environment(tree)
+    _add_package(changed)
+    # Another one is made of the same wheels, if they are unpacked.
+    tree.build(env=env)
+    assert tree.prefixes()[-1] == str(the_environment(tree)) != str(changed)
     _add_package(the_environment(tree))
+    shutil.rmtree(tree.cache / "wheels")
     assert "ERROR" in tree.build(env=env, status=1)
 
 

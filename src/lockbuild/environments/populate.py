@@ -44,21 +44,30 @@ _FULL = os.strerror(errno.ENOSPC)
 
 
 def populate(
-    generation: Generation, wanted: EnvironmentRequest, key: EnvironmentKey, variables: Mapping[str, str]
+    generation: Generation,
+    wanted: EnvironmentRequest,
+    key: EnvironmentKey,
+    variables: Mapping[str, str],
+    resolution: Manifest | None = None,
 ) -> Manifest:
     """
     Make an environment in the folder of a generation; return its manifest, whose contents are still to be digested.
 
-    ``variables`` are those of the installer's environment beside ours. Raises what `build` raises, and
-    what `lockbuild.environments.resolve.fill` raises.
+    ``variables`` are those of the installer's environment beside ours. With a resolution, no installer runs: the
+    environment gets the same wheels. Raises what `build` raises, and what `lockbuild.environments.resolve` raises.
     """
-    made = time.time()
+    made = time.time() if resolution is None else resolution.made
+    wheels: Mapping[str, str] | None = {}
     try:
         with forward_log(wanted.reporter, wanted.build.verbosity), killing_descendants():
             environment = isolated_environment(wanted.build.installer, generation.path).__enter__()
             paths = _paths(environment.path)
-            if wanted.requirements:
-                _install(environment, paths, wanted, key, variables)
+            if resolution and resolution.wheels:
+                from lockbuild.environments.resolve import fill_again
+
+                wheels = fill_again(environment, paths, wanted, resolution.wheels)
+            elif wanted.requirements:
+                wheels = _install(environment, paths, wanted, key, variables)
     except InstallerError as error:
         if _FULL in error.output:
             raise OSError(errno.ENOSPC, _FULL, generation.path) from error
@@ -73,7 +82,8 @@ def populate(
         packages=packages,
         required={name: version for name, version in sorted(packages.items()) if name in names},
         contents="",
-        sources=digest_of_sources(key.sources, packages, made),
+        sources=digest_of_sources(key.sources, packages, made) if resolution is None else resolution.sources,
+        wheels=wheels,
     )
 
 
@@ -83,7 +93,8 @@ def _install(
     wanted: EnvironmentRequest,
     key: EnvironmentKey,
     variables: Mapping[str, str],
-) -> None:
+) -> Mapping[str, str] | None:
+    """Install what is required; return the wheels of the store that are in the environment, if they are known."""
     log_requirements(wanted.requirements)
     constraints, staging = wanted.constraints_for_installer(), wanted.staging()
     if wanted.build.installer == "uv":
@@ -91,15 +102,15 @@ def _install(
         options = [_REINSTALL] if wanted.wheels or any(map(describe_source, key.sources)) else []
         files = written((), constraints, staging)
         install_with_uv(environment, [*options, *wanted.requirements, *files], variables)
-        return
+        return None
     from lockbuild.environments.resolve import can_fill, fill
 
     if can_fill(wanted):
-        fill(environment, paths, wanted, variables)
-    else:
-        # What pip leaves there when it is killed is removed with the staging folder.
-        files = written(wanted.requirements, constraints, staging)
-        install_with_pip(environment, files, {**variables, "TMPDIR": staging})
+        return fill(environment, paths, wanted, variables)
+    # What pip leaves there when it is killed is removed with the staging folder.
+    files = written(wanted.requirements, constraints, staging)
+    install_with_pip(environment, files, {**variables, "TMPDIR": staging})
+    return None
 
 
 def _paths(environment: str) -> dict[str, str]:

@@ -48,11 +48,16 @@ class Manifest(NamedTuple):
     packages: Mapping[str, str]
     """Versions by normalized name."""
     contents: str
-    """A digest of its files when it was complete: see `lockbuild.environments.contents`."""
+    """A digest of its files when it was complete: see `digest_of_contents`."""
     sources: str
     """A digest of the local distributions that it was made of: see `lockbuild.environments.local`."""
     required: Mapping[str, str] = {}
     """Of the packages, those that the requirements name."""
+    wheels: Mapping[str, str] | None = None
+    """The SHA-256 of each wheel that it was filled with, by the name of its file; ``None`` for what an installer has
+    installed itself. They are in the store of unpacked wheels."""
+    seen: str = ""
+    """The digest of `Contents` when its files last were those of ``contents``."""
 
 
 class Generation(NamedTuple):
@@ -78,12 +83,17 @@ class Generation(NamedTuple):
 
     def read_manifest(self) -> Manifest | None:
         """Return the manifest, or ``None`` while there is none, or where it is damaged or of another version."""
+        manifest = self.read_resolution()
+        return manifest if manifest and self._has(manifest) else None
+
+    def read_resolution(self) -> Manifest | None:
+        """Return the manifest even if the whole store was moved: it still says what the requirements resolved to."""
         try:
             content = read_json(self.manifest_path)
             manifest = Manifest(**{**content, "requirements": tuple(content["requirements"])})
         except (TypeError, KeyError):
             return None
-        return manifest if _is_sound(manifest) and self._has(manifest) else None
+        return manifest if _is_sound(manifest) else None
 
     def _has(self, manifest: Manifest) -> bool:
         """Tell whether the interpreter that a manifest names lies in this environment, under any path to it."""
@@ -233,8 +243,9 @@ def remove_unused(folder: str, keep: Callable[[Generation], bool]) -> list[Gener
 def _is_sound(manifest: Manifest) -> bool:
     """Tell whether each field of a manifest has its type. What NaN is compared with is false."""
     texts: list[object] = [manifest.python_executable, manifest.scripts, manifest.contents, manifest.sources]
+    texts.append(manifest.seen)
     texts += manifest.requirements
-    for versions in (manifest.packages, manifest.required):
+    for versions in (manifest.packages, manifest.required, {} if manifest.wheels is None else manifest.wheels):
         if not isinstance(versions, dict):
             return False
         texts += [*versions, *versions.values()]
