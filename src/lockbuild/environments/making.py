@@ -26,8 +26,6 @@ from lockbuild.environments.populate import populate
 from lockbuild.environments.store import Generation, Manifest, age_in_words, generations, new_generation, remove_unused
 from lockbuild.errors import CacheFolderError, InstallerError, shown
 from lockbuild.locks.nesting import environment_for_hooks
-from lockbuild.wheels.links import separate
-from lockbuild.wheels.store import WheelMissingError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterator, Sequence
@@ -52,7 +50,9 @@ def make_again(lock: DirectoryLock, key: EnvironmentKey, wanted: EnvironmentRequ
     resolved, resolution = known
     if not resolution.wheels:
         return False
+    # Not for uv, whose environments have no such wheels: these take longer than all the rest of this.
     from lockbuild.environments.resolve import can_fill_again
+    from lockbuild.wheels.store import WheelMissingError
 
     if not can_fill_again(wanted, resolution.wheels):
         return False
@@ -144,6 +144,8 @@ def _complete(generation: Generation, manifest: Manifest, installer: Installer) 
     them itself, that would take as long, and the hook host could not start meanwhile.
     """
     if installer == "uv":
+        from lockbuild.wheels.links import separate
+
         separate(generation.path)
     seen = look_at(generation.path).digest
     generation.write_manifest(manifest._replace(seen=seen, contents=digest_of_contents(generation.path)))
