@@ -89,16 +89,19 @@ class HookRunner:
         """End the host, and with it a hook that still runs."""
         host, self._host = self._host, None
         output, self._output = self._output, []
+        has_ended = False
         try:
-            if host is not None and not host.end():
-                for lock in self._locks:
-                    lock.leave_to_heirs()
-                # Otherwise the host waits for the builds that its hooks have left running.
-                for path in self._lent if host.was_killed else ():
-                    take_back(path)
+            has_ended = host is None or host.end()
         finally:
+            # Also where an interruption ends the wait for the host.
+            for lock in () if has_ended else self._locks:
+                lock.leave_to_heirs()
             for file in output:
                 file.close()
+        if host is not None and not has_ended and host.was_killed:
+            # Otherwise the host waits for the builds that its hooks have left running.
+            for path in self._lent:
+                take_back(path)
 
     @contextlib.contextmanager
     def under(self, locks: Sequence[InheritableLock], *, keeps_host: bool = False) -> Iterator[None]:
