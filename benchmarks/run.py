@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +42,16 @@ backend.build_wheel(out, {})
 """
 
 
+# Installs a frontend into a new environment and builds with it, as a job in a fresh container does.
+IN_A_CONTAINER = (
+    '"$NEW/bin/python" -m pip install --quiet "$PACKAGE" && exec "$NEW/bin/python" -m "$0" --wheel -o "$1" "$2"'
+)
+
+
+# The packages of a workspace, one command after the other.
+ONE_BY_ONE = 'for tree in "$2"/packages/*; do "$0" --wheel -o "$1" "$tree" || exit; done'
+
+
 @dataclass(frozen=True)
 class Contestant:
     """A command and how often it runs at once, each run with a tree and an out-dir of its own or a common tree."""
@@ -51,6 +61,8 @@ class Contestant:
     at_once: int = 1
     trees: int = 1
     files: int = 1
+    packages: int = 0
+    """How many packages its tree has, which is then a workspace."""
     prepare: Callable[[], Mapping[str, str]] = dict
     """Makes what a run needs, and returns variables for it."""
 
@@ -122,6 +134,22 @@ def rows(place: Place) -> list[Row]:
     def empty_cache() -> Mapping[str, str]:
         return {"LOCKBUILD_CACHE_DIR": tempfile.mkdtemp(dir=place.folder)}
 
+    def without_bytecode() -> Mapping[str, str]:
+        return {"PYTHONDONTWRITEBYTECODE": "1"}
+
+    def fresh_container(package: str) -> Mapping[str, str]:
+        new = tempfile.mkdtemp(dir=place.folder)
+        place.run([sys.executable, "-m", "venv", f"{new}/venv"])
+        folders = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "LOCKBUILD_CACHE_DIR"), f"{new}/home")
+        return {**without_bytecode(), **folders, "NEW": f"{new}/venv", "PACKAGE": package}
+
+    def make_wheel() -> str:
+        folder = place.folder / "wheel"
+        if not folder.exists():
+            place.run([lockbuild, "--wheel", "-o", str(folder), str(ROOT)])
+        [wheel] = folder.iterdir()
+        return str(wheel)
+
     def make_floor() -> Mapping[str, str]:
         if not floor.exists():
             place.run([sys.executable, "-m", "venv", str(floor)])
@@ -147,6 +175,7 @@ def rows(place: Place) -> list[Row]:
         Contestant(each.name, [*each.command[:-1], str(sdist)], each.at_once, prepare=make_sdist)
         for each in three("--wheel", at_once=8)
     ]
+    workspace = ["--wheel", "--all-packages", "-o", "OUT", "TREE"]
     floor_command = [str(floor / "bin" / "python"), str(place.folder / "floor.py"), "TREE", "OUT"]
     return [
         Row(
@@ -155,14 +184,20 @@ def rows(place: Place) -> list[Row]:
             {"uv build": 0.32, "python -m build": 0.17, "floor": 1.4},
             rounds=5,
         ),
+        Row(
+            "one wheel, PYTHONDONTWRITEBYTECODE",
+            [replace(each, prepare=without_bytecode) for each in three("--wheel")],
+            {"uv build": 0.32},
+            rounds=3,
+        ),
         Row("sdist, and wheel from it", three(), {"uv build": 0.35, "python -m build": 0.17}, rounds=2),
         Row(
             "one wheel, empty cache, pip",
             [
                 Contestant("lockbuild", [lockbuild, "--wheel", "-o", "OUT", "TREE"], prepare=empty_cache),
-                Contestant("python -m build", [*build, "--wheel", "-o", "OUT", "TREE"]),
+                *three("--wheel")[1:],
             ],
-            {"python -m build": 1.0},
+            {"uv build": 1.15, "python -m build": 0.5},
             rounds=2,
         ),
         Row(
@@ -173,12 +208,32 @@ def rows(place: Place) -> list[Row]:
                 ),
                 Contestant("uv build", [uv, "build", "--wheel", "-o", "OUT", "TREE"]),
             ],
-            {"uv build": 1.1},
+            {"uv build": 0.7},
             rounds=3,
+        ),
+        Row(
+            "fresh container: pip install, one wheel",
+            [
+                Contestant(name, ["sh", "-c", IN_A_CONTAINER, module, "OUT", "TREE"], prepare=prepare)
+                for name, module, prepare in (
+                    ("lockbuild", "lockbuild", lambda: fresh_container(make_wheel())),
+                    ("python -m build", "build", lambda: fresh_container("build")),
+                )
+            ],
+            {"python -m build": 0.75},
         ),
         # python -m build loses some of them, so that its time would be no time.
         Row("10 at once of one tree", three("--wheel", at_once=10)[:2], {"uv build": 0.45}),
         Row("8 at once of 8 trees", three("--wheel", at_once=8, trees=8)[:2], {"uv build": 0.45}),
+        Row(
+            "30 packages of a workspace",
+            [
+                Contestant("lockbuild", [lockbuild, *workspace], packages=30),
+                Contestant("uv build", [uv, "build", *workspace], packages=30),
+                Contestant("one command each", ["sh", "-c", ONE_BY_ONE, lockbuild, "OUT", "TREE"], packages=30),
+            ],
+            {"uv build": 0.25, "one command each": 0.75},
+        ),
         Row("8 at once of one sdist", of_one_sdist, {"uv build": 0.2, "python -m build": 0.1}),
         Row(
             "one wheel, 5,000 files",
@@ -209,7 +264,9 @@ def measure(place: Place, row: Row, rounds: int) -> dict[str, list[float]]:
 
 def run_once(place: Place, contestant: Contestant) -> float:
     folder = Path(tempfile.mkdtemp(dir=place.folder))
-    trees = [make_tree(folder / f"tree{number}", contestant.files) for number in range(contestant.trees)]
+    trees = [folder / f"tree{number}" for number in range(contestant.trees)]
+    for tree in trees:
+        make_workspace(tree, contestant.packages) if contestant.packages else make_tree(tree, contestant.files)
     commands = []
     for number in range(contestant.at_once):
         out = folder / f"out{number}"
@@ -240,6 +297,20 @@ def make_tree(path: Path, files: int) -> Path:
         for number in range(files):
             (path / "many" / f"module{number}.py").write_text("")
     return path
+
+
+def make_workspace(path: Path, packages: int) -> None:
+    """Make a workspace of projects with setuptools that need nothing of each other."""
+    path.mkdir()
+    (path / "pyproject.toml").write_text('[tool.uv.workspace]\nmembers = ["packages/*"]\n')
+    for number in range(packages):
+        tree = path / "packages" / f"package{number:02}"
+        tree.mkdir(parents=True)
+        (tree / "pyproject.toml").write_text(
+            '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+            f'[project]\nname = "{tree.name}"\nversion = "1.0"\n[tool.setuptools]\npy-modules = ["{tree.name}"]\n'
+        )
+        (tree / f"{tree.name}.py").write_text("value = 1\n")
 
 
 def print_table(measured: Sequence[tuple[Row, dict[str, list[float]]]]) -> None:

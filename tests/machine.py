@@ -83,6 +83,12 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def children(pid: int) -> list[int]:
+    """Return the children of a process of one thread that have not ended."""
+    numbers = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [number for number in numbers if is_running(number)]
+
+
 def is_free(path: Path) -> bool:
     """Try the kernel's lock on a file or directory, as ``flock -n`` does."""
     import fcntl

@@ -398,6 +398,31 @@ def test_a_copy_into_the_folder_of_another_user_changes_no_file_that_his_links_l
     assert (status.st_mode & 0o777, status.st_mtime, status.st_size) == (0o600, 1_000_000_000, 0)
 
 
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_an_artifact_is_on_the_disk_before_it_gets_its_name(
+    staging: Path, tmp_path: Path, other_file_system: Path, is_copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, named = [], []
+    fsync, replace = os.fsync, os.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+
+    def noting_replace(source: str, target: str, *, src_dir_fd: int | None, dst_dir_fd: int | None) -> None:
+        status = os.stat(source, dir_fd=src_dir_fd)
+        named.append((status.st_ino, status.st_size))
+        assert named == synced
+        replace(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    write_wheel(staging / WHEEL)
+    (tmp_path / "out").mkdir()
+    publish(str(staging), WHEEL, str(other_file_system if is_copied else tmp_path / "out"))
+    assert len(named) == 1
+
+
 def test_what_is_copied_has_the_permissions_and_times_of_what_was_built(staging: Path, other_file_system: Path) -> None:
     wheel = write_wheel(staging / WHEEL)
     wheel.chmod(0o640)

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mdit_py_plugins.anchors import anchors_plugin
@@ -63,7 +64,7 @@ OPTIONS_OF_OTHERS = {
 }
 
 # Languages whose syntax is not checked here: Sphinx has to know them, or they are no code.
-UNCHECKED = {"", "text", "make", "groovy"}
+UNCHECKED = {"", "text", "make", "groovy", "dockerfile"}
 
 
 def parse(page: Path) -> list[Token]:
@@ -113,7 +114,7 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
     for block in blocks(page):
         if block.language in ("sh", "console"):
             yield from our_commands(shell_text(block))
-        elif block.language in ("make", "groovy"):
+        elif block.language in ("make", "groovy", "yaml", "dockerfile"):
             yield from our_commands(block.text)
 
 
@@ -201,6 +202,8 @@ def test_code_blocks_are_valid_in_their_language(page: Path) -> None:
                 tomllib.loads(text)
             case "ini":
                 configparser.ConfigParser(interpolation=None).read_string(text)
+            case "yaml":
+                yaml.safe_load(text)
             case "python":
                 compile(text, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             case "sh" | "console" if sys.platform == "win32":

@@ -264,7 +264,7 @@ def plant(tree: ProbeTree, honest: Path, evil: Path, trap: Path) -> None:
             content = json.loads(manifest.read_text())
             # It is found by the path that root's has while it is exchanged.
             content["python_executable"] = str(tree.cache / python.relative_to(evil))
-            content["contents"] = look_at(str(environment)).digest
+            content["seen"] = look_at(str(environment)).digest
             manifest.write_text(json.dumps(content))
     for path in (evil, *evil.rglob("*")):
         os.chown(path, MALLORY, MALLORY, follow_symlinks=False)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lockbuild.garbage_collection import prune_environments
+from machine import is_running
 from wheelhouse import ProbeTree, a_made_up_environment, make_unused
 from witness import wait_until
 
@@ -21,6 +23,28 @@ def _stamp(tree: ProbeTree) -> Path:
 def _let_a_day_pass(tree: ProbeTree) -> None:
     moment = time.time() - 86401
     os.utime(_stamp(tree), (moment, moment))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes FIFOs")
+def test_a_removal_takes_what_killed_builds_have_left_in_an_environment_that_stays(tree: ProbeTree) -> None:
+    killed = tree.start(env={"PROBE_GATE": str(tree.make_gate().path)})
+    hook = tree.wait_for_hook()
+    killed.kill()
+    killed.wait()
+    wait_until(lambda: not is_running(hook["pid"]) and not is_running(hook["ppid"]), "the end of host and hook")
+    [environment] = tree.environments()
+    make_unused(environment, 20)
+    before = Path(f"{environment}.users").stat().st_mtime
+    hidden = environment.with_name(f".{environment.name}.json.0123456789abcdef.tmp")
+    hidden.touch()
+    young = environment.with_name(f".{environment.name}.json.0000000000000000.tmp")
+    young.touch()
+    os.utime(hidden, (before, before))
+    assert len(tree.debris()) == 3
+    assert prune_environments() == 0
+    assert tree.debris() == [young]
+    # It has not been used for as long as before.
+    assert Path(f"{environment}.users").stat().st_mtime == before
 
 
 @pytest.mark.slow

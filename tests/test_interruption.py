@@ -22,7 +22,7 @@ from witness import WitnessTree
 _IN_CLEANUP = """
 import fnmatch, os, runpy, signal, sys
 def interrupt(event, arguments):
-    if event == "shutil.rmtree":
+    if event == "shutil.rmtree" and os.path.isdir(arguments[0]):
         if fnmatch.filter([os.path.basename(arguments[0]), *os.listdir(arguments[0])], os.environ["NAME"]):
             signal.raise_signal(signal.SIGINT)
 sys.addaudithook(interrupt)

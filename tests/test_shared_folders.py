@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.locks import DirectoryLock
+from lockbuild.locks import DirectoryLock, LockRequest
 from machine import error_line, linux_only, second_tree, wait_until_it_waits
 from witness import LOCKBUILD, PATIENCE, Gate, WitnessTree, wait_until
 
@@ -119,7 +119,8 @@ def test_a_folder_that_is_removed_and_made_again_between_two_steps_is_locked(
             raise FileNotFoundError(path)
 
     monkeypatch.setattr(os, "makedirs", make)
-    with DirectoryLock(tmp_path / "env", cache_dir=tmp_path / "cache", create=True) as lock:
+    folder = str(tmp_path / "env")
+    with DirectoryLock(LockRequest(folder, folder, tmp_path / "cache", create=True)) as lock:
         assert lock.held is not None
     assert disturbed
 
@@ -129,11 +130,11 @@ def test_an_env_dir_that_its_holder_removes_all_the_time_is_made_again(tree: Wit
     """Who waits finds the folder gone, or another one of the name; the caches differ, so no lock file helps."""
     program = """\
 import os, shutil, sys
-from lockbuild.locks import DirectoryLock
+from lockbuild.locks import DirectoryLock, LockRequest
 
 folder, mark, cache = sys.argv[1:]
 for _ in range(150):
-    with DirectoryLock(folder, cache_dir=cache, create=True):
+    with DirectoryLock(LockRequest(folder, folder, cache, create=True)):
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
         assert os.listdir(folder) == []
         os.mkdir(os.path.join(folder, "bin"))

@@ -21,6 +21,7 @@ from packaging.version import Version
 
 from lockbuild.locks import SourceTreeLock
 from machine import interpreters
+from screen import on_screen, terminal
 from wheelhouse import Wheelhouse, processes_naming
 from witness import PATIENCE, WitnessTree, wait_until
 
@@ -73,6 +74,29 @@ def build_editable(*arguments):
         return witness_backend.build_editable(*arguments)
 """
 
+_EXTERNAL_SDIST = f"""
+deps = needed
+
+[testenv:external]
+package = external
+
+[testenv:.pkg_external]
+allowlist_externals = *
+commands = {sys.executable} -m lockbuild --sdist --out-dir {{env_tmp_dir}} {{tox_root}}
+package_glob = {{env_tmp_dir}}{{/}}*.tar.gz
+"""
+
+_FLAT_SDIST = """
+def build_sdist(sdist_directory, config_settings=None):
+    with open("PKG-INFO", "w") as file:
+        file.write(_dist_info()["METADATA"])
+    name = f"witness-{VERSION}.tar.gz"
+    with tarfile.open(os.path.join(sdist_directory, name), "w:gz") as archive:
+        for path in ("pyproject.toml", "PKG-INFO"):
+            archive.add(path)
+    return name
+"""
+
 # Tells that an environment is about to install the package, and waits for leave to do so.
 _GATE_BEFORE_INSTALLATION = """
 import os
@@ -104,6 +128,7 @@ def start_tox(
     env: dict[str, str | None] | None = None,
     gate: Path | None = None,
     python: str = sys.executable,
+    output: int = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
     # These tests may themselves run under tox, whose variables would be taken for options.
     without: dict[str, str | None] = {name: None for name in os.environ if name.startswith("TOX")}
@@ -111,7 +136,7 @@ def start_tox(
         [python, "-m", "tox", *words],
         cwd=project.path,
         env=project.environ(without | (env or {}), gate),
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
@@ -194,6 +219,32 @@ def test_two_work_directories_over_one_tree_are_built_in_turns_and_tox_tells_of_
     assert len(project.entered("build_wheel")) == 2
 
 
+def test_tox_in_parallel_tells_of_a_wait_while_it_lasts(project: WitnessTree) -> None:
+    with SourceTreeLock(project.path):
+        tox = start_tox(project, "p", "-e", "a,b")
+        read = read_until(tox, WAITING)
+        assert project.log() == []
+    out = finish(tox, read=read)
+    # Once: not again with what tox has kept back.
+    assert out.count(f"{WAITING}{project.path}, held by ") == 1
+    assert "a: OK" in out
+    assert "b: OK" in out
+
+
+def test_on_a_terminal_the_line_of_a_wait_stands_above_the_spinner(project: WitnessTree) -> None:
+    with terminal() as (descriptor, received):
+        with SourceTreeLock(project.path):
+            # Where CI is set tox has no spinner.
+            tox = start_tox(project, "p", "-e", "a", env={"CI": None}, output=descriptor)
+            wait_until(lambda: WAITING.encode() in b"".join(received), "the line of the wait")
+        assert tox.wait(PATIENCE) == 0
+        wait_until(lambda: b"evaluation" in b"".join(received) or b"congrat" in b"".join(received), "the last line")
+    lines = on_screen(b"".join(received))
+    assert [line for line in lines if WAITING in line] == [
+        line for line in lines if line.startswith(f".pkg: {WAITING}{project.path}, held by ")
+    ]
+
+
 def test_two_tox_processes_at_once_over_one_work_directory_both_pass(project: WitnessTree) -> None:
     several = start_tox(project, "p", "-e", "a,b,editable")
     one = start_tox(project, "run", "-e", "c")
@@ -248,11 +299,45 @@ def test_deps_of_the_packaging_environment_are_the_error_that_they_are_in_tox(pr
     assert project.log() == []
 
 
+def test_where_an_external_sdist_is_built_with_deps_its_metadata_is_still_read(
+    project: WitnessTree, tmp_path: Path
+) -> None:
+    wheelhouse = Wheelhouse(tmp_path / "wheelhouse")
+    wheelhouse.folder.mkdir()
+    wheelhouse.add_wheel("needed")
+    with (project.path / "tox.ini").open("a") as file:
+        file.write(_EXTERNAL_SDIST)
+    offline: dict[str, str | None] = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse.folder)}
+    out = run_tox(project, "run", "-e", "external", env=offline)
+    assert out.count(" -m lockbuild --metadata ") == 1
+    assert "version 1.0" in out
+
+
 @pytest.mark.skipif(Version(version("tox")) < Version("4.67"), reason="an older tox itself fails for such a tree")
-def test_a_tree_that_cannot_be_built_is_one_line_also_for_an_editable_wheel(project: WitnessTree) -> None:
+@pytest.mark.parametrize("package", ["editable", "editable-legacy"])
+def test_a_tree_that_cannot_be_built_is_one_line_also_for_an_editable_installation(
+    project: WitnessTree, package: str
+) -> None:
     (project.path / "pyproject.toml").write_text("[build-system]\nrequires = 3\n")
-    out = run_tox(project, "run", "-e", "editable", status=1)
-    assert "ERROR Failed to validate `build-system` in pyproject.toml" in out
+    out = run_tox(project, "run", "-e", "editable", "-x", f"testenv:editable.package={package}", status=1)
+    assert "Failed to validate `build-system` in pyproject.toml" in out
+    assert "Traceback" not in out
+
+
+def test_a_requirement_that_is_none_is_one_line_for_a_legacy_editable_installation(project: WitnessTree) -> None:
+    (project.path / "pyproject.toml").write_text(_PYPROJECT.replace("requires = []", 'requires = ["?"]'))
+    out = run_tox(project, "run", "-e", "a", "-x", "testenv.package=editable-legacy", status=1)
+    assert f"cannot build {project.path}: Expected package name" in out
+    assert "Traceback" not in out
+
+
+def test_an_sdist_without_one_folder_is_refused_in_one_line_when_a_wheel_is_built_from_it(
+    project: WitnessTree,
+) -> None:
+    with (project.path / "witness_backend.py").open("a") as file:
+        file.write(_FLAT_SDIST)
+    out = run_tox(project, "run", "-e", "a", "-x", "testenv.package=sdist-wheel", status=1)
+    assert "must contain a single top-level directory, got: ['PKG-INFO', 'pyproject.toml']" in out
     assert "Traceback" not in out
 
 
@@ -390,6 +475,21 @@ def test_a_wheel_for_another_python_is_built_by_lockbuild_under_that_python(proj
     assert f".pkg-cpython{major}{minor}/bin/python -P -m lockbuild --wheel " in out
     assert out.count("version 1.0") == 2
     project.assert_no_overlap()
+
+
+def test_wheels_for_two_pythons_are_built_in_parallel_environments(project: WitnessTree) -> None:
+    others = [(python, version) for python, version in interpreters() if version != sys.version_info[:2]]
+    if not others:
+        pytest.skip("there is no second version of Python on this machine")
+    python, (major, minor) = others[-1]
+    names = ("a", f"py{major}{minor}", "editable")
+    out = run_tox(project, "p", "-e", ",".join(names), "--discover", python)
+    assert all(f"{name}: OK" in out for name in names)
+    # The witness builds an editable wheel as it builds another one.
+    assert len(project.entered("build_wheel")) == 3
+    assert (project.path / ".tox" / f".pkg-cpython{major}{minor}" / "bin").exists()
+    project.assert_no_overlap()
+    assert folders_of_sessions(project) == []
 
 
 def test_it_builds_with_uv_where_tox_uv_is_installed(project: WitnessTree, tmp_path: Path) -> None:

@@ -164,6 +164,12 @@ def test_a_warm_build_never_imports_what_is_large(tree: ProbeTree) -> None:
     assert not large & run(tree).after
 
 
+def test_uv_is_started_without_importing_the_installer_of_wheels(tree: ProbeTree) -> None:
+    """The first process of a build without a kept environment is the installer."""
+    assert "lockbuild.wheels.install" not in run(tree, "--installer", "uv").before
+    assert "lockbuild.wheels.install" in run(tree).before
+
+
 def test_the_version_is_told_without_importing_the_frontend() -> None:
     imports = "import lockbuild.commands.program, lockbuild.commands.build"
     code = f"import sys; sys.path += sys.argv[1:]; {imports}; print(*sys.modules)"

@@ -330,6 +330,17 @@ def served(wheelhouse: Wheelhouse) -> Iterator[Index]:
         index.stop()
 
 
+_JSON = "application/vnd.pypi.simple.v1+json"
+
+
+def _page(project: str, names: list[str], uploaded: Mapping[str, str]) -> bytes:
+    """Return the page of a project as JSON (PEP 691)."""
+    files = [{"filename": n, "url": f"/files/{n}", "hashes": {}, "upload-time": uploaded[n]} for n in names]
+    versions = [name.split("-")[1] for name in names]
+    page = {"meta": {"api-version": "1.1"}, "name": project, "versions": versions, "files": files}
+    return json.dumps(page).encode()
+
+
 class Index:
     """A simple index on 127.0.0.1 that notes what it was asked for."""
 
@@ -337,6 +348,8 @@ class Index:
         self.requests: list[str] = []
         self.fragment = ""
         """What is appended to the address of each file: a digest."""
+        self.uploaded: dict[str, str] = {}
+        """When files were uploaded, by their names (PEP 700). Empty for an index that does not tell."""
         index, folder = self, wheelhouse.folder
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -345,17 +358,24 @@ class Index:
                 kind, _, name = self.path.strip("/").partition("/")
                 if kind == "simple":
                     names = [path.name for path in folder.iterdir() if _project(path.name) == name]
+                    if index.uploaded:
+                        self._answer(200, _JSON, _page(name, sorted(names), index.uploaded))
+                        return
                     lines = [f'<a href="/files/{each}{index.fragment}">{each}</a>\n' for each in sorted(names)]
                     self._answer(200 if names else 404, "text/html", "".join(lines).encode())
                 else:
                     self._answer(200, "application/octet-stream", (folder / name).read_bytes())
+
+            # uv asks for one before it gets a file.
+            do_HEAD = do_GET  # noqa: N815
 
             def _answer(self, status: int, kind: str, content: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                if self.command == "GET":
+                    self.wfile.write(content)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -403,9 +423,9 @@ def a_made_up_environment(tree: ProbeTree, number: int = 1) -> Path:
     tree.store.mkdir(parents=True, mode=0o700, exist_ok=True)
     Path(generation.path, "bin").mkdir(parents=True)
     Path(generation.users_path).mkdir()
-    scripts, contents = f"{generation.path}/bin", look_at(generation.path).digest
+    scripts, seen = f"{generation.path}/bin", look_at(generation.path).digest
     generation.write_manifest(
-        Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, contents, digest_of_sources((), ()))
+        Manifest(time.time(), f"{scripts}/python", scripts, ("made-up",), {}, "", digest_of_sources((), ()), seen=seen)
     )
     return Path(generation.path)
 

@@ -13,6 +13,7 @@ Settings that a hook is given are in WITNESS_LOG, too: "settings PID JSON".
 
 import base64
 import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -133,7 +134,7 @@ def build_sdist(sdist_directory, config_settings=None):
         _wait_at_gate()
         name = f"witness-{VERSION}.tar.gz"
         with tarfile.open(os.path.join(sdist_directory, name), "w:gz") as archive:
-            for path in ("pyproject.toml", "witness_backend.py"):
+            for path in ("pyproject.toml", *sorted(glob.glob("*.py"))):
                 archive.add(path, f"witness-{VERSION}/{path}")
             metadata = _dist_info()["METADATA"].encode()
             info = tarfile.TarInfo(f"witness-{VERSION}/PKG-INFO")

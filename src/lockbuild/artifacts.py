@@ -1,8 +1,9 @@
 """Artifacts on their way from a backend to the out-dir.
 
 A backend writes into a staging folder, outside the source tree and the out-dir. lockbuild links or copies each complete
-artifact to a hidden name in the out-dir, and then renames it. So a file with a final name is always complete, and a
-failed build leaves nothing behind. It belongs to the group, and has the ACL, that the out-dir gives to new files.
+artifact to a hidden name in the out-dir, syncs it, and then renames it. So a file with a final name is always complete,
+even after a power failure, and a failed build leaves nothing behind. It belongs to the group, and has the ACL, that the
+out-dir gives to new files.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 from lockbuild.errors import ArtifactError, OutDirError, shown
-from lockbuild.files import digest_of_file, hidden_beside, link, new_file, write_whole
+from lockbuild.files import digest_of_file, hidden_beside, link, new_file, sync, write_whole
 from lockbuild.folders import Folder, named_folder
 from lockbuild.request import Artifact, Distribution, Timing
 
@@ -27,6 +28,9 @@ _SUFFIXES = (".whl", ".tar.gz")
 
 # Opens an existing file, device or pipe for writing.
 _INTO = os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
+
+# Opens a file in the staging folder to have it written to the disk.
+_FROM = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 # How many bytes of a file to read at a time.
 _COPY_SIZE = 1 << 20
@@ -126,12 +130,26 @@ def _publish_entry(source: str, folder: Folder) -> None:
             # A link keeps the group and the ACL of the staging folder. Only a new file gets those of the out-dir.
             if _has_other_access(source, folder) or not _linked(source, hidden, dir_fd):
                 _copy(source, hidden, folder)
+            else:
+                _sync(source)
             os.replace(hidden, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError as error:
         if error.errno and (error.filename, error.filename2) != (source, None):
             # It names the hidden file, or two files, or none; the user knows the target.
             raise OSError(error.errno, error.strerror, os.path.join(folder.path, name)) from error
         raise
+
+
+def _sync(path: str) -> None:
+    try:
+        descriptor = os.open(path, _FROM)
+    except OSError:
+        # It is a link, or may not be read, and was published as it is.
+        return
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _has_other_access(source: str, folder: Folder) -> bool:
@@ -184,6 +202,7 @@ def _copy(source: str, target: str, folder: Folder) -> None:
                     if not has_acl:
                         os.fchmod(written.fileno(), mode)
                 os.utime(written.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            sync(written.fileno())
     if dir_fd is None:
         shutil.copystat(source, target)
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from lockbuild.artifacts import publish
@@ -29,6 +28,7 @@ from lockbuild.console import Console
 from lockbuild.errors import LockbuildError
 from lockbuild.locks import SourceTreeLock
 from lockbuild.settings import LOCK_TIMEOUT_VARIABLE, from_environment, seconds
+from lockbuild.staging import Staging
 
 try:
     from setuptools import build_meta as _setuptools
@@ -141,7 +141,7 @@ def _locked_tree() -> Iterator[None]:
 def _published(build: Callable[[str], str], directory: str) -> str:
     """Build an artifact elsewhere and publish it whole in a directory; return its name there."""
     os.makedirs(directory, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="lockbuild-", ignore_cleanup_errors=True) as staging:
-        name = build(staging)
-        publish(staging, name, directory)
+    with Staging() as staging:
+        name = build(staging.path)
+        publish(staging.path, name, directory)
         return name

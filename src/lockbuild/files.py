@@ -9,6 +9,7 @@ that is killed in between leaves it; `remove_left_over` removes it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from typing import BinaryIO, TextIO
 
+# The errors of a disk, an inode table or a quota that is full.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 # For a new file. O_EXCL refuses a link by itself (POSIX); O_NOFOLLOW does no harm.
@@ -26,11 +30,31 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
 # For a file to read, in whose place there may be a FIFO: that must not make us wait.
 _OLD = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
 
+# What a file system says that cannot sync, and Windows for a file that is open for reading.
+_NO_SYNC = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS})
+
 # A hidden name is a dot, this many bytes of the name, a dot, this many random digits, and the end. It is shorter than
 # the limit of any file system in use; the lowest is 143 bytes (eCryptfs).
 _BEGINNING = 60
 _RANDOM = 16
 _END = ".tmp"
+_HIDDEN = _RANDOM + len(_END)
+
+
+@contextlib.contextmanager
+def errors_naming(path: str) -> Iterator[None]:
+    """
+    Have system errors name this path.
+
+    What is written to has no name any more, and the hidden name of a file, or its name in a folder that is open, says
+    nothing to a user.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not error.errno:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 @contextlib.contextmanager
@@ -57,7 +81,7 @@ def replacing(path: str, mode: int = 0o666, dir_fd: int | None = None) -> Iterat
 
     An exception leaves ``path`` as it was. ``mode`` is subject to the umask, as in `os.open`. Raises `OSError`.
     """
-    with hidden_beside(path, dir_fd) as hidden:
+    with errors_naming(path), hidden_beside(path, dir_fd) as hidden:
         with open(new_file(hidden, mode, dir_fd), "wb") as file:
             yield file
         os.replace(hidden, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
@@ -110,6 +134,15 @@ def link(source: str, path: str, source_dir_fd: int | None, dir_fd: int | None) 
         os.link(source, path, src_dir_fd=source_dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
 
 
+def sync(descriptor: int) -> None:
+    """Have a file written to the disk where its file system can do that. After a power failure, it is not empty."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
 def digest_of_file(path: str) -> str:
     """Return the SHA-256 of a file's contents, in hexadecimal. Raises `OSError`."""
     from hashlib import file_digest
@@ -121,12 +154,16 @@ def digest_of_file(path: str) -> str:
 def remove_left_over(folder: str, names: Collection[str]) -> None:
     """Remove files that killed processes have left beside these names. No process may be writing to the folder."""
     beginnings = set(map(_beginning, names))
-    length = _RANDOM + len(_END)
     for name in set(os.listdir(folder)).difference(names):
-        digits = name[-length : -len(_END)]
-        if name.endswith(_END) and name[:-length] in beginnings and not digits.strip("0123456789abcdef"):
+        if is_hidden(name) and name[:-_HIDDEN] in beginnings:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a name is one that `hidden_beside` makes."""
+    digits = name[-_HIDDEN : -len(_END)]
+    return name.startswith(".") and name.endswith(_END) and not digits.strip("0123456789abcdef")
 
 
 def remove_anything(path: str) -> None:

@@ -61,7 +61,12 @@ class Folder(NamedTuple):
 
 @contextlib.contextmanager
 def named_folder(path: str) -> Iterator[Folder]:
-    """Yield a folder that the user named. Links are followed once, when it is opened. Raises `OSError`."""
+    """
+    Yield a folder that the user named; an empty name is the working directory, as for `os.path.abspath`.
+
+    Links are followed once, when it is opened. Raises `OSError`.
+    """
+    path = path or os.curdir
     if os.name == "nt":
         yield Folder(path, None)
         return
@@ -114,6 +119,24 @@ def make_private_folder(path: str, *, shared: bool = False) -> None:
             os.mkdir(folder.at(name), 0o700, dir_fd=folder.descriptor)
         if folder.descriptor is not None and not _is_private(name, folder.descriptor):
             raise CacheFolderError(f"{shown(path)} is not a folder that only you can write to; remove it")
+
+
+def remove_private_folder(parent: Folder, name: str) -> bool:
+    """
+    Remove a folder that only this user can read and write, with everything in it; return whether the name is free.
+
+    The caller has opened its parent in such a way that no other user can rename it there.
+    """
+    import shutil
+
+    try:
+        if parent.descriptor is not None and not _is_private(name, parent.descriptor):
+            return False
+        shutil.rmtree(parent.at(name), ignore_errors=True, dir_fd=parent.descriptor)
+        os.stat(parent.at(name), dir_fd=parent.descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _is_private(name: str, parent: int) -> bool:

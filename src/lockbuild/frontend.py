@@ -61,9 +61,11 @@ class _Built(NamedTuple):
     """The build environments in which hooks have run; ``None`` for one that is not kept."""
 
 
-def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResult:
+def build(request: BuildRequest, reporter: Reporter | None = None, *, owns_process: bool = False) -> BuildResult:
     """
     Build what the request asks for; return the artifacts, which are then in its out-dir.
+
+    ``owns_process`` is as in `Session`.
 
     Raises `LockbuildError`, the exceptions of ``build``, and `OSError`.
     """
@@ -72,7 +74,7 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
     if "editable" in kinds and is_sdist(request.source):
         raise SdistError(f"{shown(request.source)} is no source tree, which an editable wheel could lead to")
     before: dict[str, tuple[int, int]] = {}
-    with Session(request, reporter, distributions=len(kinds)) as session:
+    with Session(request, reporter, distributions=len(kinds), owns_process=owns_process) as session:
         if request.clear:
             from lockbuild.artifacts import list_artifacts
 
@@ -96,11 +98,11 @@ def build(request: BuildRequest, reporter: Reporter | None = None) -> BuildResul
     )
 
 
-def metadata(request: BuildRequest, reporter: Reporter | None = None) -> bytes:
+def metadata(request: BuildRequest, reporter: Reporter | None = None, *, owns_process: bool = False) -> bytes:
     """
     Return the METADATA of the wheel that the request's source would give: a tree, an sdist, or itself a wheel.
 
-    Raises what `build` raises.
+    ``owns_process`` is as in `Session`. Raises what `build` raises.
     """
     reporter = reporter or Reporter()
     if request.source.lower().endswith(".whl") and os.path.isfile(request.source):
@@ -111,7 +113,7 @@ def metadata(request: BuildRequest, reporter: Reporter | None = None) -> bytes:
 
     with (
         forward_log(reporter, request.verbosity),
-        Session(request, reporter, collects_output=True) as session,
+        Session(request, reporter, collects_output=True, owns_process=owns_process) as session,
         source_tree(session, sdist_of(session) if is_sdist(request.source) else request.source) as tree,
     ):
         return _call_hooks(session, tree, "wheel", lambda backend, _: _prepare_metadata(session, backend))
@@ -264,16 +266,18 @@ def _start_host(task: _Task, environment: BuildEnvironment | None, locks: Sequen
         expected.append(task.tree_lock)
     task.session.hooks.start(task.project, environment, expected)
     _import_the_rest()
+    # Made now, because pyproject-hooks makes a folder for each hook.
+    task.session.staging()
 
 
 def _import_the_rest() -> None:
     """Import what is needed from now on. The hook host imports the backend at the same time, on another core."""
-    import tempfile  # noqa: F401
     import zipfile  # noqa: F401
 
     import lockbuild.artifacts
     import lockbuild.garbage_collection
-    import lockbuild.hooks.caller  # noqa: F401
+    import lockbuild.hooks.caller
+    import lockbuild.staging  # noqa: F401
 
 
 def _decide(task: _Task, environment: BuildEnvironment | None, extra_requires: Collection[str] | None) -> LockDecision:
@@ -349,6 +353,7 @@ def _extended(
             listed = "".join(f"\n- {name}=={version}" for name, version in versions.items())
             session.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
         if full is not None and full is not environment:
+            session.hooks.start(task.project, full, [*held, *full.locks])
             stack.enter_context(session.hooks.under([*held, *full.locks]))
         yield full
 

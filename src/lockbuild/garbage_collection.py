@@ -2,7 +2,8 @@
 
 An entry that a build uses stays. An environment is removed under the lock of its key, and only while no process has a
 file of its users locked. An unpacked wheel may be removed while it is installed; its installer unpacks it again, and
-environments keep their files. Lock files are never removed: a waiting process could have one open.
+environments keep their files. Lock files are never removed: a waiting process could have one open. The exception are
+those for nested builds, and staging folders, which a build removes itself unless it is killed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.errors import CacheFolderError, LockTimeoutError
-from lockbuild.files import new_file
+from lockbuild.files import is_hidden, new_file
+from lockbuild.folders import open_folder
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
-from lockbuild.paths import builds_folder, environment_folder, key_folders, wheel_folder
+from lockbuild.paths import builds_folder, cache_folder, environment_folder, key_folders, wheel_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +51,7 @@ def list_environments(cache_dir: str | None = None) -> list[Entry]:
     from lockbuild.environments.store import generations
 
     found = []
-    for folder in key_folders(cache_dir, environment_folder):
+    for folder in key_folders(cache_dir, environment_folder, to_write=False):
         for generation in generations(folder):
             if manifest := generation.read_manifest():
                 name = f"{os.path.basename(folder)}/{generation.name}"
@@ -65,7 +67,7 @@ def list_unpacked_wheels(cache_dir: str | None = None) -> list[Entry]:
 
     return _last_used_first(
         Entry(folder, f"{wheel.name} {wheel.version}", _disk_use(wheel.path), last_used(folder))
-        for folder in key_folders(cache_dir, wheel_folder)
+        for folder in key_folders(cache_dir, wheel_folder, to_write=False)
         if (wheel := read(folder))
     )
 
@@ -75,7 +77,7 @@ def list_built_artifacts(cache_dir: str | None = None) -> list[Entry]:
     from lockbuild.sharing.outcomes import artifacts_folder, complete_builds, last_used
 
     found = []
-    for folder in key_folders(cache_dir, builds_folder):
+    for folder in key_folders(cache_dir, builds_folder, to_write=False):
         for build, outcome in complete_builds(folder):
             # The key is not locked, so another process may remove the artifact now. Then it is not listed.
             with contextlib.suppress(FileNotFoundError):
@@ -84,29 +86,54 @@ def list_built_artifacts(cache_dir: str | None = None) -> list[Entry]:
     return _last_used_first(found)
 
 
-def prune_environments(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
+def prune_environments(
+    older_than: float = UNUSED_SECONDS, cache_dir: str | None = None, *, only_newest: bool = False
+) -> int:
     """
     Remove environments that are not in use and were last used more than ``older_than`` seconds ago; return how many.
 
-    An environment that another process is making stays.
+    With ``only_newest``, all but the newest of each key are removed, too. An environment that another process is making
+    stays.
     """
     from lockbuild.environments.store import generations, remove_unused
 
     oldest = time.time() - older_than
     removed = 0
     for folder in _idle_folders(cache_dir, environment_folder):
-        removed += len(remove_unused(folder, keep=lambda generation: generation.last_used() > oldest))
+        for generation in generations(folder):
+            # Removes the files of users that were killed.
+            generation.is_used()
+        _remove_hidden(folder, older_than)
+        complete = [each for each in generations(folder) if each.read_resolution()]
+        kept = {each for each in complete[: 1 if only_newest else None] if each.last_used() > oldest}
+        removed += len(remove_unused(folder, keep=kept.__contains__))
         if not generations(folder):
             shutil.rmtree(folder, ignore_errors=True)
     return removed
 
 
 def prune_unpacked_wheels(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
-    """Remove unpacked wheels that were last installed more than ``older_than`` seconds ago; return how many."""
+    """
+    Remove unpacked wheels that were last installed more than ``older_than`` seconds ago; return how many.
+
+    Those of kept environments stay: such an environment is made again of them.
+    """
+    from lockbuild.environments.store import generations
     from lockbuild.wheels.store import remove_if_unused
 
     oldest = time.time() - older_than
-    return sum(remove_if_unused(folder, oldest) for folder in _idle_folders(cache_dir, wheel_folder))
+    needed = {
+        digest
+        for folder in key_folders(cache_dir, environment_folder, to_write=False)
+        for generation in generations(folder)
+        if (resolution := generation.read_resolution())
+        for digest in (resolution.wheels or {}).values()
+    }
+    return sum(
+        remove_if_unused(folder, oldest)
+        for folder in _idle_folders(cache_dir, wheel_folder)
+        if os.path.basename(folder) not in needed
+    )
 
 
 def prune_built_artifacts(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
@@ -119,6 +146,23 @@ def prune_built_artifacts(older_than: float = UNUSED_SECONDS, cache_dir: str | N
 
     oldest = time.time() - older_than
     return sum(remove_unused(folder, oldest) for folder in _idle_folders(cache_dir, builds_folder))
+
+
+def prune_left_behind(older_than: float = UNUSED_SECONDS, cache_dir: str | None = None) -> int:
+    """
+    Remove what killed builds have left in folders for temporary files and beside lock files; return how many builds.
+
+    The record of a folder that cannot be reached is kept until it is more than ``older_than`` seconds old.
+    """
+    from lockbuild.locks import nesting
+    from lockbuild.staging import remove_left_behind
+
+    cache = cache_folder(cache_dir)
+    locks = os.path.join(cache or "", "locks")
+    if cache is not None and os.path.isdir(locks):
+        nesting.remove_left_behind(locks)
+        _remove_hidden(locks, older_than)
+    return remove_left_behind(cache_dir, time.time() - older_than)
 
 
 def collect_once_a_day(cache_dir: str | None) -> None:
@@ -161,13 +205,25 @@ def collect_once_a_day(cache_dir: str | None) -> None:
         )
 
 
-def _idle_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) -> Iterator[str]:
+def _idle_folders(cache_dir: str | None, find_store: Callable[[str | None, bool], str]) -> Iterator[str]:
     """Yield the folder of each key that no other process has locked. It is locked until the next one."""
-    from lockbuild.locks import DirectoryLock
+    from lockbuild.locks import DirectoryLock, LockRequest
 
-    for folder in key_folders(cache_dir, find_store):
-        with contextlib.suppress(LockTimeoutError), DirectoryLock(folder, cache_dir=cache_dir, timeout=0, create=True):
+    for folder in key_folders(cache_dir, find_store, to_write=True):
+        request = LockRequest(folder, folder, cache_dir, timeout=0, create=True)
+        with contextlib.suppress(LockTimeoutError), DirectoryLock(request):
             yield folder
+
+
+def _remove_hidden(path: str, older_than: float) -> None:
+    """Remove our hidden files that are a day old. A living process has such a file for a moment."""
+    oldest = time.time() - min(older_than, _COLLECTION_SECONDS)
+    with contextlib.suppress(OSError, CacheFolderError), open_folder(path, shared=True) as folder:
+        for name in filter(is_hidden, os.listdir(path)):
+            with contextlib.suppress(OSError):
+                found = os.stat(folder.at(name), dir_fd=folder.descriptor, follow_symlinks=False)
+                if found.st_mtime < oldest and (os.name == "nt" or found.st_uid == os.geteuid()):
+                    os.unlink(folder.at(name), dir_fd=folder.descriptor)
 
 
 def _last_used_first(found: Iterator[Entry] | list[Entry]) -> list[Entry]:

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from lockbuild.build_library import log, verbosity
@@ -19,7 +18,7 @@ from lockbuild.errors import InstallerError, SettingsError
 from lockbuild.pip_library import pip_for, was_disturbed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from build.env import DefaultIsolatedEnv
 
@@ -45,62 +44,39 @@ def log_requirements(requirements: Collection[str]) -> None:
 
 
 def install_with_pip(
-    environment: DefaultIsolatedEnv,
-    requirements: Collection[str],
-    constraints: str,
-    variables: Mapping[str, str],
-    *,
-    fresh: bool = True,
+    environment: DefaultIsolatedEnv, files: Sequence[str], variables: Mapping[str, str], *, fresh: bool = True
 ) -> None:
     """
-    Have pip install requirements into an environment, as `build` does; ``variables`` are as for `run_pip`.
+    Have pip install what `written` has written, as `build` does; ``variables`` are as for `run_pip`.
 
-    In a ``fresh`` one nothing is installed, whatever PYTHONPATH leads to.
+    In a ``fresh`` environment nothing is installed, whatever PYTHONPATH leads to.
     """
     options = ["--use-pep517", "--no-warn-script-location", "--no-compile", "--no-input"]
-    with (
-        written(requirements, constraints) as files,
-        # An interruption kills pip, which then leaves its temporary files.
-        tempfile.TemporaryDirectory(prefix="lockbuild-pip-", ignore_cleanup_errors=True) as temporary,
-    ):
-        words = ["install", *(["--ignore-installed"] if fresh else []), *options, *files]
-        run_pip(environment, words, {**variables, "TMPDIR": temporary})
+    run_pip(environment, ["install", *(["--ignore-installed"] if fresh else []), *options, *files], variables)
 
 
-def install_with_uv(
-    environment: DefaultIsolatedEnv,
-    requirements: Collection[str],
-    constraints: str,
-    variables: Mapping[str, str],
-    *,
-    options: Sequence[str] = (),
-) -> None:
-    """Have uv install requirements into an environment, as `build` does; ``variables`` are as for `run_pip`."""
-    with written((), constraints) as files:
-        words = ["install", *options, *requirements, "--python", environment.python_executable, *files]
-        run_uv(environment, words, variables)
+def install_with_uv(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Have uv install requirements, as `build` does; ``variables`` are as for `run_pip`."""
+    run_uv(environment, ["install", *words, "--python", environment.python_executable], variables)
 
 
-@contextmanager
-def written(requirements: Collection[str], constraints: str) -> Iterator[list[str]]:
+def written(requirements: Collection[str], constraints: str, staging: str) -> list[str]:
     """
-    Write what is to be installed into files, and yield the options that name them.
+    Write what is to be installed into files in the staging folder; return the options that name them.
 
     In files pip heeds markers and hashes. They have the names that `build` gives them, which installers' messages show.
     """
     options = []
-    with ExitStack() as files:
-        for option, name, content in (
-            ("-r", "requirements", "\n".join(requirements)),
-            ("-c", "constraints", constraints),
-        ):
-            if content.strip():
-                descriptor, path = tempfile.mkstemp(".txt", f"build-{name}-")
-                files.callback(os.unlink, path)
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    file.write(content)
-                options += [option, path]
-        yield options
+    for option, name, content in (
+        ("-r", "requirements", "\n".join(requirements)),
+        ("-c", "constraints", constraints),
+    ):
+        if content.strip():
+            descriptor, path = tempfile.mkstemp(".txt", f"build-{name}-", staging)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(content)
+            options += [option, path]
+    return options
 
 
 def run_pip(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Mapping[str, str]) -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 CACHE_DIR_VARIABLE = "LOCKBUILD_CACHE_DIR"
 
+# The name of a staging folder: this and as many random digits.
+STAGING = "lockbuild-"
+_STAGING_DIGITS = 16
+
 
 def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
     """
@@ -40,19 +44,20 @@ def cache_folder(requested: str | os.PathLike[str] | None = None) -> str | None:
     return folder if os.path.isabs(folder) else None
 
 
-def environment_folder(requested: str | os.PathLike[str] | None) -> str:
+def environment_folder(requested: str | os.PathLike[str] | None, to_write: bool = True) -> str:
     """
     Return the folder of kept build environments, made if it was missing.
 
     Only this user can write to it, and no other user can replace it: that user's code would run in our builds. Raises
-    `CacheFolderError` when there is no such folder.
+    `CacheFolderError` when there is no such folder, or when it is wanted ``to_write`` and the user may not. Otherwise
+    it may be missing on a read-only disk.
     """
-    return _private_folder(requested, "environments")
+    return _private_folder(requested, "environments", to_write)
 
 
-def builds_folder(requested: str | os.PathLike[str] | None) -> str:
+def builds_folder(requested: str | os.PathLike[str] | None, to_write: bool = True) -> str:
     """Return the folder of shared builds, which is private like `environment_folder`."""
-    return _private_folder(requested, "builds")
+    return _private_folder(requested, "builds", to_write)
 
 
 def logs_folder(requested: str | os.PathLike[str] | None) -> str:
@@ -62,41 +67,49 @@ def logs_folder(requested: str | os.PathLike[str] | None) -> str:
     return mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=_private_folder(requested, "logs"))
 
 
-def wheel_folder(requested: str | os.PathLike[str] | None) -> str:
+def wheel_folder(requested: str | os.PathLike[str] | None, to_write: bool = True) -> str:
     """Return the folder of unpacked wheels, which is private like `environment_folder`."""
-    return _private_folder(requested, "wheels")
+    return _private_folder(requested, "wheels", to_write)
 
 
-def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str) -> str:
+def staging_records(requested: str | os.PathLike[str] | None) -> str:
+    """Return the folder of the records of staging folders, which is private like `environment_folder`."""
+    return _private_folder(requested, "staging")
+
+
+def _private_folder(requested: str | os.PathLike[str] | None, plain_name: str, to_write: bool = True) -> str:
     cache = cache_folder(requested)
     if cache is None:
         raise CacheFolderError("there is no home folder for a cache")
     plain = os.path.join(cache, plain_name)
     try:
-        return _made(plain)
+        return _made(plain, to_write)
     except CacheFolderError:
         if not hasattr(os, "geteuid"):
             raise
         # In a cache folder that several users share, the first user has the plain name.
-        return _made(f"{plain}-{os.geteuid()}")
+        return _made(f"{plain}-{os.geteuid()}", to_write)
 
 
-def _made(folder: str) -> str:
+def _made(folder: str, to_write: bool) -> str:
     try:
         make_private_folder(folder)
-        if not os.access(folder, os.W_OK | os.X_OK):
+        if to_write and not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "you may not write to it")
     except OSError as error:
-        raise CacheFolderError(f"{shown(folder)} cannot be used: {error.strerror}") from error
+        if to_write or error.errno != errno.EROFS:
+            raise CacheFolderError(f"{shown(folder)} cannot be used: {error.strerror}") from error
     return folder
 
 
-def key_folders(cache_dir: str | None, find_store: Callable[[str | None], str]) -> Iterator[str]:
+def key_folders(cache_dir: str | None, find_store: Callable[[str | None, bool], str], to_write: bool) -> Iterator[str]:
     """Yield the folder of each key in the store that ``find_store`` returns; nothing without a cache folder."""
     cache = cache_folder(cache_dir)
     if cache is None or not os.path.isdir(cache):
         return
-    store = find_store(cache_dir)
+    store = find_store(cache_dir, to_write)
+    if not os.path.isdir(store):
+        return
     for name in sorted(os.listdir(store)):
         if os.path.isdir(os.path.join(store, name)):
             yield os.path.join(store, name)
@@ -125,6 +138,15 @@ def lock_folder(requested: str | os.PathLike[str] | None, reporter: Reporter) ->
     return fallback_lock_folder(problem, reporter)
 
 
+def temporary_folder() -> str:
+    """Return the folder for temporary files of all processes; `tempfile` may have one of this process's own in it."""
+    import tempfile
+
+    found = tempfile.gettempdir()
+    parent, name = os.path.split(found)
+    return parent if name.startswith(STAGING) and len(name) == len(STAGING) + _STAGING_DIGITS else found
+
+
 def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
     """
     Return a folder for lock files that belongs to this user alone, in the folder for temporary files.
@@ -132,10 +154,8 @@ def fallback_lock_folder(reason: str, reporter: Reporter) -> str:
     It must not belong to another user, and no other user may write to it: by removing a lock file, that user could make
     two builds believe that each holds the lock.
     """
-    import tempfile
-
     try:
-        temporary = tempfile.gettempdir()
+        temporary = temporary_folder()
     except FileNotFoundError as error:
         raise CacheFolderError(
             f"No folder for lock files: {reason}, and there is no folder for temporary files; "

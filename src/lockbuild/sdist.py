@@ -121,7 +121,7 @@ def unpacked(sdist: Sdist, extract_dir: str | None) -> Iterator[str]:
     the folder are refused (the ``data`` filter of PEP 706). Raises `SdistError` when the sdist cannot be unpacked.
     """
     if extract_dir is None:
-        root = tempfile.mkdtemp(prefix="build-via-sdist-")
+        root = tempfile.mkdtemp(prefix="build-via-sdist-", dir=os.path.dirname(sdist.copy))
         try:
             _unpack(sdist, root)
             yield os.path.join(root, sdist.folder)

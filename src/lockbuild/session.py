@@ -11,7 +11,7 @@ from lockbuild.environments import BuildEnvironment, candidate_environments
 from lockbuild.environments.request import EnvironmentRequest, read_constraints
 from lockbuild.errors import EnvironmentFolderError
 from lockbuild.hooks.runner import HookRunner
-from lockbuild.locks import DirectoryLock, SourceTreeLock
+from lockbuild.locks import DirectoryLock, LockRequest, SourceTreeLock
 from lockbuild.request import BuildRequest, Timing
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lockbuild.events import Reporter
     from lockbuild.locks import InheritableLock
+    from lockbuild.staging import Staging
 
 
 class Session:
@@ -26,7 +27,8 @@ class Session:
     What all the steps of one build share; a context manager, at whose end its staging folder is removed.
 
     ``distributions`` is how many are to be built, at most. With ``collects_output`` hooks' output is shown only when
-    something is wrong; with --quiet it is not shown at all.
+    something is wrong; with --quiet it is not shown at all. With ``owns_process``, this process runs for this build
+    alone, and the temporary files of libraries go to the staging folder, too.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Session:
         *,
         distributions: int = 1,
         collects_output: bool = False,
+        owns_process: bool = False,
     ) -> None:
         self.request = request
         self.reporter = reporter
@@ -47,7 +50,8 @@ class Session:
         self._kept_environments: dict[frozenset[str], BuildEnvironment] = {}
         self._resources = contextlib.ExitStack()
         self._started = time.time()
-        self._staging: str | None = None
+        self._staging: Staging | None = None
+        self._owns_process = owns_process
 
     def __enter__(self) -> Self:
         """Begin the build."""
@@ -57,11 +61,9 @@ class Session:
         """End the hook host and the use of environments; remove the staging folder."""
         with contextlib.ExitStack() as stack:
             if self._staging is not None:
-                import shutil
-
                 # The second time has something to do when the first is interrupted.
-                stack.callback(shutil.rmtree, self._staging, ignore_errors=True)
-                stack.callback(shutil.rmtree, self._staging, ignore_errors=True)
+                stack.push(self._staging.__exit__)
+                stack.push(self._staging.__exit__)
             stack.push(self._resources)
             if self._hooks is not None:
                 self._hooks.close()
@@ -87,26 +89,28 @@ class Session:
         """
         return self._started if self.request.refresh else self._started - self.request.env_max_age
 
+    def staging(self) -> str:
+        """Return the staging folder, which is this build's alone; make it the first time."""
+        if self._staging is None:
+            from lockbuild.staging import Staging
+
+            self._staging = Staging(self.request.cache_dir, for_all=self._owns_process)
+            self._staging.__enter__()
+        return self._staging.path
+
     def folder(self) -> str:
-        """Return a new, empty folder in the staging folder, which is this build's alone."""
+        """Return a new, empty folder in the staging folder."""
         import tempfile
 
-        if self._staging is None:
-            # Named before it is made: an interruption may come when it is there and `mkdtemp` has not returned.
-            self._staging = os.path.join(tempfile.gettempdir(), f"lockbuild-{os.urandom(8).hex()}")
-            os.mkdir(self._staging, 0o700)
-        return tempfile.mkdtemp(dir=self._staging)
+        return tempfile.mkdtemp(dir=self.staging())
 
     def lock_directory(self, path: str) -> DirectoryLock:
         """Return the lock on a folder that the user named and that a build fills; it is made when it is missing."""
         if path == self.request.env_dir and os.path.exists(path) and not os.path.isdir(path):
             raise EnvironmentFolderError(f"Build environment location is not a directory: {path}")
+        request = self.request
         return DirectoryLock(
-            path,
-            cache_dir=self.request.cache_dir,
-            timeout=self.request.lock_timeout,
-            reporter=self.reporter,
-            create=True,
+            LockRequest(path, path, request.cache_dir, request.lock_timeout, self.reporter, create=True)
         )
 
     def lock_source_tree(self, tree: str) -> SourceTreeLock:
@@ -159,6 +163,7 @@ class Session:
             self.oldest_environment,
             outer_locks,
             self.reporter,
+            self.staging,
         )
         environment = None
         with contextlib.closing(candidate_environments(environment_request)) as candidates:

@@ -29,16 +29,18 @@ import glob
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
 from functools import cached_property
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from build import BuildException
 from packaging.metadata import parse_email
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from tox.execute.request import StdinSource
 from tox.plugin import impl
@@ -48,8 +50,9 @@ from tox.tox_env.python.virtual_env.package.pyproject import Pep517VenvPackager
 from tox.tox_env.register import REGISTER
 
 from lockbuild.artifacts import metadata_of_wheel
-from lockbuild.errors import ArtifactError
+from lockbuild.errors import ArtifactError, LockbuildError
 from lockbuild.files import replacing
+from lockbuild.project import read_project
 from lockbuild.settings import INSTALLER_VARIABLE
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from tox.config.main import Config
     from tox.config.sets import ConfigSet, EnvConfigSet
     from tox.execute.api import Outcome
+    from tox.report import OutErr
     from tox.session.state import State
     from tox.tox_env.api import ToxEnvCreateArgs
     from tox.tox_env.package import Package, PackageToxEnv
@@ -75,12 +79,16 @@ _OLDEST_PYTHON = (3, 11)
 # How often the plugin looks at lockbuild's output for lines that a person should see at once, in seconds.
 _LOOK_SECONDS = 0.5
 
-# How such a line begins.
-_WORDS_OF_WAITS = ("Waiting for the lock on ", "Got the lock on ")
+# What of such a line is shown.
+_WORDS_OF_WAITS = re.compile(r"(?:Waiting for|Got) the lock on [^\r\n\x1b]*")
 
 # What lockbuild reads from the environment: its settings, and where its cache is. Then it uses the locks and build
 # environments that it uses without tox.
 _VARIABLES = ("LOCKBUILD_*", "XDG_CACHE_HOME")
+
+# Stands for "external" in what tox is told to ask the backend: for a kind that it does not know, tox calls no hook and
+# allows deps.
+_EXTERNAL = "external, with lockbuild"
 
 # What tox calls when it interrupts a packaging environment. No build works with what these methods touch.
 _METHODS_OF_INTERRUPTION = frozenset({"interrupt", "child_pkg_envs", "display_context", "_log_context"})
@@ -140,6 +148,12 @@ class LockbuildPackager(Pep517VenvPackager):
         self.conf["pass_env"].extend(_VARIABLES)
         self.conf["allowlist_externals"].append(glob.escape(sys.executable))
 
+    @property
+    def environment_variables(self) -> dict[str, str]:
+        """The variables of this environment."""
+        # tox gives its commands a terminal of their own, where no person sees a live line.
+        return {**super().environment_variables, "TERM": "dumb"}
+
     def register_run_env(self, run_env: RunToxEnv) -> Generator[tuple[str, str], PackageToxEnv, None]:
         """Register a run environment, and note the environment that builds wheels for its Python."""
         registration = super().register_run_env(run_env)
@@ -151,6 +165,8 @@ class LockbuildPackager(Pep517VenvPackager):
                     self._builders[wanted[0]] = environment
                 wanted = registration.send(environment)
         # lockbuild asks the backend what it requires.
+        if "external" in self.call_require_hooks:
+            self.call_require_hooks.add(_EXTERNAL)
         self.call_require_hooks -= {"sdist", "wheel", "editable", "external"}
 
     def requires(self) -> tuple[Requirement, ...]:
@@ -172,7 +188,7 @@ class LockbuildPackager(Pep517VenvPackager):
         kind: str = for_env["package"]
         if kind == "editable-legacy":
             # pip asks the backend for further requirements.
-            return [EditableLegacyPackage(self.root, [*super().requires(), *self.load_deps_for_env(for_env)])]
+            return [EditableLegacyPackage(self.root, [*self._build_requires(), *self.load_deps_for_env(for_env)])]
         if kind not in {"sdist", "wheel", "sdist-wheel", "editable"}:
             return super().perform_packaging(for_env)
         # The Python that a wheel is for builds it.
@@ -217,7 +233,7 @@ class LockbuildPackager(Pep517VenvPackager):
 
     @property
     def _has_virtual_environment(self) -> bool:
-        # Only with editable-legacy tox allows deps for a packaging environment.
+        # Only with editable-legacy and external tox allows deps for a packaging environment.
         return self._python == "other" or bool(self.conf["deps"])
 
     def _teardown(self) -> None:
@@ -281,6 +297,14 @@ class LockbuildPackager(Pep517VenvPackager):
                 self._metadata[kind] = json.loads(outcome.out)
         return self._metadata[kind]
 
+    def _build_requires(self) -> list[Requirement]:
+        """Return what the project declares in ``[build-system]``. Raises `Fail` for a tree that ``build`` rejects."""
+        try:
+            return [Requirement(text) for text in read_project(str(self.root)).requires]
+        except (BuildException, LockbuildError, InvalidRequirement) as error:
+            # The second line of an invalid requirement only repeats it.
+            raise Fail(f"cannot build {self.root}: {str(error).splitlines()[0]}") from error
+
     def _config_settings(self, kind: Distribution, hook: str) -> list[str]:
         """Return the option that hands tox's settings to the backend. All hooks of a build get the same ones."""
         settings: dict[str, Any] = {}
@@ -301,21 +325,26 @@ class LockbuildPackager(Pep517VenvPackager):
         with self.execute_async(command, stdin=stdin, run_id=run_id) as status:
             read = 0
             while status.wait(_LOOK_SECONDS) is None:
-                read = _tell_of_waits(status.err, read)
-        _tell_of_waits(status.err, read)
+                read = self._tell_of_waits(status.err, read)
+        self._tell_of_waits(status.err, read)
         assert status.outcome is not None
         status.outcome.assert_success()
         return status.outcome
 
+    def _tell_of_waits(self, output: bytearray, read: int) -> int:
+        """
+        Log the lines of an output about waits, from a position on; return the end of its last whole line.
 
-def _tell_of_waits(output: bytearray, read: int) -> int:
-    """Log the lines of an output about waits, from a position on; return the end of its last whole line."""
-    end = output.rfind(b"\n") + 1
-    for line in bytes(output[read:end]).decode(errors="replace").splitlines():
-        for words in _WORDS_OF_WAITS:
-            if words in line:
-                _log.warning("%s", line[line.index(words) :])
-    return end
+        tox keeps back what environments say that run in parallel. These lines are needed while the wait lasts.
+        """
+        end = output.rfind(b"\n") + 1
+        for words in _WORDS_OF_WAITS.findall(bytes(output[read:end]).decode(errors="replace")):
+            with self.log_handler.suspend_out_err(True, cast("OutErr", (sys.stdout, sys.stderr))):
+                if sys.stdout.isatty():
+                    # Over the spinner, whose line has no end.
+                    sys.stdout.write("\r\x1b[K")
+                _log.warning("%s", words)
+        return end
 
 
 def _metadata_of_wheel(wheel: Path) -> RawMetadata:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from lockbuild.environments.contents import look_at
-from machine import as_root
-from wheelhouse import CACHE_COMMAND, ProbeTree, a_made_up_environment, created, make_unused
+from machine import after_setup, as_root, bind
+from wheelhouse import CACHE_COMMAND, ProbeTree, a_made_up_environment, created, make_unused, served
 from witness import LOCKBUILD, PATIENCE, wait_until
 
 
@@ -92,17 +92,54 @@ def test_list_shows_size_age_last_use_and_packages(tree: ProbeTree) -> None:
 
 
 @pytest.mark.slow
-def test_clear_removes_unpacked_wheels_and_environments_keep_their_files(tree: ProbeTree) -> None:
+def test_clear_removes_unpacked_wheels_but_those_of_an_environment_in_use(tree: ProbeTree) -> None:
+    tree.wheelhouse.add_wheel("other")
     tree.build()
-    assert cache("prune") == told_of_removals(("0 environments", 1), ("0 unpacked wheels", 1))
+    tree.require("other")
+    tree.build()
+    tree.require()
+    assert cache("prune") == told_of_removals(("0 environments", 2), ("0 unpacked wheels", 2))
     gate = tree.make_gate()
     running = tree.start(env={"PROBE_GATE": str(gate.path)})
-    tree.wait_for_hook(2)
-    assert cache("clear") == told_of_removals(("0 environments", 1), ("1 unpacked wheel", 0))
-    assert list((tree.cache / "wheels").iterdir()) == []
+    tree.wait_for_hook(3)
+    assert cache("clear") == told_of_removals(("1 environment", 1), ("1 unpacked wheel", 1))
     gate.open()
     tree.finish(running)
     assert created(tree.build()) == 0
+    assert cache("clear") == told_of_removals(("1 environment", 0), ("1 unpacked wheel", 0))
+    assert list((tree.cache / "wheels").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_prune_keeps_the_unpacked_wheels_of_kept_environments(tree: ProbeTree) -> None:
+    tree.build()
+    [wheel] = (tree.cache / "wheels").glob("*/manifest.json")
+    os.utime(wheel, (1, 1))
+    assert cache("prune") == told_of_removals(("0 environments", 1), ("0 unpacked wheels", 1))
+
+
+@pytest.mark.slow
+def test_prune_for_ci_keeps_the_newest_environments_and_what_makes_them_again_without_a_network(
+    tree: ProbeTree, tmp_path: Path
+) -> None:
+    with served(tree.wheelhouse) as index:
+        env = {"PIP_NO_INDEX": None, "PIP_FIND_LINKS": None, "PIP_INDEX_URL": index.url, "PIP_RETRIES": "0"}
+        tree.build(env=env)
+        [older] = tree.environments()
+        # An older generation stays as long as it is used. This one is put back as if a build had ended only now.
+        kept = shutil.copytree(older.parent, tmp_path / "kept", symlinks=True)
+        tree.wheelhouse.add_backend("2.0")
+        tree.build("--refresh", env=env)
+    [newest] = tree.environments()
+    for path in kept.iterdir():
+        path.rename(newest.parent / path.name)
+    assert len(tree.environments()) == len(list((tree.cache / "wheels").iterdir())) == 2
+    assert cache("prune") == told_of_removals(("0 environments", 2), ("0 unpacked wheels", 2))
+    assert cache("prune", "--ci") == told_of_removals(("1 environment", 1), ("1 unpacked wheel", 1))
+    assert tree.environments() == [newest]
+    assert created(tree.build(env=env)) == 0
+    env["LOCKBUILD_CACHE_DIR"] = str(tree.cache.rename(tmp_path / "moved"))
+    assert created(tree.build(env=env)) == 1
 
 
 @pytest.mark.slow
@@ -292,6 +329,16 @@ def test_a_cache_that_cannot_be_written_is_one_line(tree: ProbeTree) -> None:
         assert error.startswith("ERROR "), error
         assert error.count("\n") == 1
     assert len(tree.environments()) == 1
+
+
+@as_root
+def test_a_cache_on_a_read_only_disk_is_listed_and_cannot_be_pruned(tree: ProbeTree) -> None:
+    environment = a_made_up_environment(tree)
+    command = after_setup(bind(tree.cache, tree.cache, "ro"), command=CACHE_COMMAND)
+    assert f"{environment.parent.name}/1 " in cache("list", command=command)
+    error = cache("clear", status=1, command=command)
+    assert re.fullmatch(r"ERROR \S+ cannot be used: Read-only file system\n", error)
+    assert environment.exists()
 
 
 def test_a_cache_that_is_a_file_is_one_line(tree: ProbeTree) -> None:

@@ -175,7 +175,7 @@ def run(tool: tuple[str, ...], row: Row, folder: Path) -> Outcome:
         text = text.replace(str(folder), "FOLDER").replace("python -m lockbuild", "python -m build")
         # A build environment of ours is kept in the cache; that of build has a random name.
         text = re.sub(r"FOLDER/cache/environments/\w+/\w+", "FOLDER/tmp/RANDOM", text)
-        text = re.sub(r"FOLDER/tmp/[\w.-]+(/tmp\w{8}(?=[/'\s]))?", "FOLDER/tmp/RANDOM", text)
+        text = re.sub(r"FOLDER/tmp/[\w.-]+(/tmp\w{8}(?=[/'\"\s]|$))?", "FOLDER/tmp/RANDOM", text)
         # With ours pip resolves and fetches, and leaves the installation to us.
         text = re.sub(r"^> .* (install --ignore-installed|wheel) --use-pep517 .*$", "> PIP", text, flags=re.MULTILINE)
         return re.sub(r"Command '\[.* '(install|wheel)', .*\]' returned", "Command 'PIP' returned", text)
@@ -205,7 +205,7 @@ def read(path: Path, neutral: Callable[[str], str]) -> object:
     if path.name.endswith(".tar.gz") and tarfile.is_tarfile(path):
         with tarfile.open(path) as tar:
             return [
-                (m.name, m.type, m.mode, m.linkname, file.read() if (file := tar.extractfile(m)) else b"")
+                (m.name, m.type, m.mode, m.linkname, file.read() if m.isreg() and (file := tar.extractfile(m)) else b"")
                 for m in tar.getmembers()
             ]
     if path.suffix == ".json":
@@ -258,11 +258,18 @@ def seen(row: Row, outcome: Outcome, part: str) -> object:
     return getattr(outcome, part)
 
 
-def make_sdist(work: Path, name: str = "parity-1.0.tar.gz", top: str = "parity-1.0", pkg_info: bool = True) -> None:
+def make_sdist(
+    work: Path, name: str = "parity-1.0.tar.gz", top: str = "parity-1.0", pkg_info: bool = True, member: str = ""
+) -> None:
     (work / "project" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: parity\nVersion: 1.0\n")
     with tarfile.open(work / name, "w:gz") as archive:
         for file in ("pyproject.toml", "backend.py", *(["PKG-INFO"] if pkg_info else [])):
             archive.add(work / "project" / file, f"{top}/{file}" if top else file, filter=_undated)
+        if member:
+            name, _, link = member.partition(" -> ")
+            more = tarfile.TarInfo(name)
+            more.type, more.linkname = (tarfile.SYMTYPE, link) if link else (tarfile.REGTYPE, "")
+            archive.addfile(more)
 
 
 def _undated(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -286,6 +293,17 @@ def failed_without_an_artifact(outcome: Outcome) -> bool:
 ALSO = "\ninner = build_wheel\n" + wheel_hook("{}; return inner(wheel_directory, config_settings)")
 
 
+# A build_wheel whose wheel has these .dist-info folders.
+FOLDERS_IN_WHEEL = """
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    with zipfile.ZipFile(os.path.join(wheel_directory, "{name}"), "w") as archive:
+        archive.writestr("parity.py", "")
+        for folder in {folders}:
+            archive.writestr(folder + ".dist-info/METADATA", FILES["METADATA"])
+    return "{name}"
+"""
+
+
 def installed(more: str = "", backend: str = "installed") -> Files:
     """Return the files of a project whose backend is found in the folder ``site``, by PYTHONPATH."""
     return {
@@ -296,6 +314,7 @@ def installed(more: str = "", backend: str = "installed") -> Files:
 
 
 IN_SITE = {"PYTHONPATH": "site"}
+MIDDLE = "Metadata-Version: 2.1\nName: middle\nVersion: 1.0\nRequires-Dist: no-such-thing\n"
 RAISES = wheel_hook('print("about to fail"); raise ValueError("the backend cannot")')
 HELP = {"stdout": "the help and version texts are our own"}
 NOT_OURS = "build's catch-all for an unforeseen exception: a traceback of its own code; ours says only what is wrong"
@@ -327,6 +346,7 @@ ROWS = [
         {**project(), "out/parity-1.0-py3-none-any.whl": ""},
         slow=True,
     ),
+    Row("outdir without a name", "-n -w --outdir= project", slow=True),
     Row("outdir in the tree", "-n -o project project", slow=True),
     Row("working directory", "-n -w", {"pyproject.toml": build_system(), "backend.py": BACKEND}, slow=True),
     Row("source with a slash at its end", "-n -w project/", slow=True),
@@ -403,6 +423,32 @@ ROWS = [
         ours=lambda o: o.errors == ["ERROR 'parity-1.0-py3-none-any.whl' is not a valid wheel: File is not a zip file"],
         slow=True,
     ),
+    Row(
+        "metadata from a built wheel that is none",
+        "-n --metadata project",
+        project(wheel_hook("return 'not a wheel'")),
+        status=1,
+        contains="ERROR Invalid wheel",
+        slow=True,
+    ),
+    *(
+        Row(
+            f"metadata from a built wheel with {len(folders)} .dist-info folders",
+            "-n --metadata project",
+            project(FOLDERS_IN_WHEEL.format(name="parity-1.0-py3-none-any.whl", folders=folders)),
+            status=1,
+            contains="ERROR Invalid wheel",
+            slow=True,
+        )
+        for folders in ([], ["parity-1.0", "other-1.0"])
+    ),
+    Row(
+        "metadata from a built wheel with a build tag",
+        "-n --metadata project",
+        project(FOLDERS_IN_WHEEL.format(name="parity-1.0-1-py3-none-any.whl", folders=["parity-1.0"])),
+        contains='"name": "parity"',
+        slow=True,
+    ),
     Row("metadata with a failing hook", "-n --metadata project", project(RAISES), status=1, slow=True),
     Row("report", "-n -o out --report report.json project"),
     Row("report of one", "-n -w --report report.json project", slow=True),
@@ -468,6 +514,45 @@ ROWS = [
     ),
     Row("sdist without a folder", "-n parity-1.0.tar.gz", prepare=lambda w: make_sdist(w, top=""), status=1, slow=True),
     Row(
+        "sdist with two folders",
+        "-n parity-1.0.tar.gz",
+        prepare=lambda w: make_sdist(w, member="other-1.0/file"),
+        status=1,
+        contains="must contain a single top-level directory",
+        slow=True,
+    ),
+    Row(
+        "sdist whose folder has another name",
+        "-n parity-1.0.tar.gz",
+        prepare=lambda w: make_sdist(w, top="other-2.0"),
+        slow=True,
+    ),
+    *(
+        Row(
+            f"sdist with {what}",
+            "-n parity-1.0.tar.gz",
+            prepare=lambda w, member=member: make_sdist(w, member=member),  # type: ignore[misc]
+            status=1,
+            contains=error,
+            ignored={"stdout": NOT_OURS, "stderr": "ours also says which file it is"},
+            ours=lambda o: (
+                len(o.errors) == 1 and o.errors[0].startswith("ERROR failed to unpack source distribution parity-1.0")
+            ),
+            slow=True,
+        )
+        for what, member, error in [
+            ("a member outside of its folder", "parity-1.0/../../evil", "outside the destination"),
+            ("a link to an absolute path", "parity-1.0/evil -> /etc/passwd", "is a link to an absolute path"),
+        ]
+    ),
+    Row(
+        "sdist as the source, with settings",
+        "-n -x -w -Ca=b parity-1.0.tar.gz",
+        prepare=make_sdist,
+        ignored=ASKED,
+        slow=True,
+    ),
+    Row(
         "sdist without PKG-INFO",
         "-n parity-1.0.tar.gz",
         prepare=lambda w: make_sdist(w, pkg_info=False),
@@ -488,6 +573,14 @@ ROWS = [
     ),
     Row("NO_COLOR", "-n -w project", env={"NO_COLOR": "1"}, slow=True),
     Row("FORCE_COLOR", "-n project", env={"FORCE_COLOR": "1"}, contains="\33[1m\33[92mSuccessfully built", slow=True),
+    Row(
+        "FORCE_COLOR, empty",
+        "-n project",
+        env={"FORCE_COLOR": ""},
+        contains="\33[1m\33[92mSuccessfully built",
+        slow=True,
+    ),
+    Row("NO_COLOR, empty", "-n project", env={"NO_COLOR": ""}, slow=True),
     Row("FORCE_COLOR and a failure", "-n -w project", project(RAISES), env={"FORCE_COLOR": "1"}, status=1, slow=True),
     Row(
         "both",
@@ -527,6 +620,11 @@ ROWS = [
             ("backend no string", "[build-system]\nrequires = []\nbuild-backend = 1\n", "must be a string"),
             ("backend-path no list", '[build-system]\nrequires = []\nbackend-path = "."\n', "must be an array"),
             ("backend-path missing", '[build-system]\nrequires = []\nbackend-path = ["no"]\n', "does not exist or is"),
+            (
+                "backend-path a file",
+                '[build-system]\nrequires = []\nbackend-path = ["backend.py"]\n',
+                "does not exist or is",
+            ),
             ("unknown key", "[build-system]\nrequires = []\nx = 1\n", "Unknown properties: x"),
         ]
     ),
@@ -573,6 +671,21 @@ ROWS = [
         contains="wanted: >=2",
         slow=True,
     ),
+    Row(
+        "unmet requirements of a requirement",
+        "-n -w project",
+        {**project(pyproject=build_system(requires='["middle"]')), "site/middle-1.0.dist-info/METADATA": MIDDLE},
+        env=IN_SITE,
+        status=1,
+        contains="middle -> no-such-thing",
+        slow=True,
+    ),
+    Row(
+        "no hooks for requirements",
+        "-n project",
+        project("\ndel get_requires_for_build_sdist, get_requires_for_build_wheel\n"),
+        slow=True,
+    ),
     # A backend that fails.
     Row("no hook", "-n -w project", project("\ndel build_wheel\n"), status=1),
     Row("no hook for the sdist", "-n project", project("\ndel build_sdist\n"), status=1, slow=True),
@@ -607,6 +720,22 @@ ROWS = [
             "\nclass UnsupportedOperation(Exception): pass\n" + sdist_hook("raise UnsupportedOperation('no sdist')")
         ),
         status=1,
+        slow=True,
+    ),
+    Row(
+        "writes an sdist without PKG-INFO that is not compressed",
+        "-n project",
+        project(
+            sdist_hook(
+                "\n    with tarfile.open(os.path.join(sdist_directory, 'parity-1.0.tar.gz'), 'w') as archive:"
+                "\n        archive.add('backend.py', 'parity-1.0/backend.py')"
+                "\n    return 'parity-1.0.tar.gz'"
+            )
+        ),
+        status=1,
+        contains="does not contain parity-1.0/PKG-INFO",
+        ignored={"stderr": "ours is refused as the source of the wheel, whose step has begun, under another path"},
+        ours=lambda o: len(o.errors) == 1 and "does not contain parity-1.0/PKG-INFO" in o.errors[0],
         slow=True,
     ),
     Row(
@@ -837,6 +966,8 @@ ROWS = [
             ("-C a=b --config-json {} project", None),
             ("--metadata --report r project", None),
             ("--metadata -w project", None),
+            ("--report", None),
+            ("-s -w parity-1.0.tar.gz", make_sdist),
             ("parity-1.0-py3-none-any.whl", make_wheel),
             ("-s parity-1.0.tar.gz", make_sdist),
             ("-o", None),
@@ -863,6 +994,20 @@ GIVEN_FOLDER = {
     "stdout": "setuptools prints the folder that it is given: the out-dir with build, a staging folder with us"
 }
 OLD_SETUPTOOLS = "setuptools == 80.9.0\n"
+HASHED = (
+    "flit_core == 3.12.0 \\\n"
+    "    --hash=sha256:e7a0304069ea895172e3c7bb703292e992c5d1555dd1233ab7b5621b5b69e62c\n    # via parity\n"
+)
+
+# Makes no virtual environment.
+BROKEN_VENV = """
+import subprocess, venv
+
+def create(*_):
+    raise subprocess.CalledProcessError(1, ["some", "words"], b"what it printed", b"what it complained of")
+
+venv.EnvBuilder.create = create
+"""
 
 # With build environments of their own, and what is installed there.
 ISOLATED_ROWS = [
@@ -887,6 +1032,12 @@ ISOLATED_ROWS = [
         {**SETUPTOOLS_PROJECT, "c.txt": OLD_SETUPTOOLS},
         contains="- setuptools==80.9.0",
         ignored=GIVEN_FOLDER,
+    ),
+    Row(
+        "constraints with hashes, over several lines",
+        "-w --installer uv --dependency-constraints-txt c.txt project",
+        {**project(pyproject=build_system(requires='["flit_core >= 3"]')), "c.txt": HASHED},
+        contains="- flit-core==3.12.0",
     ),
     Row("constraints, none", "--dependency-constraints-txt c.txt -w project", {**project(), "c.txt": "\n"}),
     Row(
@@ -934,6 +1085,32 @@ ISOLATED_ROWS = [
         contains="- flit-core==3.",
         reuses_environment=True,
     ),
+    Row(
+        "a requirement with a script",
+        "-w project",
+        project(
+            ALSO.format("print(__import__('subprocess').check_output(['wheel', 'version']))"),
+            pyproject=build_system(requires='["wheel"]'),
+        ),
+        contains="wheel 0",
+    ),
+    *(
+        Row(
+            f"PYTHONPATH, {installer}",
+            f"-w --installer {installer} project",
+            {**project(ALSO.format("print(os.environ.get('PYTHONPATH'))")), "site/pip.py": "raise SystemExit(9)\n"},
+            env=IN_SITE,
+        )
+        for installer in ("pip", "uv")
+    ),
+    Row(
+        "an environment that cannot be made",
+        "-w project",
+        {**project(), "site/sitecustomize.py": BROKEN_VENV},
+        env=IN_SITE,
+        status=1,
+        contains="Failed to create venv. Maybe try installing virtualenv.",
+    ),
     Row("an environment in a folder", "--env-dir e project"),
     Row("an environment in an empty folder", "--env-dir e -w project", prepare=lambda work: (work / "e").mkdir()),
     Row("an environment in a folder that is not empty", "--env-dir e -w project", {**project(), "e/x": ""}, status=1),
@@ -950,6 +1127,13 @@ ISOLATED_ROWS = [
         status=1,
         ignored=dict.fromkeys(("stderr", "files"), "we look at the project before we make the environment"),
         ours=lambda o: o.stderr == "ERROR Source none is not a directory\n",
+    ),
+    Row(
+        "an environment that is kept, alone",
+        "--env-dir kept-environment project",
+        project(RAISES),
+        status=1,
+        contains="TIP inspect the build environment at kept-environment, then",
     ),
     Row(
         "an environment that is kept",

@@ -10,9 +10,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import gettempdir
 
+import platformdirs
 import pytest
 
+import lockbuild
 from lockbuild.environments import candidate_environments
 from lockbuild.environments.bytecode import keep_verified, verify
 from lockbuild.environments.contents import look_at
@@ -22,7 +25,7 @@ from lockbuild.events import Reporter
 from lockbuild.request import BuildRequest
 from machine import after_setup, as_root
 from wheelhouse import ProbeTree, created, site_packages
-from witness import LOCKBUILD, PATIENCE
+from witness import LOCKBUILD, PATIENCE, WitnessTree
 
 
 def _truncate(path: Path) -> None:
@@ -145,6 +148,22 @@ def test_the_notes_are_those_of_the_files_that_are_there(tmp_path: Path) -> None
     assert [*json.loads(notes.read_text())] == [f"/__pycache__/{whole.name}"]
 
 
+def test_bytecode_that_lost_its_time_is_kept_if_it_is_what_it_was(tmp_path: Path) -> None:
+    generation, _ = _generation(tmp_path)
+    same, other = _compiled(generation, "same"), _compiled(generation, "other")
+    verify(generation)
+    content = other.read_bytes()
+    other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for path in (same, other):
+        os.utime(path, (1, 1))
+    assert keep_verified(generation, look_at(generation.path).bytecode)
+    assert same.exists()
+    assert not other.exists()
+    # Its new time is noted.
+    size, changed, _ = json.loads((tmp_path / "1.bytecode").read_text())[f"/__pycache__/{same.name}"]
+    assert [size, changed] == [same.stat().st_size, same.stat().st_mtime_ns]
+
+
 def test_what_another_build_removes_meanwhile_is_no_error(tmp_path: Path) -> None:
     generation, _ = _generation(tmp_path)
     assert keep_verified(generation, {"/__pycache__/gone.pyc": [1, 1]})
@@ -159,6 +178,74 @@ def test_what_no_build_has_verified_is_removed(tmp_path: Path) -> None:
             (tmp_path / "1.bytecode").write_text(notes)
         assert keep_verified(generation, look_at(generation.path).bytecode)
         assert not unknown.exists(), notes
+
+
+# A backend that tells whether Python would write bytecode, and whether its own is there. It imports from outside.
+_WATCHING_BACKEND = """
+import sys
+AT_IMPORT = sys.dont_write_bytecode
+import json, os
+import outside
+import probe_backend
+from probe_backend import build_wheel
+
+def get_requires_for_build_wheel(*arguments):
+    with open(os.environ["PROBE_LOG"] + ".seen", "a") as file:
+        print(json.dumps([AT_IMPORT, sys.dont_write_bytecode, os.path.exists(__spec__.cached)]), file=file)
+    return []
+"""
+
+
+@pytest.mark.parametrize("backend", ["flit_core.buildapi", "unknown_backend"])
+def test_a_kept_environment_gets_bytecode_even_if_the_user_wants_none(
+    tree: ProbeTree, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first backend is one that is imported ahead, and has its bytecode when its hooks begin."""
+    monkeypatch.delenv("LOCKBUILD_PREIMPORT", raising=False)
+    outside = tree.control / "outside"
+    outside.mkdir()
+    (outside / "outside.py").touch()
+    module = f"{backend.replace('.', '/')}.py"
+    tree.wheelhouse.add_wheel("watching", files={module: _WATCHING_BACKEND, "watching.pth": f"{outside}\n"})
+    tree.require("watching")
+    pyproject = tree.path / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace('"probe_backend"', f'"{backend}"'))
+    plain = {"PYTHONDONTWRITEBYTECODE": "1"}
+    tree.build(env=plain)
+    [environment] = tree.environments()
+    compiled = {path: path.stat().st_mtime_ns for path in site_packages(environment).glob("**/*.pyc")}
+    names = {path.name.partition(".")[0] for path in compiled}
+    assert names == {Path(module).stem, "probe_backend", "probe_backend_late"}
+    assert created(tree.build(env=plain)) == 0
+    assert {path: path.stat().st_mtime_ns for path in site_packages(environment).glob("**/*.pyc")} == compiled
+    seen = [json.loads(line) for line in Path(f"{tree.control / 'probe.log'}.seen").read_text().splitlines()]
+    assert seen == [[True, True, backend != "unknown_backend"], [True, True, True]]
+    assert not [*outside.glob("__pycache__"), *tree.path.glob("**/__pycache__")]
+
+
+def test_an_environment_with_extra_requirements_gets_bytecode_even_if_the_user_wants_none(tree: ProbeTree) -> None:
+    tree.wheelhouse.add_wheel("extra")
+    tree.build(env={"PYTHONDONTWRITEBYTECODE": "1", "PROBE_REQUIRES": '["extra"]'})
+    with_extra = [each for each in tree.environments() if (site_packages(each) / "extra.py").exists()]
+    assert [len(_bytecode(each)) for each in with_extra] == [2]
+
+
+def test_bytecode_goes_nowhere_else_if_the_user_wants_none(
+    tree: ProbeTree, witness_tree: WitnessTree, environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {"PYTHONDONTWRITEBYTECODE": "1"}
+    tree.build(env={**plain, "PYTHONPYCACHEPREFIX": str(tmp_path / "user's")})
+    assert not (tmp_path / "user's").exists()
+    # Of the user's own environment lockbuild is a part.
+    witness_tree.site = site_packages(environment)
+    (witness_tree.path / "witness_backend.py").rename(witness_tree.site / "witness_backend.py")
+    witness_tree.use_backend("witness_backend")
+    monkeypatch.setenv(
+        "PYTHONPATH", ":".join(str(Path(file).parents[1]) for file in (lockbuild.__file__, platformdirs.__file__))
+    )
+    command = (str(environment / "bin" / "python"), "-m", "lockbuild")
+    witness_tree.assert_all_succeed(witness_tree.start("--wheel", "--no-isolation", command=command, env=plain))
+    assert not [*environment.glob("**/__pycache__"), *witness_tree.path.glob("**/__pycache__")]
 
 
 @as_root
@@ -209,7 +296,9 @@ def test_a_host_that_may_have_read_unverified_bytecode_is_started_anew(
     monkeypatch.chdir(tree.path)
 
     def epochs() -> tuple[int, int]:
-        wanted = EnvironmentRequest(["probe-backend"], "", BuildRequest(str(tree.path)), 0.0, (), Reporter())
+        wanted = EnvironmentRequest(
+            ["probe-backend"], "", BuildRequest(str(tree.path)), 0.0, (), Reporter(), gettempdir
+        )
         started = []
         for environment in candidate_environments(wanted):
             started.append(environment.locks[0].epoch)

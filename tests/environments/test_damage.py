@@ -8,14 +8,14 @@ import py_compile
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lockbuild.environments.bytecode import keep_verified, verify
-from lockbuild.environments.contents import look_at
+from lockbuild.environments.contents import digest_of_contents, look_at
 from lockbuild.environments.store import Generation, Manifest, User, generations
 from wheelhouse import ProbeTree, created
 
@@ -30,10 +30,21 @@ def _kept(folder: Path) -> Generation:
     source = Path(generation.path, "module.py")
     source.write_text("VALUE = 1\n")
     py_compile.compile(str(source), doraise=True)
-    contents = look_at(generation.path).digest
-    versions = {"setuptools": "84.2.1"}
+    contents, seen = digest_of_contents(generation.path), look_at(generation.path).digest
+    versions, wheels = {"setuptools": "84.2.1"}, {"setuptools-84.2.1-py3-none-any.whl": "0" * 64}
     generation.write_manifest(
-        Manifest(time.time(), f"{scripts}/python", str(scripts), ("setuptools",), versions, contents, "", versions)
+        Manifest(
+            made=time.time(),
+            python_executable=f"{scripts}/python",
+            scripts=str(scripts),
+            requirements=("setuptools",),
+            packages=versions,
+            contents=contents,
+            sources="",
+            required=versions,
+            wheels=wheels,
+            seen=seen,
+        )
     )
     verify(generation)
     assert Path(f"{generation.path}.bytecode").exists()
@@ -71,7 +82,9 @@ def test_a_field_of_the_wrong_type_makes_a_manifest_one_that_is_not_there(tmp_pa
         read = generation.read_manifest()
         # What is read all the same has the right type.
         if read is not None:
-            assert type(read._asdict()[field]) is type(manifest._asdict()[field]), wrong
+            assert type(read._asdict()[field]) is type(manifest._asdict()[field]) or (
+                field == "wheels" and wrong is None
+            )
             assert field not in ("python_executable", "scripts"), wrong
             assert 0 < read.made < 1e11
             assert all(isinstance(version, str) for version in (*read.packages.values(), *read.required.values()))
@@ -208,6 +221,47 @@ def test_a_build_succeeds_whatever_is_in_the_place_of_a_file_of_the_store(
         assert "Traceback" not in error
         assert "bug in lockbuild" not in error
     assert created(error) == 0
+
+
+def _empty(paths: Iterable[Path]) -> None:
+    """Leave files as a journal does after a power failure: with their times, and without what was to be in them."""
+    files = [path for path in paths if path.is_file() and not path.is_symlink() and path.stat().st_size]
+    assert files
+    for path in files:
+        before = path.stat()
+        os.truncate(path, 0)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _files_of_packages(tree: ProbeTree) -> Iterable[Path]:
+    return tree.store.glob("*/*/lib/**/probe_backend*.py")
+
+
+_KEPT: dict[str, Callable[[ProbeTree], Iterable[Path]]] = {
+    "an environment": _files_of_packages,
+    "its programs": lambda tree: tree.store.glob("*/*/bin/*"),
+    "its bytecode": lambda tree: tree.store.glob("*/*/**/*.pyc"),
+    "its manifest": lambda tree: tree.store.glob("*/*.json"),
+    "the notes of its bytecode": lambda tree: tree.store.glob("*/*.bytecode"),
+    "unpacked wheels": lambda tree: [*(tree.cache / "wheels").glob("*/*/**/*"), *_files_of_packages(tree)],
+    "manifests of unpacked wheels": lambda tree: [
+        *(tree.cache / "wheels").glob("*/manifest.json"),
+        *_files_of_packages(tree),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", _KEPT)
+def test_files_that_a_power_failure_has_emptied_are_made_again(tree: ProbeTree, kept: str) -> None:
+    tree.build()
+    tree.build()
+    _empty(_KEPT[kept](tree))
+    tree.build()
+    assert created(tree.build()) == 0
+    [environment] = tree.environments()
+    assert all(path.stat().st_size for path in _files_of_packages(tree))
+    assert all(path.stat().st_size for path in environment.rglob("*.pyc"))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lockbuild.environments import store
-from lockbuild.environments.contents import look_at
+from lockbuild.environments.contents import digest_of_contents, look_at
 from lockbuild.environments.store import (
     Generation,
     Manifest,
@@ -23,6 +23,7 @@ from lockbuild.environments.store import (
     new_generation,
     remove_unused,
 )
+from lockbuild.locks import kernel
 from lockbuild.locks.kernel import LocksUnsupportedError
 
 
@@ -36,7 +37,8 @@ def generation(tmp_path: Path) -> Generation:
     (cache.parent / "m.py").write_text("1")
     Path(generation.path, "link").symlink_to("package")
     scripts = f"{generation.path}/bin"
-    manifest = Manifest(time.time(), f"{scripts}/python", scripts, (), {}, look_at(generation.path).digest, "")
+    contents, seen = digest_of_contents(generation.path), look_at(generation.path).digest
+    manifest = Manifest(time.time(), f"{scripts}/python", scripts, (), {}, contents, "", seen=seen)
     generation.write_manifest(manifest)
     return generation
 
@@ -66,6 +68,27 @@ def test_a_change_is_seen(generation: Generation, what: str) -> None:
     before = look_at(generation.path).digest
     CHANGES[what](Path(generation.path))
     assert look_at(generation.path).digest != before
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_time_is_no_change_of_the_contents_and_everything_else_is(generation: Generation, what: str) -> None:
+    before = digest_of_contents(generation.path)
+    CHANGES[what](Path(generation.path))
+    assert (digest_of_contents(generation.path) == before) == (what == "a time")
+
+
+def test_what_only_group_and_others_may_do_is_no_change_of_the_contents(generation: Generation) -> None:
+    module = Path(generation.path, "package", "m.py")
+    module.chmod(0o644)
+    before = digest_of_contents(generation.path)
+    module.chmod(0o600)
+    assert digest_of_contents(generation.path) == before
+
+
+def test_other_contents_of_the_same_size_are_seen(generation: Generation) -> None:
+    before = digest_of_contents(generation.path)
+    Path(generation.path, "package", "m.py").write_text("2")
+    assert digest_of_contents(generation.path) != before
 
 
 def test_another_target_of_a_link_is_seen(generation: Generation) -> None:
@@ -168,6 +191,7 @@ def test_without_locks_each_user_counts_as_running(generation: Generation, monke
         raise LocksUnsupportedError
 
     monkeypatch.setattr(store, "try_to_lock", unsupported)
+    monkeypatch.setattr(kernel, "try_to_lock", unsupported)
     user = User(generation)
     assert user.begin()
     assert generation.is_used()

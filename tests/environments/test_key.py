@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,7 @@ def test_the_installer_matters(keys: Keys) -> None:
         ("pip", "PIP_FIND_LINKS"),
         ("pip", "PIP_PRE"),
         ("pip", "PIP_NO_BINARY"),
+        ("pip", "PIP_UPLOADED_PRIOR_TO"),
         ("pip", "PIP_SOMETHING_NEW"),
         ("pip", "CFLAGS"),
         ("uv", "UV_INDEX_URL"),
@@ -239,7 +241,7 @@ def test_constraints_that_name_a_local_file_have_no_key(keys: Keys) -> None:
     assert keys.compute(constraints="-c /srv/more.txt\n") is None
 
 
-def test_another_interpreter_and_one_that_was_replaced_matter(keys: Keys, tmp_path: Path) -> None:
+def test_another_interpreter_and_an_upgrade_matter_and_the_times_of_its_file_do_not(keys: Keys, tmp_path: Path) -> None:
     # A whole second installation: the interpreter's own file, beside a link to the same standard library.
     base = Path(sys.base_prefix)
     copy = tmp_path / "python"
@@ -248,14 +250,23 @@ def test_another_interpreter_and_one_that_was_replaced_matter(keys: Keys, tmp_pa
     executable = copy / "bin" / version
     shutil.copy2(os.path.realpath(sys.executable), executable)
     (copy / "lib").symlink_to(base / "lib")
+    # A build that shares its library has the interpreter in there.
+    (copy / "own").mkdir()
+    for library in (base / "lib").glob(f"lib{version}*.so.*"):
+        shutil.copy2(library, copy / "own")
     libraries = os.pathsep.join(sys.path[1:])
-    env = {"PYTHONPATH": libraries, "LD_LIBRARY_PATH": str(base / "lib")}
+    env = {"PYTHONPATH": libraries, "LD_LIBRARY_PATH": str(copy / "own")}
     first = keys.digest(env=env, python=str(executable))
     assert first != keys.digest(env=env, python=sys.executable)
     assert first == keys.digest(env=env, python=str(executable))
-    # An upgrade in place: the same path, another file.
-    with executable.open("ab") as file:
-        file.write(b"\0")
+    # The same build in another image.
+    os.utime(executable, (1, 1))
+    assert first == keys.digest(env=env, python=str(executable))
+    # An upgrade in place: the same path and version, built a second later.
+    moment = platform.python_build()[1].split()[-1].encode()
+    later = moment[:-1] + (b"0" if moment.endswith(b"9") else b"9")
+    for file in (executable, *(copy / "own").iterdir()):
+        file.write_bytes(file.read_bytes().replace(moment, later))
     assert first != keys.digest(env=env, python=str(executable))
 
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_an_environment_of_real_packages_equals_that_of_pip(tree: ProbeTree, mon
     assert build.returncode == 0, error
     [kept] = tree.environments()
     with FreshEnvironment(
-        EnvironmentRequest(["probe-backend", *packages], "", BuildRequest("."), 0.0, (), Reporter())
+        EnvironmentRequest(["probe-backend", *packages], "", BuildRequest("."), 0.0, (), Reporter(), gettempdir)
     ) as fresh:
         assert_equal(kept, Path(fresh.python_executable).parents[1])
         versions = [

@@ -6,8 +6,9 @@ import hashlib
 import re
 import subprocess
 import sys
-from importlib.metadata import distribution
+from importlib.metadata import distribution, version
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
@@ -54,7 +55,9 @@ def test_a_kept_environment_has_what_pip_would_have_installed(tree: ProbeTree, m
     [kept] = tree.environments()
     for name, value in tree.environ().items():
         monkeypatch.setenv(name, value)
-    with FreshEnvironment(EnvironmentRequest(requirements, "", BuildRequest("."), 0.0, (), Reporter())) as fresh:
+    with FreshEnvironment(
+        EnvironmentRequest(requirements, "", BuildRequest("."), 0.0, (), Reporter(), gettempdir)
+    ) as fresh:
         theirs = Path(fresh.python_executable).parents[1]
         assert_equal(kept, theirs)
     run = [kept / "bin" / "featured"]
@@ -99,6 +102,46 @@ def test_a_hash_that_the_index_gives_is_enforced(tree: ProbeTree) -> None:
         env = {"PIP_NO_INDEX": None, "PIP_FIND_LINKS": None, "PIP_INDEX_URL": index.url}
         index.fragment = f"#sha256={'0' * 64}"
         assert "THESEPACKAGESDONOTMATCHTHEHASHES" in errors_of_pip(tree.build(env=env, status=1))
+
+
+_has_cooldown = pytest.mark.skipif(
+    int(version("pip").partition(".")[0]) < 26, reason="this pip has no uploaded-prior-to"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("installer", "variable", "setting"),
+    [
+        pytest.param("pip", "PIP_UPLOADED_PRIOR_TO", "[install]\nuploaded-prior-to = {}\n", marks=_has_cooldown),
+        ("uv", "UV_EXCLUDE_NEWER", 'exclude-newer = "{}"\n'),
+    ],
+)
+def test_a_cooldown_holds_and_another_one_is_another_environment(
+    tree: ProbeTree, installer: str, variable: str, setting: str
+) -> None:
+    tree.wheelhouse.add_backend("2.0")
+    old, new = "2026-01-01T00:00:00Z", "2026-03-01T00:00:00Z"
+    configuration = tree.control / "configuration"
+    with served(tree.wheelhouse) as index:
+        index.uploaded = {
+            "probe_backend-1.0-py3-none-any.whl": old,
+            "probe_backend-2.0-py3-none-any.whl": new,
+        }
+        env: dict[str, str | None] = dict.fromkeys(("PIP_NO_INDEX", "PIP_FIND_LINKS", "UV_NO_INDEX"))
+        env |= {"UV_FIND_LINKS": None, "UV_NO_CONFIG": None, "PIP_INDEX_URL": index.url, "UV_INDEX_URL": index.url}
+        configured: dict[str, str | None] = {
+            "PIP_CONFIG_FILE": str(configuration),
+            "UV_CONFIG_FILE": str(configuration),
+        }
+        found = []
+        for moment, in_file in (("2026-02-01", False), ("2026-04-01", False), ("2026-02-02", True), (None, False)):
+            configuration.write_text(setting.format(moment) if in_file else "")
+            cooldown = {variable: None if in_file else moment}
+            tree.build("--installer", installer, env={**env, **cooldown, **configured})
+            found += tree.hooks()[-1]["distributions"]
+    assert found == [f"probe-backend {version}" for version in ("1.0", "2.0", "1.0", "2.0")]
+    assert len({*tree.prefixes()}) == 4
 
 
 @pytest.mark.slow
@@ -225,7 +268,8 @@ def test_an_old_pip_that_was_disturbed_by_another_is_run_again(tree: ProbeTree, 
 def test_a_pip_that_fails_so_again_and_again_is_believed(tree: ProbeTree) -> None:
     error = tree.build(env={"PYTHONPATH": disturbed_pip(tree, 100)}, status=1)
     assert 1 < len((tree.control / "runs").read_text().splitlines()) < 10
-    assert error.count("JSONDecodeError") == 1
+    # Once in what the last pip has said, and once as the reason.
+    assert error.count("JSONDecodeError") == 2
 
 
 def test_looking_for_pip_leaves_the_modules_of_setuptools_alone() -> None:

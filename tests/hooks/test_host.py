@@ -370,8 +370,46 @@ def test_a_host_whose_environment_is_being_removed_says_nothing(environment: Pat
     (packages / "removing.py").write_text(removing)
     lifeline, requests, replies = os.pipe(), os.pipe(), os.pipe()
     inherited = (lifeline[0], requests[0], replies[1])
-    words = [str(environment / "bin" / "python"), "-c", client._EXECUTE, client._HOST, "removing", *map(str, inherited)]
+    words = [
+        str(environment / "bin" / "python"),
+        "-c",
+        client._EXECUTE,
+        client._HOST,
+        "-",
+        "removing",
+        *map(str, inherited),
+    ]
     ended = subprocess.run(words, pass_fds=inherited, capture_output=True, text=True, timeout=PATIENCE, check=False)
     for descriptor in (*lifeline, *requests, *replies):
         os.close(descriptor)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
+
+
+# Python imports it at its start. A host then waits, after its second fork, until the hook runs, and kills itself.
+DYING_HOST = """
+import os, signal, sys, time
+forks = []
+
+def die():
+    forks.append(None)
+    # The first is the leader of the hook's group.
+    if len(forks) == 2:
+        while not os.path.exists({hook!r}):
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if any("hook host" in word for word in sys.orig_argv):
+    os.register_at_fork(after_in_parent=die)
+"""
+
+
+def test_a_hook_ends_with_its_host_that_is_killed_as_soon_as_the_hook_runs(witness_tree: WitnessTree) -> None:
+    witness_tree.use_hook("time.sleep(1000)", "get_requires_for_build_wheel")
+    site = witness_tree.control / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(DYING_HOST.format(hook=str(witness_tree.control / "hook")))
+    build = witness_tree.start(env={"PYTHONPATH": str(site)})
+    hook = int(witness_tree.told("hook"))
+    assert "killed by SIGKILL" in assert_fails(witness_tree, build)
+    wait_until(lambda: not is_running(hook), "the end of the hook")
+    assert_lock_is_free(witness_tree)

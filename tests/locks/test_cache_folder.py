@@ -115,7 +115,9 @@ def test_a_user_without_a_home_and_without_an_entry_has_no_configuration_of_his_
     place: PublicPlace, installer: str
 ) -> None:
     alice = place.user(ALICE)
-    script = f"from lockbuild.environments.key import environment_key as key; print(key([], '', {installer!r}).digest)"
+    script = (
+        f"from lockbuild.environments.key import environment_key as key; print(key([], '', {installer!r}, {{}}).digest)"
+    )
     process = place.tree.start_process(*alice.command("-c", script), env=alice.environ | {"HOME": None}, cwd="/")
     [(status, digest, error)] = place.tree.finish(process)
     assert status == 0, error

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from machine import is_free, is_running, start_adopted, state
+from machine import children, is_free, is_running, start_adopted, state
 from witness import LOCKBUILD, PLAIN, WitnessTree, wait_until
 
 # Each of them takes a second or two, and there are many.
@@ -290,7 +290,7 @@ def test_the_host_of_a_build_that_waits_ends_with_it(
     waiter = witness_tree.start(out_dir=witness_tree.control / "second")
     assert waiter.stderr is not None
     assert waiter.stderr.readline().startswith("* Waiting for the lock")
-    [host] = map(int, Path(f"/proc/{waiter.pid}/task/{waiter.pid}/children").read_text().split())
+    [host] = children(waiter.pid)
     assert os.readlink(f"/proc/{host}/fd/{directory_descriptor(host, witness_tree.path)}") == str(witness_tree.path)
     waiter.send_signal(number)
     waiter.wait()
@@ -307,12 +307,15 @@ def directory_descriptor(pid: int, path: Path) -> str:
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("step", ["time.sleep(1000)", "sum(range(1 << 60))"], ids=["asleep", "in C code"])
 def test_a_host_that_still_imports_the_backend_ends_with_its_build(
-    witness_tree: WitnessTree, number: signal.Signals
+    witness_tree: WitnessTree, number: signal.Signals, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("LOCKBUILD_PREIMPORT", raising=False)
     # The import comes to no end, while the frontend has the lock and has sent its first request.
-    endless = "if 'WITNESS_PLAIN' not in os.environ:\n    tell('pid', str(os.getpid()))\n    time.sleep(1000)\n"
-    witness_tree.use_backend("variant", f"import os, time\nfrom witness_backend import *\n{endless}")
+    endless = f"if 'WITNESS_PLAIN' not in os.environ:\n    tell('pid', str(os.getpid()))\n    {step}\n"
+    # A name that is on the list of those that the host imports.
+    witness_tree.use_backend("maturin", f"import os, time\nfrom witness_backend import *\n{endless}")
     first = witness_tree.start()
     host = int(witness_tree.told("pid"))
     wait_until(lambda: not is_free(witness_tree.path), "the lock")
@@ -322,6 +325,10 @@ def test_a_host_that_still_imports_the_backend_ends_with_its_build(
     first.send_signal(number)
     assert first.wait() == (-number if number == signal.SIGKILL else 128 + number)
     assert time.monotonic() - start < INTERRUPTION_SECONDS
+    wait_until(lambda: is_free(witness_tree.path), "the release")
+    seconds = time.monotonic() - start
+    print(f"the lock was free after {seconds:.3f} s")
+    assert seconds < ORPHAN_SECONDS
     wait_until(lambda: not is_running(host), "the end of the host")
     assert_next_build_succeeds(witness_tree)
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from lockbuild.garbage_collection import prune_left_behind
 from lockbuild.locks import cache_digest
-from machine import is_free, is_running, parent, start_adopted
+from machine import children, is_free, is_running, parent, start_adopted
 from witness import LOCKBUILD, WitnessTree, make_witness_tree, wait_until
 
 # Each of them takes a second or two, and there are many.
@@ -307,17 +308,22 @@ def assert_locked(tree: WitnessTree) -> None:
     assert tree.finish(stranger)[0][0] == 75
 
 
+@pytest.mark.parametrize("killed", ["frontend", "host"])
 @pytest.mark.parametrize("wrapper", ["", "setsid -w "], ids=["same session", "session of its own"])
-def test_the_lock_of_a_killed_build_outlives_the_builds_that_are_nested_in_it(tree: WitnessTree, wrapper: str) -> None:
+def test_the_lock_of_a_killed_build_outlives_the_builds_that_are_nested_in_it(
+    tree: WitnessTree, wrapper: str, killed: str
+) -> None:
     gate = tree.make_gate()
     nested = f"WITNESS_GATE={gate.path} {wrapper}{build_command(tree, 'nested')} >/dev/null 2>&1"
     outer = start_adopted(tree, env=commands(nested))
     nested_hook = tree.wait_for_entry()
     nested_host = parent(nested_hook)
+    [host] = children(outer)
+    [hook] = children(host)
     # Its host cannot end it now, though the build that it is nested in has long gone.
     os.kill(nested_host, signal.SIGSTOP)
-    os.kill(outer, signal.SIGKILL)
-    wait_until(lambda: not is_running(outer), "the end of the outer build")
+    os.kill(outer if killed == "frontend" else host, signal.SIGKILL)
+    wait_until(lambda: not is_running(hook), "the end of the outer hook")
     assert_locked(tree)
     assert is_running(nested_hook)
     os.kill(nested_host, signal.SIGCONT)
@@ -362,3 +368,29 @@ def test_a_nested_build_that_is_interrupted_ends_with_the_outer_one(tree: Witnes
     assert outer.wait() == 128 + signal.SIGTERM
     wait_until(lambda: not Path(f"/proc/{hook}").exists(), "the end of the nested hook")
     tree.assert_all_succeed(tree.start())
+
+
+def test_a_clean_up_removes_what_killed_builds_have_left_beside_lock_files_and_nothing_else(tree: WitnessTree) -> None:
+    def lent() -> list[Path]:
+        return list(Path(os.environ["LOCKBUILD_CACHE_DIR"], "locks").glob("*.nested"))
+
+    build = tree.start(gate=tree.make_gate().path)
+    hook = tree.wait_for_entry()
+    prune_left_behind()
+    assert len(lent()) == 1
+    assert [*lent()[0].parent.glob("*.lock.holder")]
+    # No process is left that could take it back.
+    os.kill(build.pid, signal.SIGSTOP)
+    host = parent(hook)
+    for pid in (host, hook, build.pid):
+        os.kill(pid, signal.SIGKILL)
+    build.wait()
+    wait_until(lambda: not is_running(host) and not is_running(hook), "the end of host and hook")
+    [path] = lent()
+    # One that a build had left which was nested in a nested one that is gone.
+    Path(f"{path}.1.nested").touch()
+    path.with_name(f"{path.name}.holder").touch()
+    prune_left_behind()
+    # They belong to each other: one goes when the other has gone.
+    prune_left_behind()
+    assert [each.suffix for each in path.parent.iterdir()] == [".lock"]

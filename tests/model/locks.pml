@@ -108,12 +108,14 @@ held:   atomic { environment == NONE || environment == me -> d_step { /* an envi
             WHEN(EPOCHS && !carried, ends(H); start_host());
             WHEN(NESTS && me == 0, named[NESTED] = NESTED);
             said[me] = asked } };
+        if :: said[me] == ended || !LIVES(me, H) || me == HURRIED -> closed[me] = 1 fi;
         if
-        :: said[me] == ended -> closed[me] = 1
-        :: !LIVES(me, H) -> atomic { doomed[me] = said[me] == started && LIVES(me, K); closed[me] = 1 }
-        :: me == HURRIED -> closed[me] = 1
+        :: atomic { crashed[me] -> doomed[me] = said[me] == started && LIVES(me, K) };
+            atomic { me > 0 || exclusive[NESTED] == 0 || !TAKE_BACK ->
+                WHEN(me == 0 && TAKE_BACK, named[NESTED] = NONE) }
+        :: !LIVES(me, H) && !crashed[me]
+        :: me == HURRIED && LIVES(me, H)
         fi;
-        if :: !LIVES(me, H) :: me == HURRIED fi;
         d_step {
             WHEN(HEIRS && (crashed[me] || LIVES(me, H)), for (i : LOCK .. OUTER) { close(FILE(i), F) });
             free_all() };
@@ -130,7 +132,8 @@ timed_out:
 proctype Host(byte me) {
 end:
     do :: atomic { LIVES(me, H) && PIPE_ENDS && said[me] != asked -> d_step { ends(H) } }
-    :: atomic { LIVES(me, H) && said[me] == asked -> d_step { alive[me] = alive[me] | K; inherits(H, K) } };
+    :: atomic { LIVES(me, H) && said[me] == asked -> d_step {
+            alive[me] = alive[me] | K; inherits(H, K); WHEN(HOOK_SAYS_GROUP, said[me] = started) } };
         {
             said[me] = started;
             if :: !LIVES(me, K) :: LIFELINE && PIPE_ENDS -> doomed[me] = LIVES(me, K) != 0; !LIVES(me, K) fi;

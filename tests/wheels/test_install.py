@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from lockbuild.events import LockWait, Reporter
-from lockbuild.locks import DirectoryLock
+from lockbuild.locks import DirectoryLock, LockRequest
 from lockbuild.request import LinkMode
 from lockbuild.wheels import install_wheels
 from wheelhouse import Wheelhouse, installing_up_to, site_packages
@@ -219,7 +219,7 @@ def test_calls_for_one_environment_wait_for_each_other(house: Wheelhouse, enviro
 
 
 def test_an_installer_that_waits_for_the_environment_can_be_interrupted(house: Wheelhouse, environment: Path) -> None:
-    with DirectoryLock(environment):
+    with DirectoryLock(LockRequest(str(environment), "the environment")):
         process = installing(environment, [house.add_wheel("alpha")])
         let_begin(process)
         assert process.stdout is not None

@@ -116,11 +116,11 @@ def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
     if parsed.metadata:
         from packaging.metadata import parse_email
 
-        output.metadata(parse_email(frontend.metadata(request, output))[0])
+        output.metadata(parse_email(frontend.metadata(request, output, owns_process=True))[0])
         return
     # Before the hook host starts, because it inherits our standard output.
     report_output = _take_standard_output() if parsed.report == "-" else None
-    result = frontend.build(request, output)
+    result = frontend.build(request, output, owns_process=True)
     result = result._replace(timings=(Timing("start", start), *result.timings) if parsed.timings else ())
     if parsed.report is not None:
         from lockbuild.artifacts import encoded, report, write_report
@@ -134,7 +134,7 @@ def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
         else:
             with open(report_output, "wb") as stream:
                 stream.write(content)
-    if request.isolation and request.use_cache:
+    if request.use_cache:
         from lockbuild.garbage_collection import collect_once_a_day
 
         # Before the last line, after which a program may end this process.

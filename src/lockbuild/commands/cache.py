@@ -16,6 +16,7 @@ from lockbuild.garbage_collection import (
     list_unpacked_wheels,
     prune_built_artifacts,
     prune_environments,
+    prune_left_behind,
     prune_unpacked_wheels,
 )
 from lockbuild.paths import cache_folder
@@ -71,9 +72,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="remove what no build has used for this long: seconds, or a number followed by s, m, h or d "
         "(default: 30d)",
     )
+    command.add_argument(
+        "--ci",
+        action="store_true",
+        help="before CI stores the cache: also remove all but the newest environment for each set of requirements, "
+        "and all that is not needed to make these again without a network",
+    )
     command.set_defaults(run=_prune)
     command = commands.add_parser("clear", help="remove everything that is not in use")
-    command.set_defaults(run=_prune, older_than=-1.0)
+    command.set_defaults(run=_prune, older_than=-1.0, ci=False)
     return parser
 
 
@@ -118,12 +125,17 @@ def _ago(moment: float) -> str:
 
 def _prune(parsed: argparse.Namespace) -> None:
     older_than, cache_dir = parsed.older_than, parsed.cache_dir
+    older_than_for_rest = -1.0 if parsed.ci else older_than
     # Environments first: without its environment, a built wheel is of no use. Files that environments share with
     # unpacked wheels take space until both are removed.
-    _print_removed(prune_environments(older_than, cache_dir), "environment", len(list_environments(cache_dir)))
-    removed = prune_unpacked_wheels(older_than, cache_dir)
+    removed = prune_environments(older_than, cache_dir, only_newest=parsed.ci)
+    _print_removed(removed, "environment", len(list_environments(cache_dir)))
+    removed = prune_unpacked_wheels(older_than_for_rest, cache_dir)
     _print_removed(removed, "unpacked wheel", len(list_unpacked_wheels(cache_dir)))
-    _print_removed(prune_built_artifacts(older_than, cache_dir), "built wheel", len(list_built_artifacts(cache_dir)))
+    removed = prune_built_artifacts(older_than_for_rest, cache_dir)
+    _print_removed(removed, "built wheel", len(list_built_artifacts(cache_dir)))
+    if killed := prune_left_behind(older_than, cache_dir):
+        print(f"Removed what {killed} killed build{'' if killed == 1 else 's'} had left")
 
 
 def _print_removed(removed: int, what: str, left: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from lockbuild.build_library import forward_log
-from lockbuild.installers import install_with_pip, install_with_uv, isolated_environment, log_requirements
+from lockbuild.installers import install_with_pip, install_with_uv, isolated_environment, log_requirements, written
 from lockbuild.interruption import killing_descendants
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class FreshEnvironment:
     locks: tuple[InheritableLock, ...] = ()
     """It is removed at the end of the build; there is nothing that a hook could keep."""
     generation: Generation | None = None
-    """It is not kept."""
+    is_kept = False
 
     def __init__(self, wanted: EnvironmentRequest) -> None:
         self._environment = isolated_environment(wanted.build.installer, wanted.build.env_dir)
@@ -33,6 +33,8 @@ class FreshEnvironment:
 
     def __enter__(self) -> Self:
         """Create the environment and install the requirements."""
+        # Where this process runs for one build, `build` makes its folder in there.
+        self._wanted.staging()
         with forward_log(*self._log):
             self._environment.__enter__()
             try:
@@ -53,12 +55,13 @@ class FreshEnvironment:
         if not requirements:
             return
         log_requirements(requirements)
-        constraints = self._wanted.constraints_for_installer()
+        constraints, staging = self._wanted.constraints_for_installer(), self._wanted.staging()
         with killing_descendants():
             if self._environment.installer == "uv":
-                install_with_uv(self._environment, requirements, constraints, {})
+                install_with_uv(self._environment, [*requirements, *written((), constraints, staging)], {})
             else:
-                install_with_pip(self._environment, requirements, constraints, {}, fresh=fresh)
+                files = written(requirements, constraints, staging)
+                install_with_pip(self._environment, files, {"TMPDIR": staging}, fresh=fresh)
 
     @property
     def requirements(self) -> tuple[str, ...]:

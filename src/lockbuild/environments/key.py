@@ -66,7 +66,7 @@ WITHOUT_EFFECT = frozenset(
 )
 
 # The format of what is stored under a key. Another format is another key.
-_FORMAT = 3
+_FORMAT = 4
 
 # Nearly every requirement: a name, extras, versions and a marker, in which nothing but versions and names is quoted.
 # `packaging` understands the others; its import takes longer than all the rest of this.
@@ -159,12 +159,11 @@ def _names_a_file(line: str) -> bool:
 
 def _interpreter() -> list[Any]:
     executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    status = os.stat(executable)
     return [
+        # A virtual environment has links to it. The file's size and times do not matter: a layer of another image, or
+        # an archive, has the same interpreter with other times.
         executable,
-        # An upgrade in place keeps the path.
-        status.st_size,
-        status.st_mtime_ns,
+        # An upgrade in place changes this: it has the moment of the build and the compiler.
         sys.version,
         sys.implementation.name,
         EXTENSION_SUFFIXES[0],

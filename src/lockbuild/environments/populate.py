@@ -6,6 +6,8 @@ Only builds whose environment is not in the store import this.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sysconfig
 import time
 from importlib.metadata import distributions
@@ -16,9 +18,9 @@ from packaging.utils import canonicalize_name
 
 from lockbuild.build_library import forward_log
 from lockbuild.environments.local import describe_source, digest_of_sources
-from lockbuild.environments.resolve import can_fill, fill
 from lockbuild.environments.store import Manifest
-from lockbuild.installers import install_with_pip, install_with_uv, isolated_environment, log_requirements
+from lockbuild.errors import InstallerError
+from lockbuild.installers import install_with_pip, install_with_uv, isolated_environment, log_requirements, written
 from lockbuild.interruption import killing_descendants
 
 if TYPE_CHECKING:
@@ -37,22 +39,39 @@ sysconfig.get_config_vars()
 # does, which uv refuses where UV_OFFLINE is set.
 _REINSTALL = "--reinstall"
 
+# What installers say when a disk or an inode table is full.
+_FULL = os.strerror(errno.ENOSPC)
+
 
 def populate(
-    generation: Generation, wanted: EnvironmentRequest, key: EnvironmentKey, variables: Mapping[str, str]
+    generation: Generation,
+    wanted: EnvironmentRequest,
+    key: EnvironmentKey,
+    variables: Mapping[str, str],
+    resolution: Manifest | None = None,
 ) -> Manifest:
     """
     Make an environment in the folder of a generation; return its manifest, whose contents are still to be digested.
 
-    ``variables`` are those of the installer's environment beside ours. Raises what `build` raises, and
-    what `lockbuild.environments.resolve.fill` raises.
+    ``variables`` are those of the installer's environment beside ours. With a resolution, no installer runs: the
+    environment gets the same wheels. Raises what `build` raises, and what `lockbuild.environments.resolve` raises.
     """
-    made = time.time()
-    with forward_log(wanted.reporter, wanted.build.verbosity), killing_descendants():
-        environment = isolated_environment(wanted.build.installer, generation.path).__enter__()
-        paths = _paths(environment.path)
-        if wanted.requirements:
-            _install(environment, paths, wanted, key, variables)
+    made = time.time() if resolution is None else resolution.made
+    wheels: Mapping[str, str] | None = {}
+    try:
+        with forward_log(wanted.reporter, wanted.build.verbosity), killing_descendants():
+            environment = isolated_environment(wanted.build.installer, generation.path).__enter__()
+            paths = _paths(environment.path)
+            if resolution and resolution.wheels:
+                from lockbuild.environments.resolve import fill_again
+
+                wheels = fill_again(environment, paths, wanted, resolution.wheels)
+            elif wanted.requirements:
+                wheels = _install(environment, paths, wanted, key, variables)
+    except InstallerError as error:
+        if _FULL in error.output:
+            raise OSError(errno.ENOSPC, _FULL, generation.path) from error
+        raise
     packages = _installed_packages({paths["purelib"], paths["platlib"]})
     names = _names(wanted.requirements)
     return Manifest(
@@ -63,7 +82,8 @@ def populate(
         packages=packages,
         required={name: version for name, version in sorted(packages.items()) if name in names},
         contents="",
-        sources=digest_of_sources(key.sources, packages, made),
+        sources=digest_of_sources(key.sources, packages, made) if resolution is None else resolution.sources,
+        wheels=wheels,
     )
 
 
@@ -73,18 +93,24 @@ def _install(
     wanted: EnvironmentRequest,
     key: EnvironmentKey,
     variables: Mapping[str, str],
-) -> None:
+) -> Mapping[str, str] | None:
+    """Install what is required; return the wheels of the store that are in the environment, if they are known."""
     log_requirements(wanted.requirements)
+    constraints, staging = wanted.constraints_for_installer(), wanted.staging()
     if wanted.build.installer == "uv":
         # Where local distributions may be newer, uv looks past its cache.
         options = [_REINSTALL] if wanted.wheels or any(map(describe_source, key.sources)) else []
-        constraints = wanted.constraints_for_installer()
-        install_with_uv(environment, wanted.requirements, constraints, variables, options=options)
-        return
+        files = written((), constraints, staging)
+        install_with_uv(environment, [*options, *wanted.requirements, *files], variables)
+        return None
+    from lockbuild.environments.resolve import can_fill, fill
+
     if can_fill(wanted):
-        fill(environment, paths, wanted, variables)
-        return
-    install_with_pip(environment, wanted.requirements, wanted.constraints_for_installer(), variables)
+        return fill(environment, paths, wanted, variables)
+    # What pip leaves there when it is killed is removed with the staging folder.
+    files = written(wanted.requirements, constraints, staging)
+    install_with_pip(environment, files, {**variables, "TMPDIR": staging})
+    return None
 
 
 def _paths(environment: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from lockbuild.errors import SettingsError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from lockbuild.events import Reporter
     from lockbuild.locks import InheritableLock
@@ -28,6 +28,8 @@ class EnvironmentRequest(NamedTuple):
     outer_locks: Sequence[InheritableLock]
     """The locks that the build holds. An installer tells the builds that it runs about them."""
     reporter: Reporter
+    staging: Callable[[], str]
+    """Returns the staging folder of the build, and makes it the first time."""
     wheels: Mapping[str, str] = {}
     """The wheels of projects of the same run that it needs, by their normalized names."""
 

@@ -29,7 +29,7 @@ from lockbuild.installers import run_pip, written
 from lockbuild.interruption import killing_descendants
 from lockbuild.paths import wheel_folder
 from lockbuild.wheels.destination import Destination, with_headers
-from lockbuild.wheels.install import install_archives
+from lockbuild.wheels.install import install_archives, install_unpacked
 from lockbuild.wheels.plan import Installation
 from lockbuild.wheels.store import WheelStore
 
@@ -44,37 +44,60 @@ if TYPE_CHECKING:
 
 def fill(
     environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: EnvironmentRequest, variables: Mapping[str, str]
-) -> None:
+) -> dict[str, str]:
     """
     Install what is wanted into an empty environment, with what `build` has pip install.
 
-    ``paths`` are those of ``sysconfig`` for it, ``variables`` those of pip's environment beside ours. Raises
-    `InstallerError` when pip fails, and what `install_archives` raises.
+    ``paths`` are those of ``sysconfig`` for it, ``variables`` those of pip's environment beside ours. Returns the
+    SHA-256 of each wheel that it has installed, by the name of its file. Raises `InstallerError` when pip fails, and
+    what `install_archives` raises.
     """
-    request, reporter = wanted.build, wanted.reporter
-    named = _distributions(wanted.requirements)
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    installation = Installation(
-        destination=Destination(with_headers(paths, environment.path, version), environment.python_executable),
-        reporter=reporter,
-        link_mode=request.link_mode,
-        installer="pip",
-        requested=named,
-    )
-    store = WheelStore(wheel_folder(request.cache_dir), request.cache_dir, request.lock_timeout, reporter)
-    with tempfile.TemporaryDirectory(prefix="lockbuild-wheels-", ignore_cleanup_errors=True) as folder:
-        with (
-            _step(reporter, "resolving"),
-            killing_descendants(),
-            written(wanted.requirements, wanted.constraints_for_installer()) as files,
-        ):
+    reporter, staging = wanted.reporter, wanted.staging()
+    with tempfile.TemporaryDirectory(prefix="wheels-", dir=staging, ignore_cleanup_errors=True) as folder:
+        with _step(reporter, "resolving"), killing_descendants():
+            files = written(wanted.requirements, wanted.constraints_for_installer(), staging)
             words = ["wheel", "--use-pep517", "--no-input", "--wheel-dir", folder, *files]
             # What a pip that is killed has left in its temporary folder is removed with ours.
-            temporary = {"TMPDIR": tempfile.mkdtemp(prefix="", dir=folder)}
-            run_pip(environment, words, {**_settings_for_install(), **variables, **temporary})
+            run_pip(environment, words, {**_settings_for_install(), **variables, "TMPDIR": staging})
         archives = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".whl")]
         with _step(reporter, "filling"):
-            install_archives(archives, {}, store, installation)
+            return install_archives(archives, {}, _store(wanted), _installation(environment, paths, wanted))
+
+
+def can_fill_again(wanted: EnvironmentRequest, wheels: Mapping[str, str]) -> bool:
+    """Tell whether the store has all wheels that `fill` has returned."""
+    return all(map(_store(wanted).has_unchanged, wheels.values()))
+
+
+def fill_again(
+    environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: EnvironmentRequest, wheels: Mapping[str, str]
+) -> Mapping[str, str]:
+    """
+    Install wheels that `fill` has returned into an empty environment, from the store; return them.
+
+    Raises `WheelMissingError` if the store has not all of them any more.
+    """
+    with _step(wanted.reporter, "filling"):
+        install_unpacked(wheels, _store(wanted), _installation(environment, paths, wanted))
+    return wheels
+
+
+def _store(wanted: EnvironmentRequest) -> WheelStore:
+    request = wanted.build
+    return WheelStore(wheel_folder(request.cache_dir), request.cache_dir, request.lock_timeout, wanted.reporter)
+
+
+def _installation(
+    environment: DefaultIsolatedEnv, paths: Mapping[str, str], wanted: EnvironmentRequest
+) -> Installation:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return Installation(
+        destination=Destination(with_headers(paths, environment.path, version), environment.python_executable),
+        reporter=wanted.reporter,
+        link_mode=wanted.build.link_mode,
+        installer="pip",
+        requested=_distributions(wanted.requirements),
+    )
 
 
 @contextlib.contextmanager

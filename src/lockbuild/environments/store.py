@@ -26,7 +26,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.files import above_standard_streams, read_json, remove_anything, write_json
-from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
+from lockbuild.locks.kernel import LocksUnsupportedError, left_behind, try_to_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,11 +48,16 @@ class Manifest(NamedTuple):
     packages: Mapping[str, str]
     """Versions by normalized name."""
     contents: str
-    """A digest of its files when it was complete: see `lockbuild.environments.contents`."""
+    """A digest of its files when it was complete: see `digest_of_contents`."""
     sources: str
     """A digest of the local distributions that it was made of: see `lockbuild.environments.local`."""
     required: Mapping[str, str] = {}
     """Of the packages, those that the requirements name."""
+    wheels: Mapping[str, str] | None = None
+    """The SHA-256 of each wheel that it was filled with, by the name of its file; ``None`` for what an installer has
+    installed itself. They are in the store of unpacked wheels."""
+    seen: str = ""
+    """The digest of `Contents` when its files last were those of ``contents``."""
 
 
 class Generation(NamedTuple):
@@ -78,12 +83,17 @@ class Generation(NamedTuple):
 
     def read_manifest(self) -> Manifest | None:
         """Return the manifest, or ``None`` while there is none, or where it is damaged or of another version."""
+        manifest = self.read_resolution()
+        return manifest if manifest and self._has(manifest) else None
+
+    def read_resolution(self) -> Manifest | None:
+        """Return the manifest even if the whole store was moved: it still says what the requirements resolved to."""
         try:
             content = read_json(self.manifest_path)
             manifest = Manifest(**{**content, "requirements": tuple(content["requirements"])})
         except (TypeError, KeyError):
             return None
-        return manifest if _is_sound(manifest) and self._has(manifest) else None
+        return manifest if _is_sound(manifest) else None
 
     def _has(self, manifest: Manifest) -> bool:
         """Tell whether the interpreter that a manifest names lies in this environment, under any path to it."""
@@ -98,11 +108,15 @@ class Generation(NamedTuple):
         write_json(self.manifest_path, manifest._asdict())
 
     def is_used(self) -> bool:
-        """Tell whether a build runs in it. Remove the files of users that have ended."""
+        """Tell whether a build runs in it. Remove the files of users that have ended; the last use stays the same."""
         used = False
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for name in os.listdir(self.users_path):
+            before = os.stat(self.users_path)
+            names = os.listdir(self.users_path)
+            for name in names:
                 used |= is_locked(os.path.join(self.users_path, name))
+            if names and not used:
+                os.utime(self.users_path, ns=(before.st_atime_ns, before.st_mtime_ns))
         return used
 
     def last_used(self) -> float:
@@ -229,8 +243,9 @@ def remove_unused(folder: str, keep: Callable[[Generation], bool]) -> list[Gener
 def _is_sound(manifest: Manifest) -> bool:
     """Tell whether each field of a manifest has its type. What NaN is compared with is false."""
     texts: list[object] = [manifest.python_executable, manifest.scripts, manifest.contents, manifest.sources]
+    texts.append(manifest.seen)
     texts += manifest.requirements
-    for versions in (manifest.packages, manifest.required):
+    for versions in (manifest.packages, manifest.required, {} if manifest.wheels is None else manifest.wheels):
         if not isinstance(versions, dict):
             return False
         texts += [*versions, *versions.values()]
@@ -248,20 +263,12 @@ def age_in_words(made: float) -> str:
 
 def is_locked(path: str) -> bool:
     """Tell whether the process that has a file locked as long as it lives still does; else the file is removed."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-    except (FileNotFoundError, IsADirectoryError):
-        return False
-    try:
-        if not try_to_lock(descriptor):
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), left_behind(path) as descriptor:
+        if descriptor is None:
             return True
         with contextlib.suppress(OSError):
             os.unlink(path)
-        return False
-    except LocksUnsupportedError:
-        return True
-    finally:
-        os.close(descriptor)
+    return False
 
 
 def _number(name: str) -> int:

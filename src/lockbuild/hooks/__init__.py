@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 class HookEnvironment(Protocol):
     """What running a hook in an environment takes."""
 
+    is_kept: bool
+    """Whether other builds will use it. Then it is lockbuild's, and gets bytecode even if the user's files do not."""
+
     @property
     def python_executable(self) -> str:
         """The interpreter to run hooks with."""

@@ -7,14 +7,17 @@ imports it only after a failure, to raise its exceptions.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 from pyproject_hooks import BackendUnavailable, BuildBackendHookCaller, HookMissing
 
 from lockbuild.errors import ArtifactError
+from lockbuild.files import FULL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +83,7 @@ class BackendCaller:
 
         python = self._environment.python_executable if self._environment else sys.executable
         try:
-            with self._no_exchange_left():
+            with self._nothing_exchanged_is_left():
                 return ProjectBuilder(self.project.tree, python, self._run).metadata_path(folder)
         except BuildBackendException as error:
             raise self._failed(error.exception, str(error)) from None
@@ -93,25 +96,23 @@ class BackendCaller:
         self._hooks(cmd, cwd, {**self._isolation(), **(extra_environ or {})})
 
     @contextlib.contextmanager
-    def _no_exchange_left(self) -> Iterator[None]:
-        """On an interruption, remove the exchange folder, which pyproject-hooks may have removed in part."""
+    def _nothing_exchanged_is_left(self) -> Iterator[None]:
+        """Remove the exchange folder where pyproject-hooks could not: it was interrupted, or a system call failed."""
         try:
             yield
-        except KeyboardInterrupt:
-            # `Interrupted` is a subclass. A program that uses the Python API may raise Python's own.
-            if self._exchange:
+        finally:
+            if self._exchange and os.path.lexists(self._exchange):
                 import shutil
 
                 shutil.rmtree(self._exchange, ignore_errors=True)
-            raise
 
     @contextlib.contextmanager
     def _errors_of_build(self, hook: str) -> Iterator[None]:
-        """Turn errors of a hook call into those that ``ProjectBuilder`` would raise."""
+        """Turn errors of the backend into those that ``ProjectBuilder`` would raise; let the system's through."""
         description: str | None
         failure: Exception
         try:
-            with self._no_exchange_left():
+            with self._nothing_exchanged_is_left():
                 yield
         except BackendUnavailable as error:
             description = f"Backend {self.project.backend!r} is not available."
@@ -122,7 +123,10 @@ class BackendCaller:
         except subprocess.CalledProcessError as error:
             description = f"Backend subprocess exited when trying to invoke {hook}"
             failure = error
-        except Exception as error:  # noqa: BLE001 - any error of the hook call is the backend's failure
+        except Exception as error:  # noqa: BLE001 - any other error of the hook call is the backend's failure
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                # It is the system's. A backend that leaves no output misses a file.
+                raise _naming_folder(error) from None
             description = None
             failure = error
         else:
@@ -145,6 +149,13 @@ class BackendCaller:
             )
             error.add_note(f"the build environment has no module {missing[1]}: {place}")
         return error
+
+
+def _naming_folder(error: OSError) -> OSError:
+    """Have a full disk name the folder of the exchange, because what is written to has no name any more."""
+    if error.errno in FULL and error.filename is None:
+        return OSError(error.errno, error.strerror, tempfile.gettempdir())
+    return error
 
 
 def _reason(failure: Exception) -> str:

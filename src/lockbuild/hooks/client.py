@@ -54,19 +54,19 @@ class Host:
         streams: tuple[int | None, int | None],
     ) -> None:
         """
-        Start it: ``command`` is an interpreter, and the modules to import ahead or ``-``.
+        Start it: ``command`` is an interpreter, and the first two arguments of the host.
 
         ``locks`` are the open files that carry the locks under which its hooks will run, ``streams`` what they have as
         standard output and error; ``None`` is ours. Raises `OSError`.
         """
-        python, backend = command
+        python, *arguments = command
         lifeline, self._lifeline = _pipe()
         requests, self._requests = _pipe()
         self._replies, replies = _pipe()
         inherited = (lifeline, requests, replies, *locks)
         try:
             self._process = subprocess.Popen(
-                [python, "-c", _EXECUTE, _HOST, backend, *map(str, inherited)],
+                [python, "-c", _EXECUTE, _HOST, *arguments, *map(str, inherited)],
                 cwd=cwd,
                 env=environ,
                 pass_fds=inherited,
@@ -97,7 +97,8 @@ class Host:
         """
         Run one hook and return its exit status, negative for the signal that killed it.
 
-        Raises `Interrupted` when the user interrupted a hook that had been lent the terminal.
+        Raises `Interrupted` when the user interrupted a hook that had been lent the terminal, and `OSError` when the
+        system has refused to start it.
         """
         request = {"argv": [*argv], "cwd": cwd, "environ": {**environ}, "tree": tree, "nested": [*nested]}
         self._was_asked = True
@@ -110,15 +111,20 @@ class Host:
                     self._group = terminal.group = number
                 elif event == "stopped":
                     terminal.hook_was_stopped(number)
+                elif event == "failed":
+                    raise OSError(number, os.strerror(number), argv[0])
                 else:
                     self._group = None
                     if terminal.lent and number in (INTERRUPTED_STATUS, -signal.SIGINT):
                         raise Interrupted(signal.SIGINT)
                     return number
-        # The host itself was killed. Its hook is not our child: we can kill it, but not wait for it. `end` will
-        # say that it may still run.
-        self._signal_hook(signal.SIGKILL)
+        # The host itself was killed. `end` kills its hook.
         return self._process.wait() or -signal.SIGKILL
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the host has ended without waiting for its hooks and the builds that they run."""
+        return bool(self._process.returncode)
 
     def end(self) -> bool:
         """
@@ -139,8 +145,10 @@ class Host:
             while self._group is not None and (reply := self._read_reply(deadline)):
                 if reply[0] == "ended":
                     self._group = None
+        # The second ends a host that still imports the backend.
         os.close(self._requests)
-        self._requests = -1
+        os.close(self._lifeline)
+        self._requests = self._lifeline = -1
         deadline = time.monotonic() + HOST_SECONDS
         while self._read_reply(deadline):
             pass
@@ -149,8 +157,11 @@ class Host:
         # come in time, the host is left behind with its copies of the locks, which it keeps until the hook is gone.
         if time.monotonic() >= deadline:
             return False
-        # A host that was killed has waited for no hook.
-        return self._process.wait() == 0
+        if self._process.wait() == 0:
+            return True
+        # It was killed. Its hook is not our child: we can kill it, but not wait for it.
+        self._signal_hook(signal.SIGKILL)
+        return False
 
     def _close(self) -> None:
         for descriptor in (self._lifeline, self._requests, self._replies):

@@ -3,10 +3,11 @@
 `lockbuild.hooks.client` starts it. It imports nothing of lockbuild and never sees a hook's result: that goes through
 files, as pyproject-hooks' own script writes it.
 
-Arguments: HOST MODULES LIFELINE REQUESTS REPLIES LOCK...
-    The path of this file; the names of modules to import before the first fork, with commas between them, or "-"; and
-    numbers of inherited descriptors: a pipe that ends with the frontend and that nothing is written to; the pipe to
-    read requests from; the pipe to write replies to; and the open files that carry the locks under which hooks run.
+Arguments: HOST ENVIRONMENT MODULES LIFELINE REQUESTS REPLIES LOCK...
+    The path of this file; "kept" if the environment is kept for other builds, or "-"; the names of modules to import
+    before the first fork, with commas between them, or "-"; and numbers of inherited descriptors: a pipe that ends with
+    the frontend and that nothing is written to; the pipe to read requests from; the pipe to write replies to; and the
+    open files that carry the locks under which hooks run.
 Requests: a line of JSON each, one after the other; the end of the pipe asks the host to end
     {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...},
      "tree": [DEVICE, INODE] of the source tree that is locked, or null,
@@ -15,6 +16,7 @@ Replies: a line each
     "started GROUP"   the hook runs in this process group
     "stopped SIGNAL"  a signal has stopped it (a terminal that it may not read, a debugger)
     "ended STATUS"    it has ended, with this exit status, negative for the signal that killed it
+    "failed ERRNO"    the system has refused to start it, and the host ends
 
 A hook that ends with an error leaves its last line in the file "reason" in CONTROL_DIR, for the frontend's last line.
 
@@ -23,6 +25,9 @@ shuts down. MODULES are named only for backends on a tested list: the backend, a
 imported once, while the frontend still prepares, and each hook is forked from there. That import may leave behind
 nothing that a fork does not copy, or that two hooks would share: see `_traces`. If it does, or if the backend cannot be
 imported, the host starts itself anew without MODULES, and each hook imports its backend itself.
+
+PYTHONDONTWRITEBYTECODE is about the user's files. A kept environment gets its bytecode anyway, or each build would
+compile the backend again: see `_writing_bytecode` and `_compile_the_rest`. Hooks see the variable hold.
 
 The promise. The pipe of requests ends when the frontend has closed it or was killed. The host then kills the running
 hook's process group, waits for it, and ends. Host and hook both hold copies of the locks' descriptors, so that the
@@ -54,6 +59,7 @@ _PATIENCE = 2.0
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import NoReturn, TypedDict
 
     class _Request(TypedDict):
@@ -73,18 +79,23 @@ _shared_modules: dict[str, types.ModuleType] = {}
 
 def start() -> None:
     """Be the host until the pipe of requests ends; or, after a fork, run one hook."""
-    _, _, backend, *numbers = sys.argv
+    _, _, environment, backend, *numbers = sys.argv
     lifeline, requests, replies, *_locks = descriptors = list(map(int, numbers))
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     del sys.argv[1:]
-    if backend != "-" and not _import(*backend.split(","), lifeline=lifeline):
+    lacks_bytecode = environment == "kept" and sys.dont_write_bytecode and sys.pycache_prefix is None
+    with _writing_bytecode() if lacks_bytecode else contextlib.nullcontext():
+        imported = backend == "-" or _import(*backend.split(","), lifeline=lifeline)
+    if not imported:
         _start_anew(descriptors)
     os.close(lifeline)
     asked = _serve(requests, replies)
     if asked is None:
         os._exit(0)
     _run(asked)
+    if lacks_bytecode:
+        _compile_the_rest()
 
 
 def _start_anew(descriptors: list[int]) -> NoReturn:
@@ -92,7 +103,7 @@ def _start_anew(descriptors: list[int]) -> NoReturn:
     for descriptor in descriptors:
         os.set_inheritable(descriptor, True)
     try:
-        os.execv(sys.executable, [*sys.orig_argv[:4], "-", *map(str, descriptors)])
+        os.execv(sys.executable, [*sys.orig_argv[:5], "-", *map(str, descriptors)])
     except OSError:
         # The environment is being removed. The frontend finds the host ended.
         os._exit(1)
@@ -110,7 +121,8 @@ def _import(backend: str, *more: str, lifeline: int) -> bool:
         caught.append(category)
 
     shows, warnings.showwarning = warnings.showwarning, catch  # type: ignore[assignment]
-    blocked = _end_with(lifeline)
+    handler = signal.getsignal(signal.SIGIO)
+    _end_with(lifeline)
     # Imports leave little garbage.
     thresholds = gc.get_threshold()
     gc.set_threshold(0)
@@ -127,7 +139,7 @@ def _import(backend: str, *more: str, lifeline: int) -> bool:
         left_nothing = False
     gc.set_threshold(*thresholds)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, 0)
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    signal.signal(signal.SIGIO, handler)
     warnings.showwarning = shows
     if not left_nothing or any(issubclass(category, UserWarning) for category in caught):
         # pyproject-hooks' script passes such warnings on from the hook that imports the backend.
@@ -141,20 +153,64 @@ def _import(backend: str, *more: str, lifeline: int) -> bool:
     return True
 
 
-def _end_with(lifeline: int) -> set[int]:
+def _end_with(lifeline: int) -> None:
     """
     Have the kernel end this process at once when the frontend goes, also in the middle of C code.
 
-    The default action of SIGIO does it. A frontend that went before this was arranged has left the end of the pipe.
-    Returns the signals that were blocked.
+    macOS lets no signal be chosen and ignores SIGIO by default. There a handler ends it between two steps of Python.
     """
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
-    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    else:
+        signal.signal(signal.SIGIO, lambda *_: os._exit(0))
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
+    # A frontend that went before this was arranged has left the end of the pipe.
     if select.select([lifeline], [], [], 0)[0]:
         os._exit(0)
-    return blocked
+
+
+@contextlib.contextmanager
+def _writing_bytecode() -> Iterator[None]:
+    """Write bytecode of what is imported from the environment. What is imported sees `sys.dont_write_bytecode` hold."""
+    loader_class = importlib.machinery.SourceFileLoader
+    get_code = loader_class.get_code
+
+    def get_code_and_write(loader: importlib.machinery.SourceFileLoader, name: str) -> types.CodeType | None:
+        sys.dont_write_bytecode = not _is_in_environment(loader.path)
+        try:
+            return get_code(loader, name)
+        finally:
+            sys.dont_write_bytecode = True
+
+    loader_class.get_code = get_code_and_write  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        # It is inherited.
+        del loader_class.get_code
+
+
+def _compile_the_rest() -> None:
+    """Compile what this process has imported from the environment and what has no bytecode yet."""
+    for module in [*sys.modules.values()]:
+        try:
+            # A plain look at a module may import it (`importlib.util.LazyLoader`).
+            spec = object.__getattribute__(module, "__dict__")["__spec__"]
+            is_lacking = bool(spec.cached) and _is_in_environment(spec.origin) and not os.path.exists(spec.cached)
+        except (AttributeError, KeyError, TypeError):
+            # The hook may have put anything there.
+            continue
+        if is_lacking:
+            import py_compile
+
+            # The disk may be full.
+            with contextlib.suppress(OSError):
+                py_compile.compile(spec.origin, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+
+
+def _is_in_environment(path: str) -> bool:
+    return path.startswith(sys.prefix + os.sep)
 
 
 def _traces() -> list[object]:
@@ -231,14 +287,21 @@ def _serve(requests: int, replies: int) -> _Request | None:
         signal.signal(number, signal.SIG_IGN)
 
     nested: list[str] = []
-    group = _make_group()
+    group = _next_group()
     while line := _read_line(requests):
         request: _Request = json.loads(line)
         nested = request["nested"]
-        _compile(request["argv"][0])
-        hook = os.fork()
+        try:
+            _compile(request["argv"][0])
+            group = group or _make_group()
+            hook = os.fork()
+        except OSError as error:
+            _reply(replies, f"failed {error.errno}")
+            break
         if hook == 0:
             os.setpgid(0, group)
+            # The hook says so itself. Where its host is killed, the frontend knows the group before the replies end.
+            _reply(replies, f"started {group}")
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for number, handler in handlers.items():
@@ -247,13 +310,8 @@ def _serve(requests: int, replies: int) -> _Request | None:
             for descriptor in (requests, replies, wake_up, woken):
                 os.close(descriptor)
             return request
-        with contextlib.suppress(OSError):
-            # Both sides do it: whichever is first, the hook is in the group before the frontend hears of that. A hook
-            # that was first may have ended, or executed something else.
-            os.setpgid(hook, group)
-        _reply(replies, f"started {group}")
         # Made while the hook runs, because the next one will be asked for as soon as it has ended.
-        next_group = _make_group()
+        next_group = _next_group()
         status = _attend(hook, requests, replies, wake_up)
         if status:
             # What a hook has started may outlive its failure, or the SIGINT that ended it: a shell's background jobs
@@ -264,6 +322,14 @@ def _serve(requests: int, replies: int) -> _Request | None:
         group = next_group
     _end_nesting(nested)
     return None
+
+
+def _next_group() -> int:
+    """Make the group of the next hook ahead. If the system refuses, return 0, and that hook will find out why."""
+    try:
+        return _make_group()
+    except OSError:
+        return 0
 
 
 def _make_group() -> int:

@@ -14,7 +14,7 @@ import sys
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from lockbuild.locks import SourceTreeLock
-from lockbuild.locks.nesting import environment_for_hooks, lend_to_nested_builds, try_to_take_back
+from lockbuild.locks.nesting import environment_for_hooks, lend_to_nested_builds, take_back, try_to_take_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +31,8 @@ class _Origin(NamedTuple):
     """What a host was started with."""
 
     python: str
+    environment: str
+    """``kept``, or ``-`` for an environment that is not."""
     modules: str
     """The modules that it imports ahead, with commas between them, or ``-``."""
     environ: Mapping[str, str]
@@ -75,7 +77,8 @@ class HookRunner:
         # The first is the one by which pyproject-hooks tells its script of the backend.
         environ = {**os.environ, "_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
         may_import = self._preimport and not _searches_cwd(environ)
-        origin = _Origin(python, ",".join(project.imported_ahead if may_import else ()) or "-", environ)
+        modules = ",".join(project.imported_ahead if may_import else ()) or "-"
+        origin = _Origin(python, "kept" if environment and environment.is_kept else "-", modules, environ)
         if self._host is None or self._origin != origin or not self._is_carried(locks):
             self.close()
             # An interpreter that is not there is missed by the look at the environment.
@@ -86,13 +89,19 @@ class HookRunner:
         """End the host, and with it a hook that still runs."""
         host, self._host = self._host, None
         output, self._output = self._output, []
+        has_ended = False
         try:
-            if host is not None and not host.end():
-                for lock in self._locks:
-                    lock.leave_to_heirs()
+            has_ended = host is None or host.end()
         finally:
+            # Also where an interruption ends the wait for the host.
+            for lock in () if has_ended else self._locks:
+                lock.leave_to_heirs()
             for file in output:
                 file.close()
+        if host is not None and not has_ended and host.was_killed:
+            # Otherwise the host waits for the builds that its hooks have left running.
+            for path in self._lent:
+                take_back(path)
 
     @contextlib.contextmanager
     def under(self, locks: Sequence[InheritableLock], *, keeps_host: bool = False) -> Iterator[None]:
@@ -148,7 +157,7 @@ class HookRunner:
             or not self._is_carried(self._locks)
         ):
             self.close()
-            self._start_host(_Origin(python, "-", os.environ | environ), cwd, self._locks)
+            self._start_host(_Origin(python, "-", "-", os.environ | environ), cwd, self._locks)
         assert self._host is not None
         self._lent = self._lend_locks()
         try:
@@ -164,7 +173,7 @@ class HookRunner:
 
         self._open_output()
         descriptors = [descriptor for lock in locks for descriptor in lock.descriptors]
-        self._host = Host((origin.python, origin.modules), origin.environ, cwd, descriptors, self._streams())
+        self._host = Host(origin[:3], origin.environ, cwd, descriptors, self._streams())
         self._origin = origin
         self._carried = [(lock, lock.epoch) for lock in locks]
 

@@ -33,8 +33,9 @@ from lockbuild.locks.cache_digest import cache_digest
 from lockbuild.locks.directory import DirectoryLock
 from lockbuild.locks.nesting import HeldLock
 from lockbuild.locks.source_tree import SourceTreeLock
+from lockbuild.locks.targets import LockRequest
 
-__all__ = ["DirectoryLock", "InheritableLock", "SourceTreeLock", "cache_digest"]
+__all__ = ["DirectoryLock", "InheritableLock", "LockRequest", "SourceTreeLock", "cache_digest"]
 
 
 class InheritableLock(Protocol):

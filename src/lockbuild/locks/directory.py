@@ -6,8 +6,7 @@ a target while it holds another: ``flock .`` takes the directory first, ``uv bui
 a lockbuild that either of them runs needs the other targets. `lockbuild.locks.waiting` waits for a target that is not
 free; it is imported only then.
 
-The acquisition is one generator that yields how long to sleep. `DirectoryLock` sleeps in ``time.sleep``, an
-asynchronous `SourceTreeLock` in ``asyncio.sleep``.
+The acquisition is one generator that yields how long to sleep: in ``time.sleep``, or in ``asyncio.sleep``.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from lockbuild.locks.targets import ChooseTargets, Target
+    from lockbuild.locks.targets import ChooseTargets, LockRequest, Target
     from lockbuild.locks.waiting import Wait
 
 # How often to make the directory again when it vanishes at once. In /proc, making one always fails in that way.
@@ -54,37 +53,20 @@ class DirectoryLock:
     """
     An exclusive lock on a directory, for every process, user and container on this machine.
 
-    A context manager. ``timeout`` is in seconds; ``None`` waits forever. With ``create``, a missing directory is made,
-    even when its last holder has removed it. ``subject`` and ``activity`` are words for messages: what the lock
-    protects, and what its holder is doing.
-
-    Entering raises `LockTimeoutError`, `LockUnavailableError` or `CacheFolderError`. Without ``create`` it raises
-    `OSError` when there is no directory, and `SourceTreeMovedError` when the path leads to another one after a wait.
+    A context manager, plain and asynchronous. Entering raises `LockTimeoutError`, `LockUnavailableError` or
+    `CacheFolderError`. Unless the request has ``create``, it raises `OSError` when there is no directory, and
+    `SourceTreeMovedError` when the path leads to another one after a wait.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        cache_dir: str | os.PathLike[str] | None = None,
-        timeout: float | None = None,
-        reporter: Reporter | None = None,
-        create: bool = False,
-        subject: str | None = None,
-        activity: str | None = None,
-        targets: ChooseTargets = directory_targets,
-    ) -> None:
-        self.path = os.fspath(path)
-        self.subject = subject or self.path
+    def __init__(self, request: LockRequest, targets: ChooseTargets = directory_targets) -> None:
+        self.path = request.path
         self.held: HeldLock | None = None
         """While the lock is held: what the builds that a hook starts need to know about it."""
         self.lock_file: str | None = None
         """The path of the lock file, once `open` or the acquisition has chosen it."""
-        self._activity = activity
-        self._timeout = timeout
-        self._reporter = reporter or Reporter()
-        self._create = create
-        self._cache_dir = cache_dir
+        self._request = request
+        self._reporter = request.reporter
+        self._create = request.create
         self._choose_targets = targets
         self._files = OpenFiles()
         self._locked: os.stat_result | None = None
@@ -109,7 +91,8 @@ class DirectoryLock:
         acquisition reports targets that cannot be opened.
         """
         with contextlib.suppress(OSError, CacheFolderError):
-            files = [target.file for target in self._targets(os.path.realpath(self.path))]
+            silent = self._request._replace(reporter=Reporter())
+            files = [target.file for target in self._choose_targets(silent, os.path.realpath(self.path))]
             self.lock_file = files[0].path
             self._files.open_ahead(files)
 
@@ -119,15 +102,10 @@ class DirectoryLock:
 
     def __enter__(self) -> Self:
         """Wait for the lock and take it."""
-        with self.acquiring() as delays:
+        with contextlib.closing(self._acquire()) as delays:
             for delay in delays:
                 time.sleep(delay)
         return self
-
-    def acquiring(self) -> contextlib.closing[Generator[float, None, None]]:
-        """Return a context with a generator that takes the lock; until then it yields how long to sleep."""
-        # Closing the generator frees the targets taken so far when the wait is broken off.
-        return contextlib.closing(self._acquire())
 
     def __exit__(self, *_: object) -> None:
         """Release the lock."""
@@ -136,6 +114,19 @@ class DirectoryLock:
             remove_record(record_beside(self.held.lock_file))
             self.held = None
         self._give_up()
+
+    async def __aenter__(self) -> Self:
+        """Wait for the lock and take it. The event loop runs on meanwhile."""
+        import asyncio
+
+        with contextlib.closing(self._acquire()) as delays:
+            for delay in delays:
+                await asyncio.sleep(delay)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Release the lock."""
+        self.__exit__()
 
     def lent(self) -> AbstractContextManager[dict[str, str]]:
         """
@@ -159,13 +150,14 @@ class DirectoryLock:
             self._files.leave_to_heirs()
 
     def _acquire(self) -> Generator[float, None, None]:
+        """Take the lock; until then, yield how long to sleep. Closing the generator frees the targets taken so far."""
         if self.held is not None:
             raise RuntimeError(f"this lock on {self.path} is already held; use a second one to wait for it")
         self._wait = None
         try:
             yield from self._take_all()
             if self._wait is not None and self._wait.was_told:
-                self._reporter.got_lock(self.subject, self._wait.seconds)
+                self._reporter.got_lock(self._request.subject, self._wait.seconds)
         except ReporterFailedError as failure:
             self.__exit__()
             raise failure.error from None
@@ -173,18 +165,17 @@ class DirectoryLock:
             self.__exit__()
             raise
 
-    def _targets(self, canonical: str) -> Sequence[Target]:
-        return self._choose_targets(self.subject, canonical, self._cache_dir, self._reporter)
-
     def _take_all(self) -> Iterator[float]:
         before = self._find_or_make()
         canonical = os.path.realpath(self.path)
+        targets: Sequence[Target] = ()
         while True:
             try:
                 enclosing = held_by_ancestor(before)
                 lock_file = (yield from self._take_nested(enclosing)) if enclosing is not None else None
                 if lock_file is None:
-                    lock_file = yield from self._take_targets(self._targets(canonical))
+                    targets = targets or self._choose_targets(self._request, canonical)
+                    lock_file = yield from self._take_targets(targets)
                 break
             except _StartOver:
                 continue
@@ -290,7 +281,7 @@ class DirectoryLock:
         if self._wait is None:
             from lockbuild.locks.waiting import Wait
 
-            self._wait = Wait(self.subject, self._activity, self._timeout, self._reporter)
+            self._wait = Wait(self._request)
         # The record beside the lock file says who holds a directory.
         lock_file = file.path if isinstance(file, LockFile) else self.lock_file or file.path
         with self._files.awaiting(descriptor):

@@ -17,11 +17,14 @@ import contextlib
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.errors import CacheFolderError
-from lockbuild.files import above_standard_streams, hidden_beside, link, new_file
+from lockbuild.files import above_standard_streams, errors_naming, hidden_beside, link, new_file
 from lockbuild.folders import Folder, open_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Errors that mean that a file system has no flock: those of flock(2), NFS without a lock daemon (ENOLCK), an exclusive
 # lock on a read-only NFSv4 descriptor (EBADF), and Linux's internal ENOTSUPP, which NFS lets through (524).
@@ -31,6 +34,10 @@ _NO_LOCKS_HERE = frozenset(
 
 # Every user who can reach a lock file may lock it. It is empty, so there is nothing to read or to spoil.
 _MODE = 0o666
+
+# Opens an existing file. No O_CREAT: with fs.protected_regular, Linux refuses it for another user's file in /tmp.
+# O_NONBLOCK: a FIFO or a leased file must not make the open wait.
+_EXISTING = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class LocksUnsupportedError(Exception):
@@ -55,7 +62,7 @@ class LockFile(NamedTuple):
         """
         parent, name = os.path.split(self.path)
         try:
-            with open_folder(parent, make=make_folder, shared=True) as folder:
+            with errors_naming(self.path), open_folder(parent, make=make_folder, shared=True) as folder:
                 return self._open_in(folder, name)
         except CacheFolderError as error:
             raise NotALockFileError(str(error)) from error
@@ -113,12 +120,26 @@ def unlock(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def _open_regular_file(name: str, folder: Folder) -> int:
-    # No O_CREAT: with fs.protected_regular, Linux refuses it for another user's file in /tmp.
-    # O_NONBLOCK: a FIFO or a leased file must not make the open wait.
-    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+@contextlib.contextmanager
+def left_behind(path: str) -> Iterator[int | None]:
+    """
+    Yield a file, opened and locked, that its process kept locked as long as it ran; ``None`` while that one still does.
+
+    Without locks no process can tell, and ``None`` counts. Raises `OSError`, `FileNotFoundError` for one that is gone.
+    """
+    descriptor = os.open(path, _EXISTING)
     try:
-        descriptor = os.open(folder.at(name), flags, dir_fd=folder.descriptor)
+        has_ended = False
+        with contextlib.suppress(LocksUnsupportedError):
+            has_ended = try_to_lock(descriptor)
+        yield descriptor if has_ended else None
+    finally:
+        os.close(descriptor)
+
+
+def _open_regular_file(name: str, folder: Folder) -> int:
+    try:
+        descriptor = os.open(folder.at(name), _EXISTING, dir_fd=folder.descriptor)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
             raise NotALockFileError("it is a symbolic link that another user could have made; remove it") from error

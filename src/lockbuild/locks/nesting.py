@@ -6,9 +6,9 @@ keep it. It counts only in a process whose ancestor is the very process that it 
 
 Nested builds that one hook starts side by side exclude each other by a lock file of their own. That file also says
 whether the ancestor still lends its lock. It is made before the ancestor's hooks run. When they have ended, their host
-locks the file, removes it, and only then frees the ancestor's lock. So a nested build that continues in the background,
-or after its ancestor was killed, excludes all other builds while it runs. A nested build that starts too late finds no
-file and waits like any other.
+locks the file, removes it, and only then frees the ancestor's lock. When the host was killed, the ancestor does. So a
+nested build that continues in the background, or after its ancestor was killed, excludes all other builds while it
+runs. A nested build that starts too late finds no file and waits like any other.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.locks.holders import record_beside, recorded_pid
-from lockbuild.locks.kernel import LockFile, try_to_lock
+from lockbuild.locks.holders import record_beside, recorded_pid, remove_record
+from lockbuild.locks.kernel import LockFile, LocksUnsupportedError, NotALockFileError, try_to_lock, unlock
 from lockbuild.processes import ProcessIdentity, ancestors, can_tell_ancestors, is_running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 VARIABLE = "LOCKBUILD_HELD_LOCKS"
+
+_ENDING = ".nested"
 
 # How often to make the folder for lock files when another process removes it at once, as a cleaner may do that runs
 # without a break.
@@ -47,7 +49,7 @@ class HeldLock(NamedTuple):
     @property
     def nested_lock_file(self) -> str:
         """The lock file by which builds that are nested directly in this one exclude each other."""
-        return f"{self.lock_file}.{self.holder.pid}.nested"
+        return f"{self.lock_file}.{self.holder.pid}{_ENDING}"
 
 
 def environment_for_hooks(held: Sequence[HeldLock]) -> dict[str, str]:
@@ -81,10 +83,10 @@ def lent(held: HeldLock) -> Iterator[dict[str, str]]:
     try:
         yield environment_for_hooks([held])
     finally:
-        _take_back(path)
+        take_back(path)
 
 
-def _take_back(path: str) -> None:
+def take_back(path: str) -> None:
     """Wait until no nested build runs, and let no other one begin."""
     while not try_to_take_back(path):
         time.sleep(_POLL_SECONDS)
@@ -108,6 +110,44 @@ def try_to_take_back(path: str) -> bool:
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return True
+
+
+def remove_left_behind(folder: str) -> None:
+    """
+    Remove what killed processes have left in a folder of lock files: records, and lock files for nested builds.
+
+    A process that lends a lock, or has a record beside it, holds it. So both belong to no process where it is free.
+    """
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        lock_file, _, pid = path.removesuffix(_ENDING).rpartition(".")
+        remove: Callable[[str], object] = try_to_take_back
+        if record_beside(lock_file) == path:
+            remove = remove_record
+        elif not path.endswith(_ENDING) or not pid.isdigit():
+            continue
+        with contextlib.suppress(OSError, NotALockFileError, LocksUnsupportedError), _if_free(lock_file) as is_free:
+            if is_free:
+                remove(path)
+
+
+@contextlib.contextmanager
+def _if_free(lock_file: str) -> Iterator[bool]:
+    """Hold a lock file; tell whether that was possible."""
+    try:
+        descriptor = LockFile(lock_file, create=False).open()
+    except FileNotFoundError:
+        # One for nested builds is removed when the hooks have ended. No other lock file is ever removed by lockbuild.
+        yield lock_file.endswith(_ENDING)
+        return
+    if not try_to_lock(descriptor):
+        os.close(descriptor)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        unlock(descriptor)
 
 
 def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:

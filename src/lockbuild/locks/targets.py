@@ -1,4 +1,4 @@
-"""The targets of a lock: files and directories that the kernel locks, in the order in which they are taken.
+"""The request for a lock, and its targets: files and directories that the kernel locks, in the order of taking them.
 
 1. The lock file named by the digest of the path, in the lock folder. It works on every platform and file system.
 2. The directory itself. Its inode is the same for other users, cache folders, mounts and spellings of the path.
@@ -11,6 +11,8 @@ import os
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from lockbuild.errors import LockUnavailableError, SourceTreeMovedError, shown
+from lockbuild.events import Reporter
+from lockbuild.files import FULL
 from lockbuild.locks.cache_digest import cache_digest
 from lockbuild.locks.kernel import Directory, LockFile, LocksUnsupportedError
 from lockbuild.paths import fallback_lock_folder, lock_folder
@@ -18,12 +20,24 @@ from lockbuild.paths import fallback_lock_folder, lock_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lockbuild.events import Reporter
+    ChooseTargets = Callable[["LockRequest", str], Sequence["Target"]]
+    """Chooses the targets of a lock, given the first two arguments of `directory_targets`."""
 
-    CacheDir = str | os.PathLike[str] | None
 
-    ChooseTargets = Callable[[str, str, CacheDir, Reporter], Sequence["Target"]]
-    """Chooses the targets of a lock, given the first four arguments of `directory_targets`."""
+class LockRequest(NamedTuple):
+    """Which directory to lock, how long to wait for it, and words for messages."""
+
+    path: str
+    subject: str
+    """What the lock protects, in messages."""
+    cache_dir: str | os.PathLike[str] | None = None
+    timeout: float | None = None
+    """In seconds; ``None`` waits forever."""
+    reporter: Reporter = Reporter()
+    create: bool = False
+    """Whether a missing directory is made, even when its last holder has removed it."""
+    activity: str | None = None
+    """What the holder of the lock is doing, in messages."""
 
 
 class Target(NamedTuple):
@@ -37,47 +51,45 @@ class Target(NamedTuple):
     """Whether an enclosing lock on the target can replace ours."""
 
 
-def directory_targets(
-    subject: str, canonical: str, cache_dir: CacheDir, reporter: Reporter, kind: str = "directory"
-) -> list[Target]:
+def directory_targets(request: LockRequest, canonical: str, kind: str = "directory") -> list[Target]:
     """
-    Choose the targets of the lock on a directory.
+    Choose the targets of the lock on a directory, whose path without symbolic links is ``canonical``.
 
-    ``subject`` is its name in messages, ``canonical`` its path without symbolic links. The name of the lock file begins
-    with ``kind``. Raises `CacheFolderError`.
+    The name of the lock file begins with ``kind``. Raises `CacheFolderError`.
     """
-    lock_file = _lock_file(subject, f"{kind}-{cache_digest(canonical)}.lock", cache_dir, reporter)
+    lock_file = _lock_file(request, f"{kind}-{cache_digest(canonical)}.lock")
     # Windows cannot open directories. It has no bind mounts, and no way to remove an open lock file.
-    return [lock_file] if os.name == "nt" else [lock_file, _inode(subject, canonical, reporter)]
+    return [lock_file] if os.name == "nt" else [lock_file, _inode(request, canonical)]
 
 
-def _lock_file(subject: str, name: str, cache_dir: CacheDir, reporter: Reporter) -> Target:
-    folder = lock_folder(cache_dir, reporter)
+def _lock_file(request: LockRequest, name: str) -> Target:
+    folder = lock_folder(request.cache_dir, request.reporter)
 
     def instead(error: Exception, lock_file: str) -> Target:
         if isinstance(error, FileNotFoundError):
             # Another process has removed the folder with our lock file, perhaps while we waited.
-            return _lock_file(subject, name, cache_dir, reporter)
-        if not isinstance(error, LocksUnsupportedError):
+            return _lock_file(request, name)
+        # On a full disk no process can make the file either.
+        if not isinstance(error, LocksUnsupportedError) and not (isinstance(error, OSError) and error.errno in FULL):
             refuse(error, lock_file)
-        private = fallback_lock_folder(f"cannot lock files in {shown(folder)}: {error}", reporter)
+        private = fallback_lock_folder(f"cannot lock files in {shown(folder)}: {_words(error)}", request.reporter)
         return Target(LockFile(os.path.join(private, name)), refuse, may_be_enclosed=False)
 
     def refuse(error: Exception, lock_file: str) -> NoReturn:
-        raise LockUnavailableError(subject, lock_file, _words(error)) from error
+        raise LockUnavailableError(request.subject, lock_file, _words(error)) from error
 
     return Target(LockFile(os.path.join(folder, name)), instead, may_be_enclosed=False)
 
 
-def _inode(subject: str, canonical: str, reporter: Reporter) -> Target:
+def _inode(request: LockRequest, canonical: str) -> Target:
     def instead(error: Exception, lock_file: str) -> None:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise SourceTreeMovedError(subject) from None
+            raise SourceTreeMovedError(request.subject) from None
         if not isinstance(error, LocksUnsupportedError | PermissionError):
-            raise LockUnavailableError(subject, canonical, _words(error)) from error
+            raise LockUnavailableError(request.subject, canonical, _words(error)) from error
         problem = str(error) if isinstance(error, LocksUnsupportedError) else "you may not read it"
-        reporter.warn(
-            f"Cannot lock the folder {shown(subject)}: {problem}; only builds that use the lock file "
+        request.reporter.warn(
+            f"Cannot lock the folder {shown(request.subject)}: {problem}; only builds that use the lock file "
             f"{shown(lock_file)} wait for each other; builds by other users or with other cache folders do not"
         )
 

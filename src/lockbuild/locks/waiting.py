@@ -9,12 +9,14 @@ import time
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import LockTimeoutError
-from lockbuild.events import LockWait, Reporter, ReporterFailedError
+from lockbuild.events import LockWait, ReporterFailedError
 from lockbuild.locks.holders import find_holder, record_beside
 from lockbuild.locks.kernel import try_to_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from lockbuild.locks.targets import LockRequest
 
 # How often to try again, in seconds. An attempt costs two system calls.
 _POLL_SECONDS = 0.01
@@ -24,17 +26,10 @@ _REPORT_SECONDS = 0.5
 
 
 class Wait:
-    """
-    The wait for a lock, which begins now. All targets of the lock share one timeout and one sequence of reports.
+    """The wait for a lock, which begins now. All targets of the lock share one timeout and one sequence of reports."""
 
-    ``subject`` and ``activity`` are words for messages: what the lock protects, and what its holder is doing.
-    """
-
-    def __init__(self, subject: str, activity: str | None, timeout: float | None, reporter: Reporter) -> None:
-        self._subject = subject
-        self._activity = activity
-        self._timeout = timeout
-        self._reporter = reporter
+    def __init__(self, request: LockRequest) -> None:
+        self._request = request
         self._started = time.monotonic()
         self._next_report = _REPORT_SECONDS
 
@@ -55,22 +50,24 @@ class Wait:
         A record beside ``lock_file`` may say who holds the lock. Raises `LockTimeoutError`, and `ReporterFailedError`
         when the reporter raises `OSError`.
         """
+        timeout = self._request.timeout
         while True:
             waited = self.seconds
-            if self._timeout is not None and waited >= self._timeout:
+            if timeout is not None and waited >= timeout:
                 holder = find_holder(descriptor, record_beside(lock_file))
-                raise LockTimeoutError(self._subject, lock_file, holder, self._timeout)
+                raise LockTimeoutError(self._request.subject, lock_file, holder, timeout)
             if waited >= self._next_report:
                 self._next_report = waited + _REPORT_SECONDS
                 self._tell(descriptor, lock_file, waited)
-            yield _POLL_SECONDS if self._timeout is None else min(_POLL_SECONDS, self._timeout - waited)
+            yield _POLL_SECONDS if timeout is None else min(_POLL_SECONDS, timeout - waited)
             if try_to_lock(descriptor):
                 return
 
     def _tell(self, descriptor: int, lock_file: str, waited: float) -> None:
+        subject, timeout, activity = self._request.subject, self._request.timeout, self._request.activity
         holder = find_holder(descriptor, record_beside(lock_file))
         try:
-            self._reporter.waiting(LockWait(self._subject, lock_file, holder, waited, self._timeout, self._activity))
+            self._request.reporter.waiting(LockWait(subject, lock_file, holder, waited, timeout, activity))
         except OSError as error:
             # For example, the terminal has gone. The lock must not take it for a failure to lock a target.
             raise ReporterFailedError(error) from error

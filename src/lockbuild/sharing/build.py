@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from lockbuild.environments.kept import would_be_used
 from lockbuild.environments.store import age_in_words
-from lockbuild.errors import CacheFolderError
+from lockbuild.errors import CacheFolderError, shown
 from lockbuild.files import digest_of_file
-from lockbuild.locks import DirectoryLock
+from lockbuild.locks import DirectoryLock, LockRequest
 from lockbuild.locks.nesting import held_by_ancestor
 from lockbuild.paths import builds_folder
 from lockbuild.sharing.key import SharingKey, not_shared_because, sharing_key
@@ -52,8 +52,12 @@ def shared_build(
         return None
     try:
         folder = os.path.join(builds_folder(request.cache_dir), key.digest)
+        os.makedirs(folder, exist_ok=True)
     except CacheFolderError as error:
         tell(f"Not sharing this build with others: {error}")
+        return None
+    except OSError as error:
+        tell(f"Not sharing this build with others: {shown(folder)} cannot be made: {error.strerror}")
         return None
     with contextlib.suppress(FileNotFoundError):
         if enclosing := held_by_ancestor(os.stat(folder)):
@@ -79,13 +83,15 @@ class SharedBuild:
         self._too_old = frozenset(_builds_not_to_take(folder, key, request))
         self._build: str | None = None
         self.lock = DirectoryLock(
-            folder,
-            subject=key.subject,
-            activity=f"building {key.subject}",
-            cache_dir=request.cache_dir,
-            timeout=request.lock_timeout,
-            reporter=reporter,
-            create=True,
+            LockRequest(
+                folder,
+                key.subject,
+                request.cache_dir,
+                request.lock_timeout,
+                reporter,
+                create=True,
+                activity=f"building {key.subject}",
+            )
         )
 
     def take(self, staging: str, oldest_environment: float) -> str | None:

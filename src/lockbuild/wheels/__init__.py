@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from packaging.utils import canonicalize_name
 
 from lockbuild.events import Reporter
-from lockbuild.locks import DirectoryLock
+from lockbuild.locks import DirectoryLock, LockRequest
 from lockbuild.paths import wheel_folder
 from lockbuild.wheels.destination import virtual_environment
 from lockbuild.wheels.install import install_archives
@@ -70,5 +70,5 @@ def install_wheels(
         threads=threads,
     )
     store = WheelStore(wheel_folder(cache), cache, None, reporter)
-    with DirectoryLock(path, subject=f"the environment {path}", cache_dir=cache, reporter=reporter):
+    with DirectoryLock(LockRequest(path, f"the environment {path}", cache, reporter=reporter)):
         install_archives([os.fspath(wheel) for wheel in wheels], hashes or {}, store, installation)

@@ -25,14 +25,14 @@ import csv
 import io
 import os
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import WheelError
 from lockbuild.files import remove_left_over, write_whole
 from lockbuild.wheels.links import Linker
 from lockbuild.wheels.plan import MadeFile, plan
-from lockbuild.wheels.store import WheelChangedError, reading
+from lockbuild.wheels.store import WheelChangedError, WheelMissingError, digest_of, reading
+from lockbuild.wheels.threads import pool_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,22 +48,42 @@ _ATTEMPTS = 20
 
 def install_archives(
     archives: Sequence[str], hashes: Mapping[str, str], store: WheelStore, installation: Installation
-) -> None:
+) -> dict[str, str]:
     """
     Install wheel files by way of the store. ``hashes`` maps names of the files to SHA-256 digests.
 
-    No other installation may run there meanwhile. Raises `WheelError`, `LockTimeoutError`, `LockUnavailableError`.
+    Returns such digests of all of them. No other installation may run there meanwhile. Raises `WheelError`,
+    `LockTimeoutError`, `LockUnavailableError`.
     """
     wheels = dict(zip(archives, store.add(archives, hashes, installation.threads), strict=True))
     for attempts_left in reversed(range(_ATTEMPTS)):
         try:
             _link_wheels(wheels, installation)
-            return
+            break
         except WheelChangedError as changed:
             [archive] = [archive for archive, wheel in wheels.items() if wheel is changed.wheel]
             if not attempts_left:
                 raise WheelError(archive, "its unpacked files are changed again and again") from None
             wheels[archive] = store.repair(archive, changed.wheel)
+    return {os.path.basename(archive): digest_of(wheel) for archive, wheel in wheels.items()}
+
+
+def install_unpacked(digests: Mapping[str, str], store: WheelStore, installation: Installation) -> None:
+    """
+    Install wheels that the store has, by the names of their files, into an environment that is removed after a failure.
+
+    Raises `WheelMissingError` if one is not in the store, or was changed there.
+    """
+    wheels = {}
+    for name, digest in digests.items():
+        wheel = store.find(digest)
+        if wheel is None:
+            raise WheelMissingError(name)
+        wheels[name] = wheel
+    try:
+        _link_wheels(wheels, installation)
+    except WheelChangedError as changed:
+        raise WheelMissingError(changed.wheel.path) from None
 
 
 def _link_wheels(wheels: Mapping[str, UnpackedWheel], installation: Installation) -> None:
@@ -82,7 +102,7 @@ def _link_wheels(wheels: Mapping[str, UnpackedWheel], installation: Installation
             os.unlink(record)
     directories = list(_by_directory(placements).values())
     linker = Linker(installation.link_mode)
-    with ThreadPoolExecutor(installation.threads) as pool:
+    with pool_of(installation.threads) as pool:
         try:
             filled = pool.map(lambda here: _fill(here, linker), directories)
             for _ in _counting(filled, directories, installation.reporter):

@@ -16,14 +16,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import stat
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from installer.records import Hash
+
 from lockbuild.errors import WheelError
-from lockbuild.files import digest_of_file, read_json, remove_anything, write_json
-from lockbuild.locks import DirectoryLock
+from lockbuild.files import digest_of_file, hidden_beside, new_file, read_json, remove_anything, write_json
+from lockbuild.locks import DirectoryLock, LockRequest
 from lockbuild.wheels.destination import SCHEMES, is_plain
+from lockbuild.wheels.threads import pool_of
 from lockbuild.wheels.unpack import EntryPoint, StoredFile, UnpackedWheel, unpack
 
 if TYPE_CHECKING:
@@ -46,6 +49,10 @@ class WheelChangedError(Exception):
         super().__init__(wheel.path)
 
 
+class WheelMissingError(Exception):
+    """A wheel is not in the store as it was, and there is no file to unpack it from."""
+
+
 @dataclass(frozen=True)
 class WheelStore:
     """The store, for one user of it."""
@@ -65,14 +72,14 @@ class WheelStore:
         ``hashes`` maps names of files to the SHA-256 that they must have, in hexadecimal; it may leave files out.
         Raises `WheelError`, `LockTimeoutError`.
         """
-        with ThreadPoolExecutor(threads) as pool:
+        with pool_of(threads) as pool:
             digests = list(pool.map(_digest, archives))
             for archive, digest in zip(archives, digests, strict=True):
                 expected = (hashes or {}).get(os.path.basename(archive), digest)
                 if digest != expected:
                     raise WheelError(archive, f"its SHA-256 is {digest}, and has to be {expected}")
             by_digest = dict(zip(digests, archives, strict=True))
-            found = {digest: self._find(digest) for digest in by_digest}
+            found = {digest: self.find(digest) for digest in by_digest}
             # In the order of the digests, so that two processes that lack the same wheels cannot deadlock. This thread
             # waits for the locks, because a signal can interrupt it. A few at a time: each lock is an open file.
             missing = sorted(digest for digest, wheel in found.items() if wheel is None)
@@ -85,11 +92,16 @@ class WheelStore:
                     found.update(zip(batch, unpacked, strict=True))
         return [wheel for digest in digests if (wheel := found[digest])]
 
+    def has_unchanged(self, digest: str) -> bool:
+        """Tell whether the wheel whose file has this SHA-256 is in the store as it was unpacked."""
+        wheel = self.find(digest)
+        return wheel is not None and _is_unchanged(wheel)
+
     def repair(self, archive: str, wheel: UnpackedWheel) -> UnpackedWheel:
         """Unpack a changed wheel again, unless another process already has; return it."""
-        digest = os.path.basename(os.path.dirname(wheel.path))
+        digest = digest_of(wheel)
         with self._lock(digest, archive):
-            found = self._find(digest)
+            found = self.find(digest)
             return found if found and _is_unchanged(found) else _unpack_anew(archive, self._folder(digest))
 
     def _folder(self, digest: str) -> str:
@@ -102,16 +114,15 @@ class WheelStore:
             # have made the folder since we looked; this cannot remove it, because it is no file.
             with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
                 os.unlink(folder)
+        subject = f"the unpacked wheel {os.path.basename(archive)}"
         return DirectoryLock(
-            folder,
-            subject=f"the unpacked wheel {os.path.basename(archive)}",
-            cache_dir=self.cache_dir,
-            timeout=self.lock_timeout,
-            reporter=self.reporter,
-            create=True,
+            LockRequest(folder, subject, self.cache_dir, self.lock_timeout, self.reporter, create=True)
         )
 
-    def _find(self, digest: str) -> UnpackedWheel | None:
+    def find(self, digest: str) -> UnpackedWheel | None:
+        """Return the wheel whose file has this SHA-256, if it is in the store; note that it is used."""
+        if not is_plain(digest):
+            return None
         wheel = read(self._folder(digest))
         if wheel:
             with contextlib.suppress(OSError):
@@ -119,7 +130,12 @@ class WheelStore:
         return wheel
 
     def _find_or_unpack(self, digest: str, archive: str) -> UnpackedWheel:
-        return self._find(digest) or _unpack_anew(archive, self._folder(digest))
+        return self.find(digest) or _unpack_anew(archive, self._folder(digest))
+
+
+def digest_of(wheel: UnpackedWheel) -> str:
+    """Return the SHA-256 of the file that a wheel in the store was unpacked from."""
+    return os.path.basename(os.path.dirname(wheel.path))
 
 
 def read(folder: str) -> UnpackedWheel | None:
@@ -162,13 +178,40 @@ def _is_sound(wheel: UnpackedWheel) -> bool:
 
 
 def check(wheel: UnpackedWheel, file: StoredFile, path: str) -> None:
-    """Raise `WheelChangedError` if a file in the store was removed, or edited through another of its hard links."""
+    """
+    Raise `WheelChangedError` if a file in the store was removed, or edited through another of its hard links.
+
+    A file that lost its time or permissions in an archive is replaced by a copy that has them.
+    """
     try:
         status = os.stat(path, follow_symlinks=False)
+        seen = (status.st_size, status.st_mtime_ns, status.st_mode & 0o7777)
+        if seen == (file.size, wheel.mtime_ns, file.mode):
+            return
+        if not stat.S_ISREG(status.st_mode) or not _restore(path, file, wheel.mtime_ns):
+            raise WheelChangedError(wheel)
     except FileNotFoundError:
         raise WheelChangedError(wheel) from None
-    if (status.st_size, status.st_mtime_ns, status.st_mode & 0o7777) != (file.size, wheel.mtime_ns, file.mode):
-        raise WheelChangedError(wheel)
+
+
+def _restore(path: str, file: StoredFile, mtime_ns: int) -> bool:
+    """Replace a file by a copy with the right time and permissions, unless its contents are not what they were."""
+    with open(path, "rb") as stored:
+        content = stored.read()
+    try:
+        if not Hash.parse(file.digest).validate(content):
+            return False
+    except ValueError:
+        # The manifest names no algorithm that Python has.
+        return False
+    # A copy: other environments may write to the file through its hard links.
+    with hidden_beside(path) as hidden:
+        with open(new_file(hidden, 0o600), "wb") as copy:
+            copy.write(content)
+        os.chmod(hidden, file.mode)
+        os.utime(hidden, ns=(mtime_ns, mtime_ns))
+        os.replace(hidden, path)
+    return True
 
 
 @contextlib.contextmanager
