@@ -196,9 +196,7 @@ def _add_many_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--executor", type=_dask_address, metavar="dask:ADDR", help="build on the workers of a dask scheduler"
     )
-    group.add_argument(
-        "--pass-env", action="append", metavar="NAME", help="pass this variable to the workers; may be repeated"
-    )
+    group.add_argument("--pass-env", action="append", metavar="NAME", help="pass this variable on; may be repeated")
     group.add_argument("--logs", metavar="DIR", help="folder for the log of each build")
 
 
