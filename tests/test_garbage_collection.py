@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lockbuild.garbage_collection import prune_environments
+from lockbuild.garbage_collection import prune_environments, prune_left_behind
+from lockbuild.paths import logs_folder
 from machine import is_running
 from wheelhouse import ProbeTree, a_made_up_environment, make_unused
 from witness import wait_until
@@ -169,3 +170,16 @@ def test_the_removal_imports_nothing_from_the_working_directory(tree: ProbeTree)
     tree.build(command=script, cwd=tree.path)
     wait_until(lambda: trap.exists() or not unused.exists(), "the removal")
     assert not trap.exists()
+
+
+def test_old_logs_of_runs_are_removed_and_those_of_the_last_day_stay() -> None:
+    folders = {age: Path(logs_folder(None)) for age in (0.5, 2, 40)}
+    for age, folder in folders.items():
+        (folder / "001-one.log").write_text("")
+        moment = time.time() - age * 86400
+        os.utime(folder, (moment, moment))
+    prune_left_behind()
+    assert [age for age, folder in folders.items() if folder.exists()] == [0.5, 2]
+    # What is being written has to stay, also when everything is cleared.
+    prune_left_behind(-1.0)
+    assert [age for age, folder in folders.items() if folder.exists()] == [0.5]

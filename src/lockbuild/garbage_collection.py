@@ -19,7 +19,7 @@ from lockbuild.errors import CacheFolderError, LockTimeoutError
 from lockbuild.files import is_hidden, new_file
 from lockbuild.folders import open_folder
 from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
-from lockbuild.paths import builds_folder, cache_folder, environment_folder, key_folders, wheel_folder
+from lockbuild.paths import builds_folder, cache_folder, environment_folder, key_folders, run_logs_folder, wheel_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -162,7 +162,19 @@ def prune_left_behind(older_than: float = UNUSED_SECONDS, cache_dir: str | None 
     if cache is not None and os.path.isdir(locks):
         nesting.remove_left_behind(locks)
         _remove_hidden(locks, older_than)
+    _remove_logs(older_than, cache_dir)
     return remove_left_behind(cache_dir, time.time() - older_than)
+
+
+def _remove_logs(older_than: float, cache_dir: str | None) -> None:
+    """Remove the logs of runs of many builds, but not those of the last day: a run may still write to them."""
+    import shutil
+
+    oldest = time.time() - max(older_than, _COLLECTION_SECONDS)
+    for folder in key_folders(cache_dir, run_logs_folder, to_write=False):
+        with contextlib.suppress(OSError):
+            if os.stat(folder, follow_symlinks=False).st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def collect_once_a_day(cache_dir: str | None) -> None:

@@ -60,11 +60,16 @@ def builds_folder(requested: str | os.PathLike[str] | None, to_write: bool = Tru
     return _private_folder(requested, "builds", to_write)
 
 
+def run_logs_folder(requested: str | os.PathLike[str] | None, to_write: bool = True) -> str:
+    """Return the folder of the logs of runs of many builds, which is private like `environment_folder`."""
+    return _private_folder(requested, "logs", to_write)
+
+
 def logs_folder(requested: str | os.PathLike[str] | None) -> str:
-    """Return a new folder for the logs of a run, in a folder that is private like `environment_folder`."""
+    """Return a new folder for the logs of one run."""
     from tempfile import mkdtemp
 
-    return mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=_private_folder(requested, "logs"))
+    return mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=run_logs_folder(requested))
 
 
 def wheel_folder(requested: str | os.PathLike[str] | None, to_write: bool = True) -> str:
