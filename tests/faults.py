@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lockbuild.environments.contents import look_at
+from lockbuild.environments.contents import digest_of_contents, look_at
 from lockbuild.environments.store import generations
 from wheelhouse import CACHE_COMMAND, Wheelhouse
 from witness import PATIENCE, make_witness_tree, wait_until
@@ -147,7 +147,8 @@ class Place:
         python.rename(python.with_name("python-unwrapped"))
         python.write_text(f'#!/bin/sh\nexec $HOST_WRAPPER {shlex.quote(str(python))}-unwrapped "$@"\n')
         python.chmod(0o755)
-        generation.write_manifest(manifest._replace(contents=look_at(generation.path).digest))
+        contents, seen = digest_of_contents(generation.path), look_at(generation.path).digest
+        generation.write_manifest(manifest._replace(contents=contents, seen=seen))
 
     def restore(self, state: str) -> None:
         """Bring the cache into a state; remove all that builds have left elsewhere."""

@@ -189,7 +189,7 @@ def test_without_any_writable_folder_nothing_is_built(witness_tree: WitnessTree)
     script = read_only_root(witness_tree.control)
     build = witness_tree.start(command=after_setup(script), cwd=Path("/"))
     message = error_line(witness_tree.finish(build)[0])
-    assert "and there is no folder for temporary files" in message
+    assert message.startswith("ERROR No usable temporary directory found in ")
     assert witness_tree.log() == []
 
 

@@ -51,7 +51,9 @@ def _message(error: Exception, parsed: argparse.Namespace, console: Console) -> 
         # PYTHONWARNINGS=error makes it one.
         return shown(str(error))
     if isinstance(error, OSError):
-        return f"{error.strerror}: {error.filename!r}" if error.filename is not None else str(error)
+        if error.filename is not None:
+            return f"{error.strerror}: {error.filename!r}"
+        return error.strerror or str(error)
     if parsed.verbosity > 0:
         console.traceback("".join(traceback.format_exception(error)).strip("\n"))
     return f"{type(error).__name__}: {error} (this is a bug in lockbuild; -v shows where)"
