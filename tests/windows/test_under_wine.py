@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wine import Wine, windows_path
 
 from machine import error_line, read_message
+from wine import Wine, windows_path
 from witness import PATIENCE, wait_until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("WINE" not in os.environ, reason="takes minutes, and needs wine and an index: set WINE=1"),
+    pytest.mark.skipif(
+        "WINE" not in os.environ, reason="takes a minute, and needs wine and an index: WINE=1 asks for it"
+    ),
+    pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("wine"), reason="needs wine for x86-64"),
 ]
 
 # Wraps setuptools. Of two builds that are in the tree at once, one fails. With HELD, a build waits there for a file of
