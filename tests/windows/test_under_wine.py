@@ -16,9 +16,7 @@ from witness import PATIENCE, wait_until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        "WINE" not in os.environ, reason="takes a minute, and needs wine and an index: WINE=1 asks for it"
-    ),
+    pytest.mark.skipif("WINE" not in os.environ, reason="takes a minute, needs wine and an index: set WINE=1"),
     pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("wine"), reason="needs wine for x86-64"),
 ]
 
