@@ -29,8 +29,13 @@ _SUFFIXES = (".whl", ".tar.gz")
 # Opens an existing file, device or pipe for writing.
 _INTO = os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
 
-# Opens a file in the staging folder to have it written to the disk.
-_FROM = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+# Opens a file in the staging folder to have it written to the disk. Windows does that only for one that may be written.
+_FROM = (
+    (os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+)
 
 # How many bytes of a file to read at a time.
 _COPY_SIZE = 1 << 20

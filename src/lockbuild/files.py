@@ -30,8 +30,8 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
 # For a file to read, in whose place there may be a FIFO: that must not make us wait.
 _OLD = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
 
-# What a file system says that cannot sync, and Windows for a file that is open for reading.
-_NO_SYNC = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS})
+# What a file system says that cannot sync.
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
 
 # A hidden name is a dot, this many bytes of the name, a dot, this many random digits, and the end. It is shorter than
 # the limit of any file system in use; the lowest is 143 bytes (eCryptfs).
