@@ -29,11 +29,22 @@ _ATTEMPTS = 5
 
 
 def isolated_environment(installer: Installer, path: str | None) -> DefaultIsolatedEnv:
-    """Return `build`'s environment, which is made when it is entered. Raises `SettingsError` when there is no uv."""
+    """
+    Return `build`'s environment, which is made when it is entered.
+
+    Raises `SettingsError` when there is no uv, or no module that makes virtual environments.
+    """
+    from importlib.util import find_spec
+
     from build.env import DefaultIsolatedEnv
 
     if installer == "uv":
         _uv()
+    if find_spec("venv") is None:
+        raise SettingsError(
+            "This Python has no module venv, which makes build environments: choose another Python with --python, or "
+            "install the build requirements and use --no-isolation"
+        )
     return DefaultIsolatedEnv(installer=installer, path=path)
 
 

@@ -1,7 +1,8 @@
 """Facts about other processes: whether one runs, its start time, its command line, and its ancestors.
 
 On Linux they are read in ``/proc``. Elsewhere on POSIX, ``ps`` tells the ancestors; it is run only when a lock is
-contended or a build is nested in another. An unknown fact is ``None``: no caller may guess.
+contended or a build is nested in another. Windows tells only the start time. An unknown fact is ``None``: no caller may
+guess.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -29,16 +31,14 @@ class ProcessIdentity(NamedTuple):
 
 
 def own_identity() -> ProcessIdentity:
-    """Return the identity of this process. Without ``/proc``, it has no start time."""
+    """Return the identity of this process. On POSIX without ``/proc``, it has no start time."""
     return ProcessIdentity(os.getpid(), _start_time(os.getpid()))
 
 
 def is_running(process: ProcessIdentity) -> bool:
-    """Return whether this very process still runs. On Windows, where that is unknown, return false."""
-    if os.name != "posix":
-        return False
+    """Return whether this very process still runs. On Windows, one that this user may not ask about does not."""
     started = _start_time(process.pid)
-    if started is not None or os.path.exists(f"{_PROC}/self/stat"):
+    if started is not None or os.name != "posix" or os.path.exists(f"{_PROC}/self/stat"):
         return started is not None and process.started in (None, started)
     try:
         os.kill(process.pid, 0)
@@ -139,6 +139,10 @@ def _stat_fields(pid: int) -> list[str] | None:
 
 
 def _start_time(pid: int) -> str | None:
+    if sys.platform == "win32":
+        from lockbuild.windows import start_time
+
+        return start_time(pid)
     fields = _stat_fields(pid)
     # Field 22 in proc(5), the start time in clock ticks since boot. These fields begin with the third.
     return fields[19] if fields else None

@@ -1,8 +1,8 @@
 """A runner for pyproject-hooks that runs hooks through the hook host, under locks that the host inherits.
 
-On POSIX a `HookRunner` starts the host of `host.py` once and has it fork a process for each hook; elsewhere each hook
-is a plain subprocess. Outside of `HookRunner.under` no hook runs. After an interruption that is so within a fraction
-of a second.
+On POSIX a `HookRunner` starts the host of `host.py` once and has it fork a process for each hook; on Windows each hook
+is a process in a job object. Outside of `HookRunner.under` no hook runs. After an interruption that is so within a
+fraction of a second.
 """
 
 from __future__ import annotations
@@ -135,14 +135,13 @@ class HookRunner:
         """
         environ = dict(extra_environ or {}) | self._environment_of_locks()
         cwd = cwd or os.getcwd()
-        if os.name == "posix":
-            status = self._run_in_host(cmd, cwd, environ)
-        else:
+        if sys.platform == "win32":
+            from lockbuild.windows import run_in_job
+
             self._open_output()
-            stdout, stderr = self._streams()
-            status = subprocess.run(
-                cmd, cwd=cwd, env=os.environ | environ, stdout=stdout, stderr=stderr, check=False
-            ).returncode
+            status = run_in_job(cmd, cwd, os.environ | environ, self._streams())
+        else:
+            status = self._run_in_host(cmd, cwd, environ)
         if self._on_output is not None:
             self._on_output(cmd, [self._read_on(number) for number in range(self._files)], status)
         if status:
