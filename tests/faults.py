@@ -58,6 +58,8 @@ _READING = ("openat", "read", "newfstatat", "getdents64", "readlink", "mmap", "p
 # uv's lock file and the fallback folder for lock files. Other processes may have them open: no process removes them.
 _LOCKS = re.compile(r"uv-setuptools-\w+\.lock|lockbuild-\d+")
 
+_UNFINISHED_LOCK = re.compile(r"\.uv-setuptools-\w+\.lock\.\w+\.tmp")
+
 
 # What differs between two builds: descriptors, process numbers and times, digests, and names of temporary folders.
 _CHANGES = re.compile(r"\b\d+(?=<)|\d{5,}|[0-9a-f]{16,}|(?<=tmp|st-|ls-|ts-|nv-)[a-z0-9_]{8}\b")
@@ -292,8 +294,10 @@ class Place:
         if left and fault.error == "KILL":
             wrong["left by a killed build"] = str(left)
             subprocess.run([*CACHE_COMMAND, "prune"], env=self.environ, stdout=subprocess.DEVNULL, check=True)
-            # No clean-up knows the out-dirs of users: a hidden file stays there.
+            # No clean-up knows the out-dirs of users: a hidden file stays there. So does an empty one in TMPDIR that
+            # was to become uv's lock file: a name there proves nothing to a clean-up.
             left = [path for path in left if path.exists() and path.parent != self.folder / "out"]
+            left = [path for path in left if not _UNFINISHED_LOCK.fullmatch(path.name) or path.stat().st_size]
         if left and fault.call not in _REMOVING:
             wrong["left"] = str(left)
         if _OUR_TRACEBACK.search(words):

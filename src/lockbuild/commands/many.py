@@ -145,8 +145,7 @@ class _People:
         on_github = os.environ.get("GITHUB_ACTIONS") == "true"
         line(f"{'::group::' if on_github else '* '}{_label(outcome.build)}", "bold")
         with open(outcome.log, encoding="utf-8", errors="backslashreplace") as file:
-            for text in file:
-                line(text.rstrip("\n"))
+            line(file.read().rstrip("\n"))
         if on_github:
             line("::endgroup::")
 
