@@ -7,6 +7,7 @@ option ``--python``; they need not be installed there.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,11 +44,14 @@ def find_python(wanted: str) -> Python:
         raise PythonNotFoundError(
             wanted, f"{path} does not run: {(answer.stderr.splitlines() or ['no reason given'])[-1]}"
         )
-    major, minor, executable = answer.stdout.rstrip("\n").split(" ", 2)
-    python = Python(executable, (int(major), int(minor)))
+    found = re.fullmatch(r"(\d+) (\d+) (.+)\n", answer.stdout)
+    if found is None:
+        raise PythonNotFoundError(wanted, f"{path} is no Python: it does not tell its version")
+    executable = found[3]
+    python = Python(executable, (int(found[1]), int(found[2])))
     if python.version < OLDEST:
         raise PythonNotFoundError(
-            wanted, f"{executable} is Python {major}.{minor}, and lockbuild runs with 3.11 or newer"
+            wanted, f"{executable} is Python {found[1]}.{found[2]}, and lockbuild runs with 3.11 or newer"
         )
     return python
 

@@ -257,6 +257,13 @@ def test_an_unknown_package_and_a_folder_in_no_workspace_are_errors(repo: Monore
     assert "ERROR The workspace has no package lib; it has app" in err
 
 
+@pytest.mark.parametrize("text", ["tool = 1", "[tool]\nuv = 'x'", "[tool.uv]\nworkspace = ['a']", "[[tool.uv]]"])
+def test_tables_of_another_type_list_no_workspace(repo: Monorepo, text: str) -> None:
+    (repo.folder / "pyproject.toml").write_text(f"{text}\n")
+    _, err = repo.build("--all-packages", status=1)
+    assert "is in no workspace" in err.splitlines()[-1]
+
+
 def test_sdists_are_built_in_a_run_and_give_way_to_a_tree_of_their_project(repo: Monorepo) -> None:
     repo.add("tool", content="text = 'sdist'\n")
     process = repo.start("-s", "-o", str(repo.folder), "tool")

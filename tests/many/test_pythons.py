@@ -102,6 +102,11 @@ def test_a_python_that_does_not_run_or_is_too_old_is_an_error(repo: Monorepo, tm
     assert err.splitlines() == [
         f"ERROR Cannot build with the Python {shim}: {shim} does not run: version 3.12 is not installed"
     ]
+    shim.write_text("#!/bin/sh\necho hello\n")
+    _, err = repo.build("--python", str(shim), "one", status=1)
+    assert err.splitlines() == [
+        f"ERROR Cannot build with the Python {shim}: {shim} is no Python: it does not tell its version"
+    ]
     _, err = repo.build("--python", str(tmp_path / "no-such-python"), "one", status=1)
     assert err.startswith(f"ERROR Cannot build with the Python {tmp_path / 'no-such-python'}: ")
     assert len(err.splitlines()) == 1

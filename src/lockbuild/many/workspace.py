@@ -49,10 +49,12 @@ def find_workspace(folder: str) -> Workspace:
 def _packages(root: str, pyproject: dict[str, Any], path: str) -> tuple[str, ...] | None:
     """Return the packages that a pyproject.toml lists; ``None`` if it lists none."""
     ours = read_table(pyproject, path)
-    uvs = pyproject.get("tool", {}).get("uv", {}).get("workspace")
+    uvs: Any = pyproject
+    for key in ("tool", "uv", "workspace"):
+        uvs = uvs.get(key) if isinstance(uvs, dict) else None
     if "packages" in ours:
         members, excluded, includes_root = ours["packages"], ours.get("exclude", ()), False
-    elif uvs is not None:
+    elif isinstance(uvs, dict):
         # For uv, the root is a member if it is a project.
         members, excluded, includes_root = uvs.get("members", []), uvs.get("exclude", []), "project" in pyproject
     else:
