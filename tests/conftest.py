@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from monorepo import Monorepo
 from wheelhouse import ProbeTree, Wheelhouse, make_probe_tree
 from witness import WitnessTree, end_all, make_witness_tree
 
@@ -49,6 +50,16 @@ def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # This process has looked at the variable before, and remembers the folder.
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("LOCKBUILD_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Iterator[Monorepo]:
+    """A folder for projects that need each other. What is still running at the end of the test is killed."""
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    repo = Monorepo(folder)
+    yield repo
+    end_all(repo.started)
 
 
 @pytest.fixture

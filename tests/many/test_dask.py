@@ -99,15 +99,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.end()
 
 
-@pytest.fixture
-def repo(tmp_path: Path) -> Iterator[Monorepo]:
-    folder = tmp_path / "repo"
-    folder.mkdir()
-    repo = Monorepo(folder)
-    yield repo
-    end_all(repo.started)
-
-
 def _on(cluster: Cluster, *words: str) -> tuple[str, ...]:
     return ("--executor", f"dask:{cluster.address}", "--pass-env", "MONOREPO_LOG", *words)
 

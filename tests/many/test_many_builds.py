@@ -5,23 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from monorepo import Monorepo
 from wheelhouse import Wheelhouse
-from witness import PATIENCE, end_all, wait_until
-
-
-@pytest.fixture
-def repo(tmp_path: Path) -> Iterator[Monorepo]:
-    folder = tmp_path / "repo"
-    folder.mkdir()
-    repo = Monorepo(folder)
-    yield repo
-    end_all(repo.started)
+from witness import PATIENCE, wait_until
 
 
 def test_several_sources_are_built_into_one_out_dir(repo: Monorepo) -> None:

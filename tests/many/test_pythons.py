@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,10 @@ from lockbuild.many.run import serves
 from lockbuild.other_python import Python
 from machine import interpreters
 from monorepo import Monorepo
-from witness import PATIENCE, end_all
+from witness import PATIENCE
 
 OTHERS = [(path, version) for path, version in interpreters() if version != sys.version_info[:2]]
 with_another = pytest.mark.skipif(not OTHERS, reason="there is no other Python 3.11 or newer")
-
-
-@pytest.fixture
-def repo(tmp_path: Path) -> Iterator[Monorepo]:
-    folder = tmp_path / "repo"
-    folder.mkdir()
-    repo = Monorepo(folder)
-    yield repo
-    end_all(repo.started)
 
 
 @with_another
