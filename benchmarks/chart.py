@@ -10,7 +10,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-COLORS = {"lockbuild": "#1b7f5c", "uv build": "#8b6fc0", "python -m build": "#c9a13b", "floor": "#b0b0b0"}
+OURS, OTHER = "#1b7f5c", "#b0b0b0"
+COLORS = {"lockbuild": OURS, "private": OURS, "shared": "#7fbfa5", "uv build": "#8b6fc0", "python -m build": "#c9a13b"}
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
         middle = position + (len(medians) - 1) / 2
         ticks.append((middle, title))
         for name, seconds in medians.items():
-            axes.barh(position, seconds, color=COLORS[name], height=0.85)
+            axes.barh(position, seconds, color=COLORS.get(name, OTHER), height=0.85)
             axes.text(seconds, position, f" {name} {seconds:.2f} s", va="center", fontsize=8)
             position += 1
         position += 0.8
