@@ -60,5 +60,5 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Measure lockbuild beside its peers, in the benchmark's own environment, and draw docs/speed.svg."""
-    session.run("python3", "benchmarks/run.py", "--chart", "docs/speed.svg", *session.posargs, external=True)
+    """Measure lockbuild beside its peers, in the benchmark's own environment, and draw two pictures in docs."""
+    session.run("python3", "benchmarks/run.py", "--charts", "docs", *session.posargs, external=True)

@@ -59,7 +59,7 @@ def rows(place: Place) -> list[Row]:
                     make=partial(make_least_workspace, packages=number),
                     value=lambda run, number=number: run.seconds / number,  # type: ignore[misc]
                 )
-                for number in (200, 100, 50)
+                for number in (200, 50)
             ],
             {"50 trees": 1.05},
         ),

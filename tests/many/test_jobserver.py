@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,15 @@ _TAKE_ALL = """import os, re
     open("taken", "w").write(str(len(taken)))
 """
 _GIVE_BACK = "    os.write(descriptor, taken)\n"
+
+# A compiler that tells when it begins and ends, and that ends when the test lets it.
+_COMPILER = """#!/bin/sh
+echo "enter $1" >>"$MONOREPO_LOG.compilers"
+cat {gate}
+echo "leave $1" >>"$MONOREPO_LOG.compilers"
+touch "$1"
+"""
+_COMPILERS = 6
 
 
 @pytest.fixture
@@ -101,6 +111,39 @@ def test_a_run_below_a_make_uses_the_slots_of_that(repo: Monorepo, monkeypatch: 
         os.close(descriptor)
 
 
+@pytest.mark.parametrize(("outer", "slots"), [(False, 3), (True, 2)], ids=["our own slots", "those of an outer make"])
+def test_all_ninjas_of_a_run_together_start_no_more_compilers_than_there_are_slots(
+    repo: Monorepo, monkeypatch: pytest.MonkeyPatch, outer: bool, slots: int
+) -> None:
+    ninja = os.path.join(pytest.importorskip("ninja").BIN_DIR, "ninja")
+    gate, compiler, fifo = repo.folder / "gate", repo.folder / "compiler", repo.folder / "fifo"
+    os.mkfifo(gate)
+    compiler.write_text(_COMPILER.format(gate=shlex.quote(str(gate))))
+    compiler.chmod(0o755)
+    names = ["one", "two"]
+    for name in names:
+        tree = repo.add(name, act=f"import subprocess; subprocess.run([{ninja!r}], check=True)")
+        targets = "".join(f"build {name}{number}: compile\n" for number in range(_COMPILERS))
+        (tree / "build.ninja").write_text(f"rule compile\n  command = {compiler} $out\n{targets}")
+    os.mkfifo(fifo)
+    descriptor = os.open(fifo, os.O_RDWR)
+    os.write(descriptor, b"+" * (slots - 1))
+    if outer:
+        monkeypatch.setenv("MAKEFLAGS", f" -j{slots} --jobserver-auth=fifo:{fifo}")
+    log = repo.folder / "log.compilers"
+    try:
+        process = repo.start("-w", f"-j{slots}", "-o", str(repo.out_dir), *names)
+        wait_until(lambda: _compilers(log) >= slots and all(name in log.read_text() for name in names), "both compile")
+        while process.poll() is None:
+            wait_until(lambda: _open_if_read(gate) or process.poll() is not None, "a compiler runs, or none is left")
+        assert process.returncode == 0, process.communicate(timeout=PATIENCE)
+    finally:
+        os.close(descriptor)
+    events = log.read_text().splitlines()
+    assert len(events) == 2 * len(names) * _COMPILERS
+    assert _most_at_once(events) == slots
+
+
 @pytest.mark.parametrize("flags", [" -j2 --jobserver-auth=fifo:/no/such/fifo", "k -j8 --jobserver-auth=-2,-2", "-j"])
 def test_an_outer_jobserver_that_cannot_be_used_is_replaced(
     repo: Monorepo, monkeypatch: pytest.MonkeyPatch, flags: str
@@ -129,6 +172,10 @@ def _open_if_read(gate: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _compilers(log: Path) -> int:
+    return log.read_text().count("enter") if log.exists() else 0
 
 
 def _most_at_once(events: list[str]) -> int:
