@@ -131,7 +131,10 @@ def rows(place: Place) -> list[Row]:
         Row("8 at once of one sdist", of_one_sdist, {"uv build": 0.2, "python -m build": 0.1}),
         Row(
             "one wheel, 5,000 files",
-            [*three("--wheel", make=many_files)[:2], Contestant("floor", floor_command, make=many_files)],
+            [
+                *three("--wheel", make=many_files)[:2],
+                Contestant("floor", floor_command, make=many_files, prepare=make_floor),
+            ],
             {},
         ),
         Row(
