@@ -191,4 +191,4 @@ def _restored(kind: str, message: str, data: Mapping[str, Any]) -> Exception:
 
 
 def _holder(fields: Mapping[str, Any] | None) -> Holder | None:
-    return Holder(**fields) if fields else None
+    return Holder(**{**fields, "others": tuple(fields.get("others", ()))}) if fields else None

@@ -12,14 +12,15 @@ The acquisition is one generator that yields how long to sleep: in ``time.sleep`
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
 import time
 from typing import TYPE_CHECKING, Self
 
-from lockbuild.errors import CacheFolderError, SourceTreeMovedError, shown
+from lockbuild.errors import CacheFolderError, LockUnavailableError, SourceTreeMovedError, shown
 from lockbuild.events import Reporter, ReporterFailedError
-from lockbuild.locks.enclosing import inherited_lock, is_held_by_ancestor
+from lockbuild.locks.enclosing import enclosing_lock
 from lockbuild.locks.holders import record_beside, remove_record, write_record
 from lockbuild.locks.inheriting import OpenFiles
 from lockbuild.locks.kernel import (
@@ -35,7 +36,7 @@ from lockbuild.locks.targets import directory_targets
 from lockbuild.processes import own_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from lockbuild.locks.targets import ChooseTargets, LockRequest, Target
@@ -51,7 +52,7 @@ class _StartOver(Exception):  # noqa: N818 - not an error, and never leaves this
 
 class DirectoryLock:
     """
-    An exclusive lock on a directory, for every process, user and container on this machine.
+    A lock on a directory, for every process, user and container on this machine: exclusive, or shared on request.
 
     A context manager, plain and asynchronous. Entering raises `LockTimeoutError`, `LockUnavailableError` or
     `CacheFolderError`. Unless the request has ``create``, it raises `OSError` when there is no directory, and
@@ -72,6 +73,8 @@ class DirectoryLock:
         self._locked: os.stat_result | None = None
         """The directory whose inode is locked."""
         self._wait: Wait | None = None
+        self._until_locked = contextlib.ExitStack()
+        """What ends when the lock is held, or not waited for any more."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -111,7 +114,8 @@ class DirectoryLock:
         """Release the lock."""
         self.close()
         if self.held is not None:
-            remove_record(record_beside(self.held.lock_file))
+            if not self._request.shared:
+                remove_record(record_beside(self.held.lock_file))
             self.held = None
         self._give_up()
 
@@ -164,6 +168,8 @@ class DirectoryLock:
         except BaseException:
             self.__exit__()
             raise
+        finally:
+            self._until_locked.close()
 
     def _take_all(self) -> Iterator[float]:
         before = self._find_or_make()
@@ -188,7 +194,9 @@ class DirectoryLock:
             or (self._locked is not None and not os.path.samestat(self._locked, after))
         ):
             raise SourceTreeMovedError(self.path)
-        write_record(record_beside(lock_file))
+        if not self._request.shared:
+            # Of several holders, the kernel has to tell.
+            write_record(record_beside(lock_file))
         self.held = HeldLock(after.st_dev, after.st_ino, own_identity(), lock_file)
 
     def _find_or_make(self) -> os.stat_result:
@@ -219,8 +227,18 @@ class DirectoryLock:
         )
         return self.lock_file
 
+    def _pass_gate(self, targets: Sequence[Target]) -> Iterator[float]:
+        """Before sharing the lock, let a build have its turn that waits for the exclusive one."""
+        if self._request.shared:
+            from lockbuild.locks.gate import Gate
+
+            with Gate(target.file for target in targets) as gate:
+                if not gate.is_open():
+                    yield from self._begun_wait().until(gate.is_open, gate.descriptor, targets[0].file.path)
+
     def _take_targets(self, targets: Sequence[Target]) -> Generator[float, None, str]:
         """Take all targets in their order; return the path of the lock file, which is the first."""
+        yield from self._pass_gate(targets)
         first, *others = targets
         self.lock_file = lock_file = yield from self._take_or_replace(first)
         for target in others:
@@ -232,14 +250,18 @@ class DirectoryLock:
         while target is not None:
             file = target.file
             try:
-                yield from self._take(file, may_be_enclosed=target.may_be_enclosed)
+                yield from self._take(file, target)
                 return file.path
             except (OSError, LocksUnsupportedError, NotALockFileError) as error:
                 target = target.instead(error, lock_file or file.path)
         return ""
 
-    def _take(self, file: LockFile | Directory, *, may_be_enclosed: bool = False) -> Iterator[float]:
-        """Wait for one target and keep it locked, unless an enclosing lock covers it."""
+    def _take(self, file: LockFile | Directory, target: Target | None = None) -> Iterator[float]:
+        """
+        Wait for one file and keep it locked, unless an enclosing lock covers the target that it is.
+
+        Without a target it is the lock file of nested builds. These exclude each other, also in a private view.
+        """
         while True:
             try:
                 descriptor = self._files.open(file)
@@ -248,16 +270,19 @@ class DirectoryLock:
                     raise
                 self._find_or_make()
                 continue
+            attempt = functools.partial(try_to_lock, descriptor, shared=target is not None and self._request.shared)
             try:
-                if not try_to_lock(descriptor):
-                    if may_be_enclosed and self._is_enclosed(file, descriptor):
-                        return
+                if not attempt():
+                    if target is not None:
+                        if target.may_be_enclosed and self._is_enclosed(file, descriptor):
+                            return
+                        self._announce()
                     if self._files.are_locked:
                         # The holder may be about to wait for a target that we hold.
                         self._give_up()
-                        yield from self._wait_for(file, descriptor)
+                        yield from self._wait_for(file, descriptor, attempt)
                         raise _StartOver
-                    yield from self._wait_for(file, descriptor)
+                    yield from self._wait_for(file, descriptor, attempt)
                 current = file.is_current(descriptor)
             except BaseException:
                 # Closing is not enough: a hook host that was started early has the same open file, and would keep the
@@ -277,15 +302,25 @@ class DirectoryLock:
             elif isinstance(file, Directory):
                 raise SourceTreeMovedError(self.path)
 
-    def _wait_for(self, file: LockFile | Directory, descriptor: int) -> Iterator[float]:
+    def _begun_wait(self) -> Wait:
         if self._wait is None:
             from lockbuild.locks.waiting import Wait
 
             self._wait = Wait(self._request)
+        return self._wait
+
+    def _wait_for(self, file: LockFile | Directory, descriptor: int, attempt: Callable[[], bool]) -> Iterator[float]:
         # The record beside the lock file says who holds a directory.
         lock_file = file.path if isinstance(file, LockFile) else self.lock_file or file.path
         with self._files.awaiting(descriptor):
-            yield from self._wait.until_locked(descriptor, lock_file)
+            yield from self._begun_wait().until(attempt, descriptor, lock_file)
+
+    def _announce(self) -> None:
+        """Announce that we wait for the exclusive lock, so that others do not share it again and again."""
+        if self._wait is None and not self._request.shared:
+            from lockbuild.locks.gate import announced
+
+            self._until_locked.enter_context(announced(self.path))
 
     def _is_enclosed(self, file: LockFile | Directory, descriptor: int) -> bool:
         """
@@ -295,14 +330,17 @@ class DirectoryLock:
         for its descendants. A build that holds the directory for its own hooks is no enclosing lock: it holds the
         lock file as well, and a process that gets here has locked that file.
         """
-        inherited = inherited_lock(descriptor)
-        if inherited is None and not is_held_by_ancestor(descriptor):
+        enclosing = enclosing_lock(descriptor)
+        if enclosing is None:
             return False
-        by = "the command that runs this build" if inherited is not None else "a process that runs this build"
+        by = "the command that runs this build" if enclosing.inherited is not None else "a process that runs this build"
+        if not enclosing.is_exclusive:
+            problem = f"{by} holds a shared lock on it; let it take an exclusive lock"
+            raise LockUnavailableError(self._request.subject, file.path, problem)
         self._reporter.detail(f"{shown(file.path)} is already locked by {by}")
         if isinstance(file, Directory):
             self._locked = os.fstat(descriptor)
-        self._files.replace_by_enclosing(descriptor, inherited)
+        self._files.replace_by_enclosing(descriptor, enclosing.inherited)
         return True
 
     def _give_up(self) -> None:

@@ -4,33 +4,52 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import NamedTuple
 
-from lockbuild.locks.holders import find_holder, holds_flock
+from lockbuild.locks.holders import find_holder, flock_of, flocks, identity_of
 from lockbuild.processes import ancestors
 
 
-def inherited_lock(descriptor: int) -> int | None:
-    """
-    Return an inherited descriptor of the same directory as ``descriptor`` that carries the lock on it.
+class EnclosingLock(NamedTuple):
+    """A lock that a process holds which runs this one."""
 
-    ``flock DIR COMMAND`` passes such a descriptor to its command. The kernel says in ``fdinfo`` which open file holds
-    the lock. Trying to lock the inherited descriptor is no test: two builds that inherited it would both succeed.
+    is_exclusive: bool
+    inherited: int | None
+    """The open file that carries it, if this process has inherited that."""
+
+
+def enclosing_lock(descriptor: int) -> EnclosingLock | None:
     """
-    wanted = os.fstat(descriptor)
+    Return the lock on the file behind ``descriptor`` that a process holds which runs this one, if one does.
+
+    ``flock DIR COMMAND`` passes the open file that carries the lock to its command. pip and uv pass no open files on to
+    their hooks, but then ``flock`` is an ancestor.
+    """
+    file = os.fstat(descriptor)
+    inherited = _inherited(file)
+    if inherited is not None:
+        number, mode = inherited
+        return EnclosingLock(mode == "WRITE", number)
+    holder = find_holder(descriptor, None)
+    if holder is None or not {holder.pid, *holder.others}.intersection(ancestors()):
+        return None
+    shared = any(each.mode == "READ" and each.identity == identity_of(file) for each in flocks())
+    return EnclosingLock(not shared, None)
+
+
+def _inherited(file: os.stat_result) -> tuple[int, str] | None:
+    """
+    Return an inherited descriptor of a file that carries a lock on it, and the mode of the lock.
+
+    The kernel says in ``fdinfo`` which open file holds the lock. Trying to lock the inherited descriptor is no test:
+    two builds that inherited it would both succeed.
+    """
     folder = "/proc/self/fd"
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
         with contextlib.suppress(OSError):
             # A descriptor that was inherited through exec is inheritable. Others were opened in this process.
-            if (
-                os.get_inheritable(int(name))
-                and os.path.samestat(os.fstat(int(name)), wanted)
-                and holds_flock(f"/proc/self/fdinfo/{name}")
-            ):
-                return int(name)
+            if os.get_inheritable(int(name)) and os.path.samestat(os.fstat(int(name)), file):
+                mode = flock_of(f"/proc/self/fdinfo/{name}")
+                if mode is not None:
+                    return int(name), mode
     return None
-
-
-def is_held_by_ancestor(descriptor: int) -> bool:
-    """Return whether an ancestor holds a lock, such as ``uv build`` its own lock file, or ``flock`` the directory."""
-    holder = find_holder(descriptor, None)
-    return holder is not None and holder.pid in ancestors()

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.errors import CacheFolderError
 from lockbuild.events import Holder
@@ -38,12 +38,12 @@ def find_holder(descriptor: int, record: str | None) -> Holder | None:
     ``record`` is the path of the holder's record, if any. It counts only while its process runs.
     """
     noted = _read_record(record) if record else None
-    pid = _holder_by_kernel(os.fstat(descriptor))
+    pid, *others = _holders_by_kernel(os.fstat(descriptor)) or (None,)
     if pid is None:
         return noted
     if noted is not None and noted.pid == pid:
         return noted
-    return Holder(pid, command_line(pid), None)
+    return Holder(pid, command_line(pid), None, tuple(others))
 
 
 def write_record(path: str) -> None:
@@ -97,26 +97,47 @@ def _read_record(path: str) -> Holder | None:
     return holder if is_running(identity) else None
 
 
-def _holder_by_kernel(locked: os.stat_result) -> int | None:
-    """Find the holder of a flock in ``/proc/locks`` (proc(5)), which lists the locks that this process may see."""
+class Flock(NamedTuple):
+    """A line of ``/proc/locks``: a process that holds a flock or waits for one."""
+
+    waits: bool
+    mode: str
+    """``READ`` for a shared lock, or ``WRITE``."""
+    pid: int
+    identity: str
+    """The locked file, as `identity_of` gives it."""
+
+
+def flocks() -> list[Flock]:
+    """Return the flocks that this process may see (proc(5)); none without ``/proc/locks``."""
     if not hasattr(os, "major"):
         # Windows. There, any user may make a folder ``C:/proc`` with misleading contents.
-        return None
-    identity = f"{os.major(locked.st_dev):02x}:{os.minor(locked.st_dev):02x}:{locked.st_ino}"
+        return []
     try:
         with open("/proc/locks", encoding="ascii") as file:
             lines = file.read().splitlines()
     except OSError:
-        return None
-    for line in lines:
-        fields = line.split()
-        # "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF"; a waiting process has "->" as the second field.
-        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == identity and _may_have_open(fields[4], locked):
-            return int(fields[4])
-    return _holder_by_descriptors(locked)
+        return []
+    # "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF"; a waiting process has "->" as the second field.
+    found = [(line.split()[1] == "->", line.replace("->", "").split()) for line in lines]
+    return [Flock(waits, fields[3], int(fields[4]), fields[5]) for waits, fields in found if fields[1] == "FLOCK"]
 
 
-def _may_have_open(pid: str, locked: os.stat_result) -> bool:
+def identity_of(file: os.stat_result) -> str:
+    """Return how ``/proc/locks`` names a file."""
+    return f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+
+
+def _holders_by_kernel(locked: os.stat_result) -> list[int]:
+    """Find the holders of the flock on a file."""
+    if not hasattr(os, "major"):
+        return []
+    identity = identity_of(locked)
+    holding = [each.pid for each in flocks() if not each.waits and each.identity == identity]
+    return [pid for pid in holding if _may_have_open(pid, locked)] or _holders_by_descriptors(locked)
+
+
+def _may_have_open(pid: int, locked: os.stat_result) -> bool:
     """
     Return whether a process may have a file open, as the holder of a lock on it must.
 
@@ -128,23 +149,25 @@ def _may_have_open(pid: str, locked: os.stat_result) -> bool:
         return isinstance(error, PermissionError)
 
 
-def _holder_by_descriptors(locked: os.stat_result) -> int | None:
+def _holders_by_descriptors(locked: os.stat_result) -> list[int]:
     """
-    Find a process that holds the lock through an inherited descriptor.
+    Find the first process that holds the lock through an inherited descriptor.
 
     ``/proc/locks`` names the process that called flock. When that frontend was killed, a hook process still holds the
     lock through the descriptor that it inherited, and only ``/proc/PID/fdinfo`` shows it.
     """
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    if not os.path.isdir("/proc/self/fdinfo"):
+        return []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         # Skips processes that have ended meanwhile and those of other users.
         with contextlib.suppress(OSError):
-            descriptors = () if int(pid) == os.getpid() else _open_files(pid, locked)
-            if any(holds_flock(f"/proc/{pid}/fdinfo/{number}") for number in descriptors):
-                return int(pid)
-    return None
+            descriptors = () if pid == os.getpid() else _open_files(pid, locked)
+            if any(flock_of(f"/proc/{pid}/fdinfo/{number}") for number in descriptors):
+                return [pid]
+    return []
 
 
-def _open_files(pid: str, file: os.stat_result) -> Iterator[str]:
+def _open_files(pid: int, file: os.stat_result) -> Iterator[str]:
     """Yield the descriptors of a file in a process. Raises `OSError` if they cannot be seen."""
     for number in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
@@ -152,11 +175,13 @@ def _open_files(pid: str, file: os.stat_result) -> Iterator[str]:
                 yield number
 
 
-def holds_flock(fdinfo: str) -> bool:
-    """Return whether the open file that an ``fdinfo`` file in ``/proc`` describes holds an exclusive flock."""
+def flock_of(fdinfo: str) -> str | None:
+    """Return the mode of the flock of the open file that a ``/proc/PID/fdinfo`` describes: ``READ`` or ``WRITE``."""
     try:
         with open(fdinfo, encoding="ascii", errors="replace") as file:
             lines = file.read().splitlines()
     except OSError:
-        return False
-    return any(line.startswith("lock:") and "FLOCK" in line and "WRITE" in line for line in lines)
+        return None
+    # "lock:	1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF"
+    modes = [line.split()[4] for line in lines if line.startswith("lock:") and "FLOCK" in line]
+    return modes[0] if modes else None

@@ -1,8 +1,9 @@
 """The two things that the kernel locks, a lock file and a directory, and one attempt to lock either.
 
-A lock is an exclusive flock on an open file (on Windows, a locked byte), taken by ``filelock.lock_descriptor``. The
-kernel frees it when the last process that has the open file has closed it or ended. Nothing else marks a lock, so
-nothing is stale after a crash. Three things can go wrong between opening a file and holding its lock:
+A lock is a flock on an open file (on Windows, a locked byte). Any number of processes may share it, or one may hold it
+exclusively; ``filelock.lock_descriptor`` takes the exclusive ones. The kernel frees it when the last process that has
+the open file has closed it or ended. Nothing else marks a lock, so nothing is stale after a crash. Three things can go
+wrong between opening a file and holding its lock:
 
 - The file was removed, and another process has made and locked a new one of that name. `is_current` compares the open
   file with the one that has the name now. The caller drops a lock that is not current and starts over.
@@ -17,11 +18,15 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.errors import CacheFolderError
 from lockbuild.files import above_standard_streams, errors_naming, hidden_beside, link, new_file
 from lockbuild.folders import Folder, open_folder
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,17 +101,32 @@ class Directory(NamedTuple):
         return _is_named(self.path, descriptor)
 
 
-def try_to_lock(descriptor: int) -> bool:
-    """Try once to lock an open file. Raises `LocksUnsupportedError` if its file system has no locks."""
+def try_to_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """
+    Try once to lock an open file. Raises `LocksUnsupportedError` if its file system has no locks.
+
+    On Windows, a shared lock is an exclusive one.
+    """
     # Imported late: a hook host that was started before imports the backend meanwhile.
     from filelock import lock_descriptor
 
     try:
+        if shared and sys.platform != "win32":
+            return _try_to_share(descriptor)
         return lock_descriptor(descriptor, blocking=False)
     except OSError as error:
         if error.errno in _NO_LOCKS_HERE:
             raise LocksUnsupportedError(f"its file system has no locks ({error.strerror})") from error
         raise
+
+
+def _try_to_share(descriptor: int) -> bool:
+    # filelock takes exclusive locks only.
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def unlock(descriptor: int) -> None:

@@ -19,7 +19,8 @@ class SourceTreeLock(DirectoryLock):
     """
     The lock on a source tree that builds hold around setuptools' hooks. ``uv build`` waits for it as well.
 
-    A context manager, plain and asynchronous. ``timeout`` is in seconds; ``None`` waits forever. Entering raises
+    A context manager, plain and asynchronous. ``timeout`` is in seconds; ``None`` waits forever. With ``shared``, any
+    number of processes may hold it that only read the tree (on Windows, one). Entering raises
     `LockTimeoutError`, `LockUnavailableError` or `CacheFolderError`. It raises `OSError` when there is no directory,
     and `SourceTreeMovedError` when the path leads to another one after a wait.
     """
@@ -31,9 +32,11 @@ class SourceTreeLock(DirectoryLock):
         cache_dir: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
         reporter: Reporter | None = None,
+        shared: bool = False,
     ) -> None:
         path = os.fspath(path)
-        super().__init__(LockRequest(path, path, cache_dir, timeout, reporter or Reporter()), _targets_of_tree)
+        request = LockRequest(path, path, cache_dir, timeout, reporter or Reporter(), shared=shared)
+        super().__init__(request, _targets_of_tree)
 
 
 def _targets_of_tree(request: LockRequest, canonical: str) -> list[Target]:

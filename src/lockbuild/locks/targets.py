@@ -38,6 +38,8 @@ class LockRequest(NamedTuple):
     """Whether a missing directory is made, even when its last holder has removed it."""
     activity: str | None = None
     """What the holder of the lock is doing, in messages."""
+    shared: bool = False
+    """Whether others may share the lock, as builds with private views do. They wait for one that excludes them."""
 
 
 class Target(NamedTuple):

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from lockbuild.errors import LockTimeoutError
 from lockbuild.events import LockWait, ReporterFailedError
 from lockbuild.locks.holders import find_holder, record_beside
-from lockbuild.locks.kernel import try_to_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from lockbuild.locks.targets import LockRequest
 
@@ -43,9 +42,9 @@ class Wait:
         """Whether the reporter has heard of the wait."""
         return self._next_report > _REPORT_SECONDS
 
-    def until_locked(self, descriptor: int, lock_file: str) -> Iterator[float]:
+    def until(self, attempt: Callable[[], bool], descriptor: int, lock_file: str) -> Iterator[float]:
         """
-        Wait until one target, an open file, is locked.
+        Repeat an attempt to lock one target, an open file, until it succeeds.
 
         A record beside ``lock_file`` may say who holds the lock. Raises `LockTimeoutError`, and `ReporterFailedError`
         when the reporter raises `OSError`.
@@ -60,7 +59,7 @@ class Wait:
                 self._next_report = waited + _REPORT_SECONDS
                 self._tell(descriptor, lock_file, waited)
             yield _POLL_SECONDS if timeout is None else min(_POLL_SECONDS, timeout - waited)
-            if try_to_lock(descriptor):
+            if attempt():
                 return
 
     def _tell(self, descriptor: int, lock_file: str, waited: float) -> None:
