@@ -155,7 +155,7 @@ def _if_free(lock_file: str) -> Iterator[bool]:
 
 def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:
     """Return the innermost lock on ``directory`` that an ancestor of this process lends to it."""
-    identity = _real_identity(directory)
+    identity = real_identity(directory)
     mine = [e for e in _entries() if (e.device, e.inode) == identity]
     if not mine:
         return None
@@ -170,7 +170,7 @@ def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:
     return None
 
 
-def _real_identity(directory: os.stat_result) -> tuple[int, int]:
+def real_identity(directory: os.stat_result) -> tuple[int, int]:
     """Return the device and inode of a directory; of a tree that this process has a private view of, the real ones."""
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         for *seen, device, inode in json.loads(os.environ.get(VIEWS_VARIABLE, "[]")):

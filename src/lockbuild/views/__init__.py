@@ -36,6 +36,10 @@ class View(NamedTuple):
         """Return it as `overlay` reads it."""
         return json.dumps(self._asdict())
 
+    def command(self) -> list[str]:
+        """Return the words that, before those of a command, run it in this view."""
+        return [sys.executable, "-IS", OVERLAY, self.to_json()]
+
 
 class Folders(NamedTuple):
     """The folders of a build that may lie in its source tree."""
@@ -72,8 +76,7 @@ def view_of(tree: str, scratch: str, folders: Folders, *, clean: bool) -> View:
 
 def check(view: View) -> None:
     """Enter a view in another process. Raises `TreeViewError` if this machine cannot have it."""
-    command = [sys.executable, "-IS", OVERLAY, view.to_json()]
-    ended = subprocess.run(command, cwd=view.tree, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    ended = subprocess.run(view.command(), cwd=view.tree, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if ended.returncode:
         raise TreeViewError(view.tree, (ended.stderr.decode(errors="replace").splitlines() or ["it was killed"])[-1])
 

@@ -218,7 +218,8 @@ def _make_above(tree: str, folder: str, upper: str) -> str:
 def _copy_status(original: str, copy: str) -> None:
     """Give a folder in the upper folder the owner, times and mode of the one in the tree; its owner may write to it."""
     status = os.stat(original)
-    with contextlib.suppress(PermissionError):
+    # To an ordinary user, or to a user that has no number in this namespace, the kernel refuses it.
+    with contextlib.suppress(OSError):
         os.chown(copy, status.st_uid, status.st_gid)
     os.chmod(copy, stat.S_IMODE(status.st_mode) | 0o700)
     os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
