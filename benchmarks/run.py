@@ -44,11 +44,12 @@ Measured = Sequence[tuple[Row, Mapping[str, float]]]
 WITH_MEMORY = """
 import sys
 from lockbuild.commands.build import main
-status = main(sys.argv[1:])
-with open("/proc/self/status") as file:
-    [line] = [line for line in file if line.startswith("VmHWM")]
-print(int(line.split()[1]) // 1024)
-sys.exit(status)
+try:
+    main(sys.argv[1:])
+finally:
+    with open("/proc/self/status") as file:
+        [line] = [line for line in file if line.startswith("VmHWM")]
+    print(int(line.split()[1]) // 1024)
 """
 
 
@@ -133,7 +134,7 @@ def print_memory(place: Place) -> None:
         words = ["--wheel", "-q", "-o", str(folder), *options, str(folder / "tree")]
         command = [place.bin / "python", "-c", WITH_MEMORY, *words]
         for _ in range(2):
-            done = subprocess.run(command, env=place.environ, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(command, env=place.environ, check=True, capture_output=True, text=True)
         print(f"Peak memory of the frontend in {title}: {done.stdout.splitlines()[-1]} MiB (goal: ≤ {goal} MiB)")
 
 
