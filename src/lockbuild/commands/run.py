@@ -90,8 +90,8 @@ def make_parser(prog: str = "lockbuild-run") -> argparse.ArgumentParser:
         "--tree",
         choices=("shared", "private", "clean"),
         default="shared",
-        help="private: run the command in a view of the tree, so that it does not write to the tree; clean: also without "
-        "the files that git ignores (default: shared)",
+        help="private: run the command in a view of the tree, so that it does not write to the tree; clean: also "
+        "without the files that git ignores (default: shared)",
     )
     parser.add_argument(
         "--lock-timeout",
