@@ -63,14 +63,17 @@ class TreeViewError(LockbuildError):
 class LockUnavailableError(LockbuildError):
     """A lock cannot be taken, because its file cannot be opened or its file system has no locks."""
 
-    def __init__(self, subject: str, lock_file: str, problem: str) -> None:
+    def __init__(
+        self,
+        subject: str,
+        lock_file: str,
+        problem: str,
+        remedy: str = "choose another cache folder with --cache-dir, or build without a lock with --lock never",
+    ) -> None:
         self.subject = subject
         self.lock_file = lock_file
         self.problem = problem
-        super().__init__(
-            f"Cannot lock {shown(subject)} with {shown(lock_file)}: {problem}; choose another cache folder with "
-            "--cache-dir, or build without a lock with --lock never"
-        )
+        super().__init__(f"Cannot lock {shown(subject)} with {shown(lock_file)}: {problem}; {remedy}")
 
 
 class SourceTreeMovedError(LockbuildError):

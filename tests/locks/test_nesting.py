@@ -180,9 +180,9 @@ def test_a_variable_that_names_a_running_ancestor_of_another_start_time_counts_f
         "null",
         "[5]",
         "[[1, 2, 3]]",
-        '[["a", 2, 3, "4", "5"]]',
-        "[[null, null, null, null, null]]",
-        '[[1e999, 1, 1, "1", "x"]]',
+        '[["a", 2, 3, "4", "5", 6]]',
+        "[[null, null, null, null, null, null]]",
+        '[[1e999, 1, 1, "1", "x", 1]]',
         "[" * 100_000,
     ],
     ids=lambda garbage: garbage[:20] or "empty",
@@ -388,7 +388,7 @@ def test_a_clean_up_removes_what_killed_builds_have_left_beside_lock_files_and_n
     wait_until(lambda: not is_running(host) and not is_running(hook), "the end of host and hook")
     [path] = lent()
     # One that a build had left which was nested in a nested one that is gone.
-    Path(f"{path}.1.nested").touch()
+    Path(f"{path}.1-3.nested").touch()
     path.with_name(f"{path.name}.holder").touch()
     prune_left_behind()
     # They belong to each other: one goes when the other has gone.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,9 +15,9 @@ from typing import Literal
 
 import pytest
 
-from lockbuild.locks import cache_digest
+from lockbuild.locks import SourceTreeLock, cache_digest
 from lockbuild.locks.source_tree import uv_lock_file
-from machine import linux_only
+from machine import after_setup, as_root, linux_only
 from witness import PATIENCE, end_all, wait_until
 
 pytestmark = linux_only
@@ -30,7 +33,7 @@ from lockbuild.locks import SourceTreeLock
 
 class Teller(Reporter):
     def waiting(self, wait):
-        print("waits for", wait.holder, flush=True)
+        print("waits for", wait.holder, "which is", wait.activity, flush=True)
 
 tree, mode, *timeout = sys.argv[1:]
 try:
@@ -163,7 +166,9 @@ def test_one_that_waits_for_the_exclusive_lock_gets_its_turn_before_others_share
         exclusive = Holder("flock", str(tmp_path / "tree"), "sh", "-c", "echo held; read line; echo released")
         wait_until(lambda: f" {exclusive.process.pid} " in waiting_flocks(), "flock")
     late = start("shared")
-    assert late.line().startswith("waits")
+    line = late.line()
+    assert line.startswith(f"waits for {exclusive.process.pid} (")
+    assert line.endswith(f"which is waiting for the lock on {tmp_path / 'tree'}")
     first.release()
     exclusive.until("held")
     exclusive.release()
@@ -205,6 +210,44 @@ def test_one_that_waits_and_is_stopped_does_not_keep_others_from_sharing_the_loc
     stopped.until("held")
 
 
+@pytest.mark.slow
+@as_root
+def test_one_that_cannot_see_the_holders_does_not_take_the_lock_for_free(start: Start) -> None:
+    holder = start("shared")
+    assert holder.line() == "held"
+    exclusive = start("exclusive")
+    exclusive.until("waits")
+    late = start("shared", by=after_setup("", "--pid", command=()))
+    # Twice as long as a lock has to be free.
+    for _ in range(5):
+        assert late.line().startswith("waits for None")
+    holder.release()
+    exclusive.until("held")
+    exclusive.release()
+    late.until("held")
+
+
+def test_a_lock_on_a_part_of_a_lock_file_announces_nothing(start: Start, tmp_path: Path) -> None:
+    """As a file system would show it on which flock locks all the bytes of a file."""
+    first = start("shared")
+    assert first.line() == "held"
+    lock_file = uv_lock_file(cache_digest((tmp_path / "tree").resolve()))
+    with open(lock_file, "rb") as opened:
+        fcntl.fcntl(opened, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))
+        assert start("shared").line() == "held"
+
+
+def test_builds_that_two_threads_run_go_on_under_the_lock_of_their_own_thread(start: Start, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    first, second = (SourceTreeLock(tree, shared=True) for _ in range(2))
+    with first, second, first.lent() as environ:
+        with second.lent():
+            pass
+        nested = start("exclusive", by=("env", *(f"{name}={value}" for name, value in environ.items())))
+        assert nested.line() == "held"
+        nested.release()
+
+
 @pytest.mark.parametrize("mode", [(), ("--shared",)])
 def test_under_flock_none_waits_for_one_that_waits_for_that_flock(
     start: Start, tmp_path: Path, mode: tuple[str, ...]
@@ -226,4 +269,27 @@ def test_under_flock_none_waits_for_one_that_waits_for_that_flock(
 def test_an_exclusive_lock_under_a_shared_flock_is_an_error(start: Start, tmp_path: Path) -> None:
     line = start("exclusive", by=("flock", "--shared", str(tmp_path / "tree"))).line()
     assert line.startswith("LockUnavailableError "), line
-    assert "holds a shared lock on it" in line
+    assert line.endswith("holds a shared lock on it; let it take an exclusive lock, as flock does without --shared")
+
+
+# As pip and uv start hooks.
+CLOSING = "import os, sys, subprocess; sys.exit(subprocess.run(sys.argv[1:], close_fds=True).returncode)"
+
+
+@as_root
+@pytest.mark.parametrize("file_system", ["here", "btrfs"])
+def test_an_exclusive_lock_under_a_shared_flock_that_it_has_not_inherited_is_an_error(
+    start: Start, tmp_path: Path, file_system: str
+) -> None:
+    tree = str(tmp_path / "tree")
+    command: tuple[str, ...] = ("flock", "--shared", tree, sys.executable, "-c", CLOSING)
+    if file_system == "btrfs":
+        if shutil.which("mkfs.btrfs") is None:
+            pytest.skip("needs mkfs.btrfs")
+        image = tmp_path / "image"
+        with image.open("wb") as file:
+            file.truncate(1 << 28)
+        subprocess.run(["mkfs.btrfs", "--quiet", image], check=True)
+        command = after_setup(f"mount -o loop {image} {tree}", command=command)
+    line = start("exclusive", "20", by=command).line()
+    assert line.startswith("LockUnavailableError "), line

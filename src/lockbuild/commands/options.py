@@ -168,7 +168,7 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_lock_options(group: argparse._ArgumentGroup) -> None:
     modes = ", ".join(TREE_MODES)
-    group.add_argument("--tree", choices=TREE_MODES, metavar="MODE", help=f"view of the tree: {modes}")
+    group.add_argument("--tree", choices=TREE_MODES, metavar="MODE", help=f"build in: {modes}")
     group.add_argument("--lock", choices=("auto", "always", "never"), help="whether to lock the tree (default: auto)")
     group.add_argument(
         "--lock-timeout", type=seconds, metavar="SECONDS", help="give up when a lock is not free by then"

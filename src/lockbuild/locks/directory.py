@@ -73,8 +73,8 @@ class DirectoryLock:
         self._locked: os.stat_result | None = None
         """The directory whose inode is locked."""
         self._wait: Wait | None = None
-        self._until_locked = contextlib.ExitStack()
-        """What ends when the lock is held, or not waited for any more."""
+        self._end_announcement: Callable[[], None] | None = None
+        """While others are told that this process waits for the exclusive lock."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -169,7 +169,9 @@ class DirectoryLock:
             self.__exit__()
             raise
         finally:
-            self._until_locked.close()
+            if self._end_announcement is not None:
+                self._end_announcement()
+                self._end_announcement = None
 
     def _take_all(self) -> Iterator[float]:
         before = self._find_or_make()
@@ -197,7 +199,7 @@ class DirectoryLock:
         if not self._request.shared:
             # Of several holders, the kernel has to tell.
             write_record(record_beside(lock_file))
-        self.held = HeldLock(*real_identity(after), own_identity(), lock_file)
+        self.held = HeldLock(*real_identity(after), own_identity(), lock_file, self.descriptors[0])
 
     def _find_or_make(self) -> os.stat_result:
         """Return the status of the directory, which is made with ``create``. Its last holder may be removing it."""
@@ -234,7 +236,7 @@ class DirectoryLock:
 
             with Gate(target.file for target in targets) as gate:
                 if not gate.is_open():
-                    yield from self._begun_wait().until(gate.is_open, gate.descriptor, targets[0].file.path)
+                    yield from self._begun_wait().until(gate.is_open, gate.descriptor, targets[0].file.path, gate.first)
 
     def _take_targets(self, targets: Sequence[Target]) -> Generator[float, None, str]:
         """Take all targets in their order; return the path of the lock file, which is the first."""
@@ -317,10 +319,10 @@ class DirectoryLock:
 
     def _announce(self) -> None:
         """Announce that we wait for the exclusive lock, so that others do not share it again and again."""
-        if self._wait is None and not self._request.shared:
-            from lockbuild.locks.gate import announced
+        if self._end_announcement is None and not self._request.shared:
+            from lockbuild.locks.gate import announce
 
-            self._until_locked.enter_context(announced(self.path))
+            self._end_announcement = announce(self.path)
 
     def _is_enclosed(self, file: LockFile | Directory, descriptor: int) -> bool:
         """
@@ -335,8 +337,8 @@ class DirectoryLock:
             return False
         by = "the command that runs this build" if enclosing.inherited is not None else "a process that runs this build"
         if not enclosing.is_exclusive:
-            problem = f"{by} holds a shared lock on it; let it take an exclusive lock"
-            raise LockUnavailableError(self._request.subject, file.path, problem)
+            remedy = "let it take an exclusive lock, as flock does without --shared"
+            raise LockUnavailableError(self._request.subject, file.path, f"{by} holds a shared lock on it", remedy)
         self._reporter.detail(f"{shown(file.path)} is already locked by {by}")
         if isinstance(file, Directory):
             self._locked = os.fstat(descriptor)

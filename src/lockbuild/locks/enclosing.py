@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import NamedTuple
 
-from lockbuild.locks.holders import find_holder, flock_of, flocks, identity_of
+from lockbuild.locks.holders import locks_held, mode_of_lock
 from lockbuild.processes import ancestors
 
 
@@ -30,11 +30,9 @@ def enclosing_lock(descriptor: int) -> EnclosingLock | None:
     if inherited is not None:
         number, mode = inherited
         return EnclosingLock(mode == "WRITE", number)
-    holder = find_holder(descriptor, None)
-    if holder is None or not {holder.pid, *holder.others}.intersection(ancestors()):
-        return None
-    shared = any(each.mode == "READ" and each.identity == identity_of(file) for each in flocks())
-    return EnclosingLock(not shared, None)
+    lineage = set(ancestors())
+    modes = [each.mode for each in locks_held(file) if each.pid in lineage]
+    return EnclosingLock(modes[0] == "WRITE", None) if modes else None
 
 
 def _inherited(file: os.stat_result) -> tuple[int, str] | None:
@@ -49,7 +47,7 @@ def _inherited(file: os.stat_result) -> tuple[int, str] | None:
         with contextlib.suppress(OSError):
             # A descriptor that was inherited through exec is inheritable. Others were opened in this process.
             if os.get_inheritable(int(name)) and os.path.samestat(os.fstat(int(name)), file):
-                mode = flock_of(f"/proc/self/fdinfo/{name}")
+                mode = mode_of_lock(f"/proc/self/fdinfo/{name}")
                 if mode is not None:
                     return int(name), mode
     return None

@@ -12,6 +12,9 @@ sees it by asking whether a lock for writing would be granted. Programs that wai
 
 Two builds are not kept waiting. One runs under a lock of an ancestor, as in ``flock DIR lockbuild``: the announced
 build waits for that ancestor. The other finds that the lock stays free: the announced process was stopped.
+
+What the gate does not reach: builds on other hosts, and a tree whose directory cannot be opened. On btrfs, where
+``/proc/locks`` names a file by another device, it does not see programs that wait in flock(2), only builds.
 """
 
 from __future__ import annotations
@@ -20,29 +23,29 @@ import contextlib
 import os
 import struct
 import sys
-import time
 from typing import TYPE_CHECKING, Self
 
+from lockbuild.events import Holder
 from lockbuild.locks.enclosing import enclosing_lock
-from lockbuild.locks.holders import flocks, identity_of
-from lockbuild.locks.kernel import Directory, NotALockFileError
+from lockbuild.locks.holders import by_descriptors, flocks, identity_of
+from lockbuild.locks.kernel import Directory, NotALockFileError, is_free
+from lockbuild.processes import command_line
 
 if sys.platform == "linux":
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from lockbuild.locks.kernel import LockFile
 
-# How long the lock may be free, in seconds, before an announced process counts as stopped. One that runs tries to lock
-# it a hundred times a second.
-_FREE_SECONDS = 1.0
+# How often a build finds the lock free before the announced process counts as stopped. Both look a hundred times a
+# second, and one that runs takes the lock when it finds it free.
+_TIMES_FREE = 100
 
 
-@contextlib.contextmanager
-def announced(directory: str) -> Iterator[None]:
-    """Announce in this context that this process waits for the exclusive lock on a directory."""
+def announce(directory: str) -> Callable[[], None]:
+    """Announce that this process waits for the exclusive lock on a directory; return what ends the announcement."""
     with contextlib.ExitStack() as stack:
         # Without the announcement the wait is not fair. The acquisition reports what is wrong with the directory.
         with contextlib.suppress(OSError):
@@ -50,7 +53,9 @@ def announced(directory: str) -> Iterator[None]:
             stack.callback(os.close, descriptor)
             if sys.platform == "linux":
                 fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_RDLCK))
-        yield
+                # Closing is not enough: a process that another thread forks meanwhile would announce it further.
+                stack.callback(fcntl.fcntl, descriptor, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
+        return stack.pop_all().close
 
 
 class Gate:
@@ -58,14 +63,18 @@ class Gate:
 
     def __init__(self, targets: Iterable[LockFile | Directory]) -> None:
         self._stack = contextlib.ExitStack()
-        self._opened: list[int] = []
-        self._free_since: float | None = None
+        self._files: list[int] = []
+        self._directories: list[int] = []
+        self._is_enclosed: bool | None = None
+        self._times_free = 0
         for target in targets:
             # The acquisition reports what cannot be opened.
             with contextlib.suppress(OSError, NotALockFileError):
                 descriptor = target.open()
                 self._stack.callback(os.close, descriptor)
-                self._opened.append(descriptor)
+                self._files.append(descriptor)
+                if isinstance(target, Directory):
+                    self._directories.append(descriptor)
 
     def __enter__(self) -> Self:
         """Enter it."""
@@ -75,29 +84,41 @@ class Gate:
         """Close the files."""
         self._stack.close()
 
-    @property
-    def descriptor(self) -> int:
-        """One of the files, for messages."""
-        return self._opened[-1]
-
     def is_open(self) -> bool:
         """Return whether a build may begin to share the lock."""
-        identities = {identity_of(os.fstat(descriptor)) for descriptor in self._opened}
-        known = [each for each in flocks() if each.identity in identities]
-        if not any(each.waits and each.mode == "WRITE" for each in known) and not any(map(_is_announced, self._opened)):
+        if not any(map(_is_announced, self._directories)) and not self._blocked():
             return True
-        if all(each.waits for each in known):
-            self._free_since = self._free_since or time.monotonic()
-            return time.monotonic() - self._free_since >= _FREE_SECONDS
-        self._free_since = None
-        return any(map(enclosing_lock, self._opened))
+        if self._is_enclosed is None:
+            self._is_enclosed = any(map(enclosing_lock, self._files))
+        # Of two builds that look at once, one may find that the lock is not free. So the times are not consecutive.
+        self._times_free += all(map(is_free, self._files))
+        return self._is_enclosed or self._times_free >= _TIMES_FREE
+
+    @property
+    def descriptor(self) -> int:
+        """The file whose lock the process that goes first waits for; as a rule, the directory."""
+        return (self._directories or self._files)[-1]
+
+    def first(self) -> Holder | None:
+        """Return the process that goes first, or ``None`` if it cannot be seen."""
+        announcing = (each.pid for file in self._directories for each in by_descriptors(os.fstat(file), "OFDLCK"))
+        pid = next(announcing, None) or next(iter(self._blocked()), None)
+        return Holder(pid, command_line(pid), None) if pid else None
+
+    def _blocked(self) -> list[int]:
+        """Return the processes that the kernel lets wait for the exclusive lock on one of the files."""
+        identities = {identity_of(os.fstat(descriptor)) for descriptor in self._files}
+        return [each.pid for each in flocks() if each.waits and each.mode == "WRITE" and each.identity in identities]
 
 
-def _is_announced(descriptor: int) -> bool:
+def _is_announced(directory: int) -> bool:
     if sys.platform != "linux":
         return False
-    # Only directories carry announcements, but no other program has a reason to lock a part of an empty lock file.
-    answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
+    try:
+        answer = fcntl.fcntl(directory, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
+    except OSError:
+        # A file system or a kernel without such locks, where none can be announced either.
+        return False
     return answer[:2] != struct.pack("h", fcntl.F_UNLCK)
 
 

@@ -38,11 +38,14 @@ def find_holder(descriptor: int, record: str | None) -> Holder | None:
     ``record`` is the path of the holder's record, if any. It counts only while its process runs.
     """
     noted = _read_record(record) if record else None
-    pid, *others = _holders_by_kernel(os.fstat(descriptor)) or (None,)
-    if pid is None:
+    held = list(locks_held(os.fstat(descriptor)))
+    if not held:
         return noted
+    pid = held[0].pid
     if noted is not None and noted.pid == pid:
         return noted
+    # An exclusive lock has one holder, and perhaps processes that have inherited it.
+    others = dict.fromkeys(each.pid for each in held if each.mode == "READ" and each.pid != pid)
     return Holder(pid, command_line(pid), None, tuple(others))
 
 
@@ -97,18 +100,18 @@ def _read_record(path: str) -> Holder | None:
     return holder if is_running(identity) else None
 
 
-class Flock(NamedTuple):
-    """A line of ``/proc/locks``: a process that holds a flock or waits for one."""
+class KernelLock(NamedTuple):
+    """A lock that a process holds or waits for, as the kernel tells it."""
 
     waits: bool
     mode: str
     """``READ`` for a shared lock, or ``WRITE``."""
     pid: int
     identity: str
-    """The locked file, as `identity_of` gives it."""
+    """The locked file, as `identity_of` gives it; empty where the caller knows the file."""
 
 
-def flocks() -> list[Flock]:
+def flocks() -> list[KernelLock]:
     """Return the flocks that this process may see (proc(5)); none without ``/proc/locks``."""
     if not hasattr(os, "major"):
         # Windows. There, any user may make a folder ``C:/proc`` with misleading contents.
@@ -120,7 +123,7 @@ def flocks() -> list[Flock]:
         return []
     # "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF"; a waiting process has "->" as the second field.
     found = [(line.split()[1] == "->", line.replace("->", "").split()) for line in lines]
-    return [Flock(waits, fields[3], int(fields[4]), fields[5]) for waits, fields in found if fields[1] == "FLOCK"]
+    return [KernelLock(waits, fields[3], int(fields[4]), fields[5]) for waits, fields in found if fields[1] == "FLOCK"]
 
 
 def identity_of(file: os.stat_result) -> str:
@@ -128,13 +131,13 @@ def identity_of(file: os.stat_result) -> str:
     return f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
 
 
-def _holders_by_kernel(locked: os.stat_result) -> list[int]:
-    """Find the holders of the flock on a file."""
+def locks_held(file: os.stat_result) -> Iterator[KernelLock]:
+    """Yield the flocks on a file that processes hold, as far as they can be seen."""
     if not hasattr(os, "major"):
-        return []
-    identity = identity_of(locked)
-    holding = [each.pid for each in flocks() if not each.waits and each.identity == identity]
-    return [pid for pid in holding if _may_have_open(pid, locked)] or _holders_by_descriptors(locked)
+        return
+    identity = identity_of(file)
+    listed = [each for each in flocks() if not each.waits and each.identity == identity]
+    yield from [each for each in listed if _may_have_open(each.pid, file)] or by_descriptors(file, "FLOCK")
 
 
 def _may_have_open(pid: int, locked: os.stat_result) -> bool:
@@ -149,22 +152,22 @@ def _may_have_open(pid: int, locked: os.stat_result) -> bool:
         return isinstance(error, PermissionError)
 
 
-def _holders_by_descriptors(locked: os.stat_result) -> list[int]:
+def by_descriptors(file: os.stat_result, kind: str) -> Iterator[KernelLock]:
     """
-    Find the first process that holds the lock through an inherited descriptor.
+    Yield the locks of a kind (``FLOCK``, ``OFDLCK``) on a file that other processes have through their descriptors.
 
     ``/proc/locks`` names the process that called flock. When that frontend was killed, a hook process still holds the
-    lock through the descriptor that it inherited, and only ``/proc/PID/fdinfo`` shows it.
+    lock through the descriptor that it inherited, and only ``/proc/PID/fdinfo`` shows it. On btrfs, ``/proc/locks``
+    names files by another device.
     """
     if not os.path.isdir("/proc/self/fdinfo"):
-        return []
+        return
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         # Skips processes that have ended meanwhile and those of other users.
         with contextlib.suppress(OSError):
-            descriptors = () if pid == os.getpid() else _open_files(pid, locked)
-            if any(flock_of(f"/proc/{pid}/fdinfo/{number}") for number in descriptors):
-                return [pid]
-    return []
+            for number in () if pid == os.getpid() else _open_files(pid, file):
+                if mode := mode_of_lock(f"/proc/{pid}/fdinfo/{number}", kind):
+                    yield KernelLock(False, mode, pid, "")
 
 
 def _open_files(pid: int, file: os.stat_result) -> Iterator[str]:
@@ -175,13 +178,13 @@ def _open_files(pid: int, file: os.stat_result) -> Iterator[str]:
                 yield number
 
 
-def flock_of(fdinfo: str) -> str | None:
-    """Return the mode of the flock of the open file that a ``/proc/PID/fdinfo`` describes: ``READ`` or ``WRITE``."""
+def mode_of_lock(fdinfo: str, kind: str = "FLOCK") -> str | None:
+    """Return the mode of the lock of the open file that a ``/proc/PID/fdinfo`` describes: ``READ`` or ``WRITE``."""
     try:
         with open(fdinfo, encoding="ascii", errors="replace") as file:
             lines = file.read().splitlines()
     except OSError:
         return None
     # "lock:	1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF"
-    modes = [line.split()[4] for line in lines if line.startswith("lock:") and "FLOCK" in line]
+    modes = [line.split()[4] for line in lines if line.startswith("lock:") and kind in line]
     return modes[0] if modes else None

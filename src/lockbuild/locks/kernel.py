@@ -129,6 +129,19 @@ def _try_to_share(descriptor: int) -> bool:
     return True
 
 
+def is_free(descriptor: int) -> bool:
+    """Return whether no process holds the lock on an open file, or its file system has no locks."""
+    try:
+        free = try_to_lock(descriptor)
+    except LocksUnsupportedError:
+        return True
+    if free:
+        from filelock import unlock_descriptor
+
+        unlock_descriptor(descriptor)
+    return free
+
+
 def unlock(descriptor: int) -> None:
     """Free the lock, even if another process has a copy of the descriptor, and close the descriptor."""
     from filelock import unlock_descriptor

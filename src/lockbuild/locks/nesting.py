@@ -48,17 +48,19 @@ class HeldLock(NamedTuple):
     inode: int
     holder: ProcessIdentity
     lock_file: str
+    number: int
+    """One of the locks that its holder has now; threads may share the lock on one directory."""
 
     @property
     def nested_lock_file(self) -> str:
         """The lock file by which builds that are nested directly in this one exclude each other."""
-        return f"{self.lock_file}.{self.holder.pid}{_ENDING}"
+        return f"{self.lock_file}.{self.holder.pid}-{self.number}{_ENDING}"
 
 
 def environment_for_hooks(held: Sequence[HeldLock]) -> dict[str, str]:
     """Return the environment variable that tells a hook's descendants of these locks and those that enclose us."""
     entries = [*_entries(), *held]
-    return {VARIABLE: json.dumps([[e.device, e.inode, e.holder.pid, e.holder.started, e.lock_file] for e in entries])}
+    return {VARIABLE: json.dumps([[*e[:2], *e.holder, *e[3:]] for e in entries])}
 
 
 def lend_to_nested_builds(held: Sequence[HeldLock]) -> list[str]:
@@ -123,11 +125,11 @@ def remove_left_behind(folder: str) -> None:
     """
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
-        lock_file, _, pid = path.removesuffix(_ENDING).rpartition(".")
+        lock_file, _, holder = path.removesuffix(_ENDING).rpartition(".")
         remove: Callable[[str], object] = try_to_take_back
         if record_beside(lock_file) == path:
             remove = remove_record
-        elif not path.endswith(_ENDING) or not pid.isdigit():
+        elif not path.endswith(_ENDING) or not holder.replace("-", "").isdigit():
             continue
         with contextlib.suppress(OSError, NotALockFileError, LocksUnsupportedError), _if_free(lock_file) as is_free:
             if is_free:
@@ -183,8 +185,8 @@ def _entries() -> list[HeldLock]:
     """Read the variable. A value in any other form was not written by lockbuild and counts for nothing."""
     try:
         return [
-            HeldLock(int(device), int(inode), ProcessIdentity(int(pid), started), str(lock_file))
-            for device, inode, pid, started, lock_file in json.loads(os.environ.get(VARIABLE, "[]"))
+            HeldLock(int(device), int(inode), ProcessIdentity(int(pid), started), str(lock_file), int(number))
+            for device, inode, pid, started, lock_file, number in json.loads(os.environ.get(VARIABLE, "[]"))
         ]
     except (ValueError, TypeError, OverflowError, RecursionError):
         return []

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from lockbuild.errors import LockTimeoutError
-from lockbuild.events import LockWait, ReporterFailedError
+from lockbuild.events import Holder, LockWait, ReporterFailedError
 from lockbuild.locks.holders import find_holder, record_beside
 
 if TYPE_CHECKING:
@@ -42,11 +42,18 @@ class Wait:
         """Whether the reporter has heard of the wait."""
         return self._next_report > _REPORT_SECONDS
 
-    def until(self, attempt: Callable[[], bool], descriptor: int, lock_file: str) -> Iterator[float]:
+    def until(
+        self,
+        attempt: Callable[[], bool],
+        descriptor: int,
+        lock_file: str,
+        first: Callable[[], Holder | None] = lambda: None,
+    ) -> Iterator[float]:
         """
         Repeat an attempt to lock one target, an open file, until it succeeds.
 
-        A record beside ``lock_file`` may say who holds the lock. Raises `LockTimeoutError`, and `ReporterFailedError`
+        A record beside ``lock_file`` may say who holds the lock. ``first`` returns a process that waits for it as well,
+        and gets it first. Raises `LockTimeoutError`, and `ReporterFailedError`
         when the reporter raises `OSError`.
         """
         timeout = self._request.timeout
@@ -57,16 +64,18 @@ class Wait:
                 raise LockTimeoutError(self._request.subject, lock_file, holder, timeout)
             if waited >= self._next_report:
                 self._next_report = waited + _REPORT_SECONDS
-                self._tell(descriptor, lock_file, waited)
+                self._tell(descriptor, lock_file, first())
             yield _POLL_SECONDS if timeout is None else min(_POLL_SECONDS, timeout - waited)
             if attempt():
                 return
 
-    def _tell(self, descriptor: int, lock_file: str, waited: float) -> None:
+    def _tell(self, descriptor: int, lock_file: str, first: Holder | None) -> None:
         subject, timeout, activity = self._request.subject, self._request.timeout, self._request.activity
-        holder = find_holder(descriptor, record_beside(lock_file))
+        holder = first or find_holder(descriptor, record_beside(lock_file))
+        if first is not None:
+            activity = f"waiting for the lock on {subject}"
         try:
-            self._request.reporter.waiting(LockWait(subject, lock_file, holder, waited, timeout, activity))
+            self._request.reporter.waiting(LockWait(subject, lock_file, holder, self.seconds, timeout, activity))
         except OSError as error:
             # For example, the terminal has gone. The lock must not take it for a failure to lock a target.
             raise ReporterFailedError(error) from error
