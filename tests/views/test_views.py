@@ -16,7 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from machine import PublicPlace, User, after_setup, as_root, bind, error_line, public_place, wait_until_it_waits
+from machine import (
+    PublicPlace,
+    User,
+    after_setup,
+    as_root,
+    bind,
+    error_line,
+    public_place,
+    read_message,
+    wait_until_it_waits,
+)
 from witness import LOCKBUILD, WitnessTree
 
 pytestmark = as_root
@@ -170,7 +180,7 @@ def test_builds_with_views_run_together_and_never_beside_one_in_the_tree(witness
     exclusive = start_at_a_gate(witness_tree, number=2)
     assert {str(build.pid) for build in first} <= set(re.findall(r"\d+", wait_until_it_waits(exclusive)))
     late = start_at_a_gate(witness_tree, *PRIVATE, number=3)
-    wait_until_it_waits(late)
+    read_message(late, f"* Waiting for {exclusive.pid}, which is waiting for the lock on ")
     for number in range(4):
         with (witness_tree.control / f"gate{number}").open("w"):
             pass
