@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lockbuild.environments.store import Generation
     from lockbuild.hooks.caller import BackendCaller
     from lockbuild.sdist import Sdist
+    from lockbuild.views import View
 
 T = TypeVar("T")
 Work: TypeAlias = "Callable[[BackendCaller, Sequence[BuildEnvironment]], T]"
@@ -48,6 +49,8 @@ class _Task(NamedTuple):
     kind: Distribution
     project: Project
     tree_lock: SourceTreeLock
+    view: View | None
+    """The private view in which hooks run; ``None`` if they run in the tree itself."""
 
 
 class _Built(NamedTuple):
@@ -202,9 +205,11 @@ def _call_hooks(
         project = read_project(tree.path)
         if warning := warning_of_python(project):
             session.reporter.warn(warning)
-        tree_lock = session.lock_source_tree(project.tree)
+        # An editable wheel refers to what the backend leaves in the tree.
+        view = None if tree.is_private or kind == "editable" else session.view_of(project.tree)
+        tree_lock = session.lock_source_tree(project.tree, shared=view is not None)
         stack.callback(tree_lock.close)
-        task = _Task(session, tree, kind, project, tree_lock)
+        task = _Task(session, tree, kind, project, tree_lock, view)
         environment = _enter_environment(task, locks, stack) if session.request.isolation else None
         _start_host(task, environment, locks)
         if environment is not None:
@@ -264,7 +269,7 @@ def _start_host(task: _Task, environment: BuildEnvironment | None, locks: Sequen
     if _decide(task, environment, None).locked:
         task.tree_lock.open()
         expected.append(task.tree_lock)
-    task.session.hooks.start(task.project, environment, expected)
+    task.session.hooks.start(task.project, environment, expected, task.view)
     _import_the_rest()
     # Made now, because pyproject-hooks makes a folder for each hook.
     task.session.staging()
@@ -309,7 +314,7 @@ def _locked(
         if decision.locked:
             with session.step("lock"):
                 held.append(stack.enter_context(task.tree_lock))
-        stack.enter_context(session.hooks.under(held, keeps_host=session.keeps_host))
+        stack.enter_context(session.hooks.under(held, keeps_host=session.keeps_host and task.view is None))
         yield held
 
 

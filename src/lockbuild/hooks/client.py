@@ -14,7 +14,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from lockbuild.errors import Interrupted
+from lockbuild.errors import Interrupted, TreeViewError
 from lockbuild.files import above_standard_streams
 from lockbuild.hooks.terminal import Terminal
 
@@ -54,7 +54,7 @@ class Host:
         streams: tuple[int | None, int | None],
     ) -> None:
         """
-        Start it: ``command`` is an interpreter, and the first two arguments of the host.
+        Start it: ``command`` is an interpreter, and the first three arguments of the host.
 
         ``locks`` are the open files that carry the locks under which its hooks will run, ``streams`` what they have as
         standard output and error; ``None`` is ours. Raises `OSError`.
@@ -97,8 +97,8 @@ class Host:
         """
         Run one hook and return its exit status, negative for the signal that killed it.
 
-        Raises `Interrupted` when the user interrupted a hook that had been lent the terminal, and `OSError` when the
-        system has refused to start it.
+        Raises `Interrupted` when the user interrupted a hook that had been lent the terminal, `OSError` when the system
+        has refused to start it, and `TreeViewError` when the host could not enter its view.
         """
         request = {"argv": [*argv], "cwd": cwd, "environ": {**environ}, "tree": tree, "nested": [*nested]}
         self._was_asked = True
@@ -106,7 +106,10 @@ class Host:
             self._send(json.dumps(request).encode() + b"\n")
         with Terminal() as terminal:
             while reply := self._read_reply(None):
-                event, number = reply
+                event, word = reply
+                if event == "refused":
+                    raise TreeViewError(cwd, json.loads(word))
+                number = int(word)
                 if event == "started":
                     self._group = terminal.group = number
                 elif event == "stopped":
@@ -172,7 +175,7 @@ class Host:
         while message:
             message = message[os.write(self._requests, message) :]
 
-    def _read_reply(self, deadline: float | None) -> tuple[str, int] | None:
+    def _read_reply(self, deadline: float | None) -> tuple[str, str] | None:
         """Return the next reply, or ``None`` at the end of the pipe or after the deadline."""
         poll = select.poll()
         poll.register(self._replies, select.POLLIN)
@@ -184,8 +187,8 @@ class Host:
                 return None
             self._buffered += received
         line, _, self._buffered = self._buffered.partition(b"\n")
-        event, _, number = line.decode().partition(" ")
-        return event, int(number)
+        event, _, word = line.decode().partition(" ")
+        return event, word
 
     def _signal_hook(self, number: int) -> None:
         if self._group is not None:

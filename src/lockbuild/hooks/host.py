@@ -3,9 +3,10 @@
 `lockbuild.hooks.client` starts it. It imports nothing of lockbuild and never sees a hook's result: that goes through
 files, as pyproject-hooks' own script writes it.
 
-Arguments: HOST ENVIRONMENT MODULES LIFELINE REQUESTS REPLIES LOCK...
+Arguments: HOST ENVIRONMENT MODULES VIEW LIFELINE REQUESTS REPLIES LOCK...
     The path of this file; "kept" if the environment is kept for other builds, or "-"; the names of modules to import
-    before the first fork, with commas between them, or "-"; and numbers of inherited descriptors: a pipe that ends with
+    before the first fork, with commas between them, or "-"; the private view of the tree to enter first, as
+    ``views/overlay.py`` describes it, or "-"; and numbers of inherited descriptors: a pipe that ends with
     the frontend and that nothing is written to; the pipe to read requests from; the pipe to write replies to; and the
     open files that carry the locks under which hooks run.
 Requests: a line of JSON each, one after the other; the end of the pipe asks the host to end
@@ -17,6 +18,7 @@ Replies: a line each
     "stopped SIGNAL"  a signal has stopped it (a terminal that it may not read, a debugger)
     "ended STATUS"    it has ended, with this exit status, negative for the signal that killed it
     "failed ERRNO"    the system has refused to start it, and the host ends
+    "refused REASON"  the view could not be entered, and the host ends; the reason is a JSON string
 
 A hook that ends with an error leaves its last line in the file "reason" in CONTROL_DIR, for the frontend's last line.
 
@@ -60,7 +62,7 @@ _PATIENCE = 2.0
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import NoReturn, TypedDict
+    from typing import Any, NoReturn, TypedDict
 
     class _Request(TypedDict):
         argv: list[str]
@@ -79,11 +81,13 @@ _shared_modules: dict[str, types.ModuleType] = {}
 
 def start() -> None:
     """Be the host until the pipe of requests ends; or, after a fork, run one hook."""
-    _, _, environment, backend, *numbers = sys.argv
+    _, host, environment, backend, view, *numbers = sys.argv
     lifeline, requests, replies, *_locks = descriptors = list(map(int, numbers))
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     del sys.argv[1:]
+    if view != "-":
+        _enter_view(view, os.path.join(host, "..", "..", "views", "overlay.py"), replies)
     lacks_bytecode = environment == "kept" and sys.dont_write_bytecode and sys.pycache_prefix is None
     with _writing_bytecode() if lacks_bytecode else contextlib.nullcontext():
         imported = backend == "-" or _import(*backend.split(","), lifeline=lifeline)
@@ -103,10 +107,25 @@ def _start_anew(descriptors: list[int]) -> NoReturn:
     for descriptor in descriptors:
         os.set_inheritable(descriptor, True)
     try:
-        os.execv(sys.executable, [*sys.orig_argv[:5], "-", *map(str, descriptors)])
+        # It is in its view already.
+        os.execv(sys.executable, [*sys.orig_argv[:5], "-", "-", *map(str, descriptors)])
     except OSError:
         # The environment is being removed. The frontend finds the host ended.
         os._exit(1)
+
+
+def _enter_view(view: str, script: str, replies: int) -> None:
+    """Enter a private view of the tree, or say why that is not possible and end."""
+    loader = importlib.machinery.SourceFileLoader("overlay", os.path.normpath(script))
+    code = loader.get_code("overlay")
+    assert code is not None
+    overlay: dict[str, Any] = {"__name__": "overlay"}
+    exec(code, overlay)
+    try:
+        overlay["enter"](json.loads(view))
+    except overlay["RefusedError"] as error:
+        _reply(replies, f"refused {json.dumps(str(error))}")
+        os._exit(0)
 
 
 def _import(backend: str, *more: str, lifeline: int) -> bool:
@@ -435,8 +454,7 @@ def _run(request: _Request) -> None:
     try:
         os.environ.update(request["environ"])
         os.chdir(request["cwd"])
-        here = os.stat(".")
-        if request["tree"] not in (None, [here.st_dev, here.st_ino]):
+        if request["tree"] not in (None, _identity_of_tree()):
             # The path now leads to a tree that another build may hold. From here on it cannot: we are in.
             sys.exit(f"{request['cwd']!r} was moved or replaced while it was built")
         _execute(request["argv"])
@@ -461,6 +479,15 @@ def _run(request: _Request) -> None:
         # The lines of a syntax error that show the place are indented. A message may have several lines.
         _leave_reason(request, next((line for line in lines if not line.startswith(" ")), ""))
         sys.exit(1)
+
+
+def _identity_of_tree() -> list[int]:
+    """Return the device and inode of the tree that this is, also where a private view of it shows others."""
+    here = os.stat(".")
+    for *seen, device, inode in json.loads(os.environ.get("LOCKBUILD_VIEWS", "[]")):
+        if seen == [here.st_dev, here.st_ino]:
+            return [device, inode]
+    return [here.st_dev, here.st_ino]
 
 
 def _leave_reason(request: _Request, text: str) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lockbuild.hooks.client import Host
     from lockbuild.locks import InheritableLock
     from lockbuild.project import Project
+    from lockbuild.views import View
 
     Output = Callable[[Sequence[str], Sequence[bytes], int], None]
 
@@ -35,6 +36,8 @@ class _Origin(NamedTuple):
     """``kept``, or ``-`` for an environment that is not."""
     modules: str
     """The modules that it imports ahead, with commas between them, or ``-``."""
+    view: str
+    """The private view of the tree that it enters, as JSON, or ``-``."""
     environ: Mapping[str, str]
 
 
@@ -54,6 +57,7 @@ class HookRunner:
         self._files = (2 if separates_output else 1) if on_output else 0
         self._preimport = preimport
         self._locks: Sequence[InheritableLock] = ()
+        self._view = "-"
         self._lent: list[str] = []
         """The lock files by which builds that the last hook ran have excluded each other."""
         self._output: list[IO[bytes]] = []
@@ -63,9 +67,18 @@ class HookRunner:
         self._carried: list[tuple[InheritableLock, int]] = []
         """The locks whose open files the host has inherited, and their epochs."""
 
-    def start(self, project: Project, environment: HookEnvironment | None, locks: Sequence[InheritableLock]) -> None:
+    def start(
+        self,
+        project: Project,
+        environment: HookEnvironment | None,
+        locks: Sequence[InheritableLock],
+        view: View | None = None,
+    ) -> None:
         """
         Start the host for hooks that will run under ``locks``, which need not be taken yet, with their open files.
+
+        With a view, the host and all its hooks see the tree as that. It is mounted before the locks are taken; nothing
+        is looked up in it until a hook runs.
 
         It imports the project's backend meanwhile, if that is one that bears it. A host that is there already goes on
         if it is the one that would be started, and carries these locks.
@@ -78,7 +91,8 @@ class HookRunner:
         environ = {**os.environ, "_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
         may_import = self._preimport and not _searches_cwd(environ)
         modules = ",".join(project.imported_ahead if may_import else ()) or "-"
-        origin = _Origin(python, "kept" if environment and environment.is_kept else "-", modules, environ)
+        self._view = view.to_json() if view is not None else "-"
+        origin = _Origin(python, "kept" if environment and environment.is_kept else "-", modules, self._view, environ)
         if self._host is None or self._origin != origin or not self._is_carried(locks):
             self.close()
             # An interpreter that is not there is missed by the look at the environment.
@@ -156,7 +170,7 @@ class HookRunner:
             or not self._is_carried(self._locks)
         ):
             self.close()
-            self._start_host(_Origin(python, "-", "-", os.environ | environ), cwd, self._locks)
+            self._start_host(_Origin(python, "-", "-", self._view, os.environ | environ), cwd, self._locks)
         assert self._host is not None
         self._lent = self._lend_locks()
         try:
@@ -172,7 +186,7 @@ class HookRunner:
 
         self._open_output()
         descriptors = [descriptor for lock in locks for descriptor in lock.descriptors]
-        self._host = Host(origin[:3], origin.environ, cwd, descriptors, self._streams())
+        self._host = Host(origin[:4], origin.environ, cwd, descriptors, self._streams())
         self._origin = origin
         self._carried = [(lock, lock.epoch) for lock in locks]
 

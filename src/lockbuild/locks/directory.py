@@ -31,7 +31,7 @@ from lockbuild.locks.kernel import (
     try_to_lock,
     unlock,
 )
-from lockbuild.locks.nesting import HeldLock, held_by_ancestor, lent
+from lockbuild.locks.nesting import HeldLock, held_by_ancestor, lent, real_identity
 from lockbuild.locks.targets import directory_targets
 from lockbuild.processes import own_identity
 
@@ -199,7 +199,7 @@ class DirectoryLock:
         if not self._request.shared:
             # Of several holders, the kernel has to tell.
             write_record(record_beside(lock_file))
-        self.held = HeldLock(after.st_dev, after.st_ino, own_identity(), lock_file, self.descriptors[0])
+        self.held = HeldLock(*real_identity(after), own_identity(), lock_file, self.descriptors[0])
 
     def _find_or_make(self) -> os.stat_result:
         """Return the status of the directory, which is made with ``create``. Its last holder may be removing it."""
