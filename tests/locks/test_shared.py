@@ -317,7 +317,9 @@ end = time.monotonic() + float(seconds)
 def is_running(pid):
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+            state, *_, flags = file.read().rpartition(")")[2].split()[:7]
+            # A process that is ending (PF_EXITING) has closed its files a moment before it counts as a zombie.
+            return state not in "ZX" and not int(flags) & 4
     except OSError:
         return False
 

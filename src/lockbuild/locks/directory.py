@@ -137,7 +137,7 @@ class DirectoryLock:
         Let builds that are started in this context go on under the lock, instead of waiting for it forever.
 
         Yields the environment variable that they have to be started with. At its end, the context waits for those that
-        still run. The lock must be held.
+        still run. The lock must be held. Under a shared one, they must run in a private view.
         """
         if self.held is None:
             raise RuntimeError(f"the lock on {self.path} is not held; take it before lending it")
