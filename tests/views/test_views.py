@@ -248,6 +248,8 @@ def as_ignored(tree: WitnessTree) -> None:
         (tree.path / name / "file").touch()
     (tree.path / ".gitignore").write_text("ignored\nkept/*.tmp\n")
     (tree.path / "kept" / "old.tmp").touch()
+    (tree.path / "kept" / "only-ignored").mkdir()
+    (tree.path / "kept" / "only-ignored" / "ignored").touch()
     subprocess.run(["git", "init", "--quiet", tree.path], check=True)
     tree.use_hook('tell("seen", repr([os.path.exists("ignored"), os.listdir("kept")]))')
 
@@ -258,6 +260,14 @@ def test_in_a_clean_view_there_is_nothing_that_git_ignores(witness_tree: Witness
     assert witness_tree.told("seen") == "[False, ['file']]"
     assert (witness_tree.path / "ignored" / "deep" / "file").exists()
     assert (witness_tree.path / "kept" / "old.tmp").exists()
+
+
+def test_git_finds_the_repository_around_a_tree(witness_tree: WitnessTree) -> None:
+    subprocess.run(["git", "init", "--quiet", witness_tree.path.parent], check=True)
+    words = ["git", "-c", "safe.directory=*", "rev-parse", "--show-toplevel"]
+    witness_tree.use_hook(f'import subprocess; tell("seen", subprocess.check_output({words!r}, text=True).strip())')
+    build(witness_tree)
+    assert witness_tree.told("seen") == str(witness_tree.path.parent)
 
 
 def test_a_clean_view_of_what_is_no_work_tree_is_an_error(witness_tree: WitnessTree) -> None:

@@ -98,6 +98,9 @@ def enter(view: View) -> None:
         if seen == outside:
             real = [device, inode]
     os.environ[VARIABLE] = json.dumps([*views, [*inside, *real]])
+    # The repository may be around the tree. git would not look for it beyond the view, which is a file system.
+    if os.stat(os.path.dirname(tree)).st_dev == outside[0]:
+        os.environ.setdefault("GIT_DISCOVERY_ACROSS_FILESYSTEM", "1")
 
 
 def _identity(tree: str) -> list[int]:
@@ -216,7 +219,11 @@ def _ignored(tree: str) -> list[str]:
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
         raise RefusedError(f"git cannot list the files that it ignores: {said[0] if said else error}") from None
-    names = filter(None, listed.stdout.split(b"\0"))
+    names: list[bytes] = []
+    for name in sorted(filter(None, listed.stdout.split(b"\0"))):
+        # git lists a folder that has ignored files only, and then these files.
+        if not (names and names[-1].endswith(b"/") and name.startswith(names[-1])):
+            names.append(name)
     return [os.path.join(tree, os.fsdecode(name).rstrip("/")) for name in names]
 
 
