@@ -19,9 +19,8 @@ from uml import PATH, Command, Network
 
 pytestmark = pytest.mark.slow
 
-not_between_hosts = pytest.mark.xfail(
-    strict=False, reason="no lock on a tree excludes builds on other hosts; a short storm may miss it"
-)
+# A short storm may miss the overlaps.
+not_between_hosts = pytest.mark.xfail(strict=False, reason="no lock on a tree excludes builds on other hosts")
 
 PROGRAMS = "linux.uml nsenter setpriv ip exportfs rpc.nfsd rpcbind mount.nfs glusterfs glusterfsd mkfs.ext4"
 
