@@ -10,10 +10,12 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from lockbuild.locks.kernel import Directory, LockFile, NotALockFileError, unlock
+from lockbuild.locks.kernel import NotALockFileError, unlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from lockbuild.locks.kernel import Lockable
 
 
 class OpenFiles:
@@ -21,7 +23,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self.epoch = 0
-        self._ahead: dict[LockFile | Directory, int] = {}
+        self._ahead: dict[Lockable, int] = {}
         self._awaited: tuple[int, ...] = ()
         self._locked: list[int] = []
         self._enclosing: list[int] = []
@@ -37,14 +39,14 @@ class OpenFiles:
         """Whether this process has locked one of them."""
         return bool(self._locked)
 
-    def open_ahead(self, files: Iterable[LockFile | Directory]) -> None:
+    def open_ahead(self, files: Iterable[Lockable]) -> None:
         """Open files that will be locked. The acquisition reports those that cannot be opened."""
         for file in files:
             if file not in self._ahead:
                 with contextlib.suppress(OSError, NotALockFileError):
                     self._ahead[file] = file.open()
 
-    def open(self, file: LockFile | Directory) -> int:
+    def open(self, file: Lockable) -> int:
         """Return a descriptor of a file that was opened ahead or is opened now. Raises what its ``open`` raises."""
         if file in self._ahead:
             return self._ahead.pop(file)
