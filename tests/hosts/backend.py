@@ -25,7 +25,7 @@ def build_wheel(*arguments: object) -> object:
     while "HELD" in os.environ and not os.path.exists(os.environ["HELD"]):
         time.sleep(0.05)
     # The width of the window for an overlap.
-    time.sleep(0.3)
+    time.sleep(1)
     try:
         return witness_backend.build_wheel(*arguments)  # type: ignore[no-untyped-call]
     finally:

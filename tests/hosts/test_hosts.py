@@ -8,19 +8,14 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from shares import EXPORT, LEASE, Place, Share, mount_gluster, mount_nfs, serve_gluster, serve_nfs
-from uml import PATH, Command, Network
+from shares import EXPORT, Place, Share, mount_gluster, mount_nfs, serve_gluster, serve_nfs
+from uml import PATH, Network
 
 pytestmark = pytest.mark.slow
-
-# A short storm may miss the overlaps.
-not_between_hosts = pytest.mark.xfail(strict=False, reason="no lock on a tree excludes builds on other hosts")
 
 PROGRAMS = "linux.uml nsenter setpriv ip exportfs rpc.nfsd rpcbind mount.nfs glusterfs glusterfsd mkfs.ext4"
 
@@ -84,7 +79,6 @@ def test_hooks_on_two_hosts_that_do_not_lock_notice_each_other(share: Share) -> 
     assert share.server.overlaps(tree) == 1
 
 
-@not_between_hosts
 def test_builds_on_two_hosts_exclude_each_other(share: Share) -> None:
     storm(share, "storm", share.alpha, share.beta)
 
@@ -94,60 +88,39 @@ def test_hosts_with_one_cache_folder_at_one_path_exclude_each_other(share: Share
     storm(share, "one-cache", share.alpha, share.beta, options=("--cache-dir", f"{share.alpha.folder}/cache"))
 
 
-@not_between_hosts
 def test_a_server_and_a_client_that_build_exclude_each_other(share: Share) -> None:
     storm(share, "served", share.server, share.beta)
 
 
-OFD = Path(__file__).with_name("ofd.py")
+def test_a_build_waits_for_one_on_another_host_until_that_is_killed(share: Share) -> None:
+    tree = share.server.make_tree("waited-for")
+    for number, (holder, other) in enumerate([(share.alpha, share.beta), (share.server, share.alpha)]):
+        inside = f"/mnt/{share.kind}.waited-for-{number}"
+        held = holder.build(tree, INSIDE=inside, HELD="/mnt/never")
+        holder.host.wait_for(inside)
+        refused = other.build(tree, "--lock-timeout", "2").wait()
+        assert refused.status != 0
+        assert "lock" in refused.output
+        held.kill()
+        assert held.wait().status == -9
+        built = other.build(tree).wait()
+        assert built.status == 0, built.output
 
 
-def hold(place: Place, name: str) -> Command:
-    """Hold the lock on a file until there is a file ``/mnt/NAME.check``."""
-    words = [sys.executable, str(OFD), f"{place.folder}/{name}", "hold", f"/mnt/{name}.held", f"/mnt/{name}.check"]
-    command = place.host.start(words)
-    place.host.wait_for(f"/mnt/{name}.held")
-    return command
-
-
-def is_free(place: Place, name: str) -> bool:
-    return place.host.start([sys.executable, str(OFD), f"{place.folder}/{name}", "try"]).wait().status == 0
-
-
-def test_an_ofd_lock_excludes_other_clients_and_the_server(share: Share) -> None:
-    name = f"{share.kind}-excludes"
-    holder = hold(share.alpha, name)
-    assert not is_free(share.beta, name)
-    assert not is_free(share.server, name)
-    holder.kill()
-    holder.wait()
-    assert is_free(share.beta, name)
-
-
-def test_an_ofd_lock_of_the_server_excludes_clients(share: Share) -> None:
-    name = f"{share.kind}-served"
-    holder = hold(share.server, name)
-    assert not is_free(share.alpha, name)
-    holder.kill()
-    holder.wait()
-    assert is_free(share.alpha, name)
-
-
-def test_a_holder_on_nfs4_that_was_cut_off_for_longer_than_its_lease_cannot_write(
-    network: Network, share: Share
-) -> None:
+def test_a_build_that_was_cut_off_for_longer_than_its_lease_publishes_nothing(network: Network, share: Share) -> None:
     if share.kind != "vers=4.2":
         pytest.skip("the other file systems have no lease")
-    name = "cut-off"
-    holder = hold(share.alpha, name)
+    tree = share.server.make_tree("cut-off")
+    held = share.alpha.build(tree, "--outdir", "/mnt/cut-off", INSIDE="/mnt/inside", HELD="/mnt/go-on")
+    share.alpha.host.wait_for("/mnt/inside")
     network.cut_off("alpha")
     try:
-        for _ in range(10 * LEASE):
-            if got := is_free(share.beta, name):
-                break
-            share.beta.host.run("sleep 0.5")
-        assert got
+        built = share.beta.build(tree).wait()
     finally:
         network.join("alpha")
-    share.alpha.host.run(f"touch /mnt/{name}.check")
-    assert holder.wait().output == "Input/output error\n"
+    assert built.status == 0, built.output
+    share.alpha.host.run("touch /mnt/go-on")
+    lost = held.wait()
+    assert lost.status != 0
+    assert "lock" in lost.output
+    assert share.alpha.host.run("ls -A /mnt/cut-off") == ""
