@@ -220,6 +220,9 @@ def _call_hooks(
         decision = _decide(task, environment, None)
         while True:
             with hint_at_shared_tree(project, decision), _locked(task, decision, locks) as held:
+                if task.view is not None and task.view.clean:
+                    # Not earlier: a build that we have waited for may have left more files that git ignores.
+                    session.hooks.start(project, environment, held, task.view)
                 if extra_requires is None:
                     extra_requires = _ask_for_extra_requirements(task, environment)
                 with _extended(task, environment, extra_requires, held) as full_environment:
@@ -270,7 +273,8 @@ def _start_host(task: _Task, environment: BuildEnvironment | None, locks: Sequen
     if _decide(task, environment, None).locked:
         task.tree_lock.open()
         expected.append(task.tree_lock)
-    task.session.hooks.start(task.project, environment, expected, task.view)
+    if task.view is None or not task.view.clean:
+        task.session.hooks.start(task.project, environment, expected, task.view)
     _import_the_rest()
     # Made now, because pyproject-hooks makes a folder for each hook.
     task.session.staging()
@@ -359,7 +363,7 @@ def _extended(
             listed = "".join(f"\n- {name}=={version}" for name, version in versions.items())
             session.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
         if full is not None and full is not environment:
-            session.hooks.start(task.project, full, [*held, *full.locks])
+            session.hooks.start(task.project, full, [*held, *full.locks], task.view)
             stack.enter_context(session.hooks.under([*held, *full.locks]))
         yield full
 
