@@ -12,7 +12,7 @@ _TESTS = Path(__file__).parents[1]
 
 EXPORT = "/mnt/export"
 
-# In this many seconds the server forgets a client that it hears nothing of.
+# In seconds. A killed client loses its locks after that time, and a server that starts is soon ready.
 LEASE = 10
 
 _RPC = "mkdir -p /run/rpcbind /var/lib/nfs/sm /var/lib/nfs/sm.bak; rpcbind -w; rpc.statd --no-notify"

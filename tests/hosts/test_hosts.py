@@ -105,22 +105,3 @@ def test_a_build_waits_for_one_on_another_host_until_that_is_killed(share: Share
         assert held.wait().status == -9
         built = other.build(tree).wait()
         assert built.status == 0, built.output
-
-
-def test_a_build_that_was_cut_off_for_longer_than_its_lease_publishes_nothing(network: Network, share: Share) -> None:
-    if share.kind != "vers=4.2":
-        pytest.skip("the other file systems have no lease")
-    tree = share.server.make_tree("cut-off")
-    held = share.alpha.build(tree, "--outdir", "/mnt/cut-off", INSIDE="/mnt/inside", HELD="/mnt/go-on")
-    share.alpha.host.wait_for("/mnt/inside")
-    network.cut_off("alpha")
-    try:
-        built = share.beta.build(tree).wait()
-    finally:
-        network.join("alpha")
-    assert built.status == 0, built.output
-    share.alpha.host.run("touch /mnt/go-on")
-    lost = held.wait()
-    assert lost.status != 0
-    assert "lock" in lost.output
-    assert share.alpha.host.run("ls -A /mnt/cut-off") == ""

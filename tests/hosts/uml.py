@@ -62,10 +62,6 @@ class Network:
             host.wait_until_ready()
         return added
 
-    def cut_off(self, name: str) -> None:
-        """Let no packet reach or leave a host."""
-        self.ip(f"link set {name} nomaster down")
-
     def join(self, name: str) -> None:
         self.ip(f"link set {name} master bridge up")
 
