@@ -79,7 +79,6 @@ class Warnings(Reporter):
 def test_the_lock_on_a_tree_says_so_each_time_it_is_taken(shared: Path) -> None:
     heard = Warnings()
     lock = SourceTreeLock(shared, reporter=heard)
-    lock.open()
     assert heard.seen == []
     with lock, lock.lent():
         [warning] = heard.seen

@@ -10,9 +10,10 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.errors import Interrupted
 from lockbuild.files import above_standard_streams
@@ -42,6 +43,16 @@ _EXECUTE = (
 )
 
 
+class HookRequest(NamedTuple):
+    """A hook that the host is asked to run; see `host.py`."""
+
+    argv: Sequence[str]
+    cwd: str
+    environ: Mapping[str, str]
+    tree: list[int] | None
+    nested: Sequence[str]
+
+
 class Host:
     """A running hook host. It has to be ended, by `end`."""
 
@@ -50,20 +61,17 @@ class Host:
         command: Sequence[str],
         environ: Mapping[str, str],
         cwd: str,
-        locks: Sequence[int],
         streams: tuple[int | None, int | None],
     ) -> None:
         """
         Start it: ``command`` is an interpreter, and the first two arguments of the host.
 
-        ``locks`` are the open files that carry the locks under which its hooks will run, ``streams`` what they have as
-        standard output and error; ``None`` is ours. Raises `OSError`.
+        ``streams`` are what its hooks have as standard output and error; ``None`` is ours. Raises `OSError`.
         """
         python, *arguments = command
-        lifeline, self._lifeline = _pipe()
-        requests, self._requests = _pipe()
-        self._replies, replies = _pipe()
-        inherited = (lifeline, requests, replies, *locks)
+        lifeline, self._lifeline = map(above_standard_streams, os.pipe())
+        theirs, self._connection = _connection()
+        inherited = (lifeline, theirs.fileno())
         try:
             self._process = subprocess.Popen(
                 [python, "-c", _EXECUTE, _HOST, *arguments, *map(str, inherited)],
@@ -79,31 +87,25 @@ class Host:
             self._close()
             raise
         finally:
-            for descriptor in (lifeline, requests, replies):
-                os.close(descriptor)
+            os.close(lifeline)
+            theirs.close()
         self._group: int | None = None
         """The process group of the hook that runs."""
         self._was_asked = False
         self._buffered = b""
 
-    def run(
-        self,
-        argv: Sequence[str],
-        cwd: str,
-        environ: Mapping[str, str],
-        tree: list[int] | None,
-        nested: Sequence[str],
-    ) -> int:
+    def run(self, request: HookRequest, locks: Sequence[int]) -> int:
         """
         Run one hook and return its exit status, negative for the signal that killed it.
+
+        ``locks`` are the open files that carry the locks under which it runs.
 
         Raises `Interrupted` when the user interrupted a hook that had been lent the terminal, and `OSError` when the
         system has refused to start it.
         """
-        request = {"argv": [*argv], "cwd": cwd, "environ": {**environ}, "tree": tree, "nested": [*nested]}
         self._was_asked = True
-        with contextlib.suppress(BrokenPipeError):
-            self._send(json.dumps(request).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):
+            self._send(json.dumps(request._asdict()).encode() + b"\n", locks)
         with Terminal() as terminal:
             while reply := self._read_reply(None):
                 event, number = reply
@@ -112,7 +114,7 @@ class Host:
                 elif event == "stopped":
                     terminal.hook_was_stopped(number)
                 elif event == "failed":
-                    raise OSError(number, os.strerror(number), argv[0])
+                    raise OSError(number, os.strerror(number), request.argv[0])
                 else:
                     self._group = None
                     if terminal.lent and number in (INTERRUPTED_STATUS, -signal.SIGINT):
@@ -145,10 +147,12 @@ class Host:
             while self._group is not None and (reply := self._read_reply(deadline)):
                 if reply[0] == "ended":
                     self._group = None
-        # The second ends a host that still imports the backend.
-        os.close(self._requests)
+        with contextlib.suppress(OSError):
+            # Unless it has ended.
+            self._connection.shutdown(socket.SHUT_WR)
+        # Ends a host that still imports the backend.
         os.close(self._lifeline)
-        self._requests = self._lifeline = -1
+        self._lifeline = -1
         deadline = time.monotonic() + HOST_SECONDS
         while self._read_reply(deadline):
             pass
@@ -164,22 +168,26 @@ class Host:
         return False
 
     def _close(self) -> None:
-        for descriptor in (self._lifeline, self._requests, self._replies):
-            if descriptor >= 0:
-                os.close(descriptor)
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+        self._connection.close()
 
-    def _send(self, message: bytes) -> None:
-        while message:
-            message = message[os.write(self._requests, message) :]
+    def _send(self, message: bytes, locks: Sequence[int]) -> None:
+        # Should this process be killed now, the kernel keeps the open files until the host has received them.
+        sent = socket.send_fds(self._connection, [message], locks) if locks else 0
+        self._connection.sendall(message[sent:])
 
     def _read_reply(self, deadline: float | None) -> tuple[str, int] | None:
-        """Return the next reply, or ``None`` at the end of the pipe or after the deadline."""
+        """Return the next reply, or ``None`` at their end or after the deadline."""
         poll = select.poll()
-        poll.register(self._replies, select.POLLIN)
+        poll.register(self._connection, select.POLLIN)
         while b"\n" not in self._buffered:
             if not poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000):
                 return None
-            received = os.read(self._replies, 4096)
+            received = b""
+            with contextlib.suppress(ConnectionError):
+                # Without having read a request, a killed host resets the connection.
+                received = self._connection.recv(4096)
             if not received:
                 return None
             self._buffered += received
@@ -193,7 +201,10 @@ class Host:
                 os.killpg(self._group, number)
 
 
-def _pipe() -> tuple[int, int]:
-    """Return the ends of a pipe, neither of which is a standard stream of a program that has closed its own."""
-    reader, writer = os.pipe()
-    return above_standard_streams(reader), above_standard_streams(writer)
+def _connection() -> list[socket.socket]:
+    """Return the ends of a connection, neither of which is a standard stream of a program that has closed its own."""
+    ends = [socket.socket(fileno=above_standard_streams(end.detach())) for end in socket.socketpair()]
+    for end in ends:
+        # The program may have set one for all sockets.
+        end.settimeout(None)
+    return ends
