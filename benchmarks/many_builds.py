@@ -95,7 +95,7 @@ def _with_compilers(place: Place) -> Row:
             variables["MAKEFLAGS"] = _outer_jobserver(place, folder)
         return variables
 
-    make = partial(make_meson_workspace, packages=4, files=8, functions=20)
+    make = partial(make_meson_workspace, packages=4, files=8, functions=15)
     words = [place.lockbuild, "--wheel", "--all-packages", "-o", "OUT", "TREE"]
     without = partial(prepare, "4.3", below=False)
     return Row(

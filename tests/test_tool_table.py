@@ -108,6 +108,7 @@ def test_the_schema_has_every_key_and_is_found_by_validate_pyproject() -> None:
     assert schema["additionalProperties"] is False
     values: dict[str, Any] = {
         "lock": "never",
+        "tree": "auto",
         "lock-timeout": 1.5,
         "installer": "pip",
         "link-mode": "auto",

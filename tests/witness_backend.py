@@ -2,7 +2,8 @@
 
 It needs nothing but the standard library and imports no setuptools, so that a hook takes milliseconds. Environment:
 
-WITNESS_LOG    a file that every hook appends lines to: "enter PID HOOK", "leave PID HOOK", "overlap PID OTHER"
+WITNESS_LOG    a file that every hook appends lines to: "enter PID HOOK", "leave PID HOOK", "overlap PID OTHER",
+               and "private PID HOOK" before it enters with a private view
 WITNESS_GATE   a FIFO: build hooks wait inside until somebody opens it for writing and closes it (optional)
 WITNESS_WORK   seconds for which every hook stays inside (default 0.02): the width of the window for an overlap
 WITNESS_VERSION   the version of what is built (default 1.0), and the value in the module witness
@@ -58,6 +59,8 @@ def _witness(hook, config_settings=None):
         _write(f"settings {os.getpid()} {json.dumps(config_settings, separators=(',', ':'))}")
     if locks := os.environ.get("LOCKBUILD_HELD_LOCKS"):
         tell(f"locks-{os.getpid()}", locks)
+    if "LOCKBUILD_VIEWS" in os.environ:
+        _write(f"private {os.getpid()} {hook}")
     _write(f"enter {os.getpid()} {hook}")
     for other in _others_inside():
         _write(f"overlap {os.getpid()} {other}")

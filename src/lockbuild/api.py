@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from lockbuild import frontend
 from lockbuild.events import Reporter
-from lockbuild.request import BuildRequest, BuildResult, Distribution, Installer, LinkMode, LockPolicy
+from lockbuild.request import BuildRequest, BuildResult, Distribution, Installer, LinkMode, LockPolicy, TreeMode
 from lockbuild.tool_table import request_fields
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class BuildOptions(TypedDict, total=False):
     constraints_file: StrPath | None
     installer: Installer
     link_mode: LinkMode
+    tree: TreeMode
     env_dir: StrPath | None
     sdist_extract_dir: StrPath | None
     lock: LockPolicy | None

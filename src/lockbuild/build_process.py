@@ -97,6 +97,7 @@ def words_of(request: BuildRequest) -> list[str]:
     """Return the arguments from which `make_request` makes this request, together with its `variables_of`."""
     words = [f"--{kind}" for kind in request.distributions]
     words.append(f"--link-mode={request.link_mode}")
+    words.append(f"--tree={request.tree}")
     words.append(f"--lock-timeout={float('inf') if request.lock_timeout is None else request.lock_timeout}")
     words.append(f"--env-max-age={request.env_max_age}")
     words.append(f"--max-sdist-size={'none' if request.max_sdist_size == float('inf') else request.max_sdist_size}")

@@ -256,6 +256,8 @@ class Console(Reporter):
 def _line_of_wait(wait: LockWait, width: int) -> str:
     """Return a line for a terminal. What matters most stands first: a narrow terminal shows only the beginning."""
     line = f"* Waiting {wait.waited:.0f} s for {wait.holder.pid if wait.holder else _UNSEEN}"
+    if wait.holder and wait.holder.others:
+        line += f" and {len(wait.holder.others)} more"
     if wait.activity is not None:
         return f"{line}, which is {shown(wait.activity)}"[:width]
     if wait.holder and wait.holder.command:

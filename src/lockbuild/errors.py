@@ -51,6 +51,15 @@ class LockTimeoutError(LockbuildError):
         )
 
 
+class TreeViewError(LockbuildError):
+    """A source tree cannot be built in a private view."""
+
+    def __init__(self, tree: str, reason: str) -> None:
+        self.tree = tree
+        self.reason = reason
+        super().__init__(f"There is no private view of {shown(tree)}: {shown(reason)}; use --tree shared")
+
+
 class LockUnavailableError(LockbuildError):
     """A lock cannot be taken, because its file cannot be opened or its file system has no locks."""
 

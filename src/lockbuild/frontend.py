@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lockbuild.environments.store import Generation
     from lockbuild.hooks.caller import BackendCaller
     from lockbuild.sdist import Sdist
+    from lockbuild.views import View
 
 T = TypeVar("T")
 Work: TypeAlias = "Callable[[BackendCaller, Sequence[BuildEnvironment]], T]"
@@ -47,6 +48,8 @@ class _Task(NamedTuple):
     tree: SourceTree
     kind: Distribution
     project: Project
+    view: View | None
+    """The private view in which hooks run; ``None`` if they run in the tree itself."""
 
 
 class _Built(NamedTuple):
@@ -201,7 +204,9 @@ def _call_hooks(
         project = read_project(tree.path)
         if warning := warning_of_python(project):
             session.reporter.warn(warning)
-        task = _Task(session, tree, kind, project)
+        # An editable wheel refers to what the backend leaves in the tree.
+        view = None if tree.is_private or kind == "editable" else session.view_of(project.tree)
+        task = _Task(session, tree, kind, project, view)
         environment = _enter_environment(task, locks, stack) if session.request.isolation else None
         _start_host(task, environment)
         if environment is not None:
@@ -257,7 +262,7 @@ def _asked_by(origin: str) -> Iterator[None]:
 
 def _start_host(task: _Task, environment: BuildEnvironment | None) -> None:
     """Have the hook host import the backend, and import what we need, while we look at the environment and wait."""
-    task.session.hooks.start(task.project, environment)
+    task.session.hooks.start(task.project, environment, task.view)
     _import_the_rest()
     # Made now, because pyproject-hooks makes a folder for each hook.
     task.session.staging()
@@ -301,8 +306,9 @@ def _locked(
         held = [*locks]
         if decision.locked:
             with session.step("lock"):
-                held.append(stack.enter_context(session.lock_source_tree(task.project.tree)))
-        stack.enter_context(session.hooks.under(held, keeps_host=session.keeps_host))
+                tree_lock = session.lock_source_tree(task.project.tree, shared=task.view is not None)
+                held.append(stack.enter_context(tree_lock))
+        stack.enter_context(session.hooks.under(held, keeps_host=session.keeps_host and task.view is None))
         yield held
 
 
@@ -346,7 +352,7 @@ def _extended(
             listed = "".join(f"\n- {name}=={version}" for name, version in versions.items())
             session.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
         if full is not None and full is not environment:
-            session.hooks.start(task.project, full)
+            session.hooks.start(task.project, full, task.view)
             stack.enter_context(session.hooks.under([*held, *full.locks]))
         yield full
 

@@ -252,7 +252,7 @@ def hint_at_shared_tree(project: Project, decision: LockDecision) -> Iterator[No
         if shared and not decision.locked:
             error.add_note(
                 f"{project.backend} writes to {shared} in the source tree; if another build of it ran at the "
-                "same time, use --lock always"
+                "same time, use --lock always, or --tree private"
             )
         raise
 

@@ -15,9 +15,11 @@ Distribution = Literal["sdist", "wheel", "editable"]
 Installer = Literal["pip", "uv"]
 LinkMode = Literal["auto", "hardlink", "copy"]
 LockPolicy = Literal["auto", "always", "never"]
+TreeMode = Literal["shared", "private", "clean", "auto"]
 
 LOCK_POLICIES: tuple[LockPolicy, ...] = ("auto", "always", "never")
 INSTALLERS: tuple[Installer, ...] = ("pip", "uv")
+TREE_MODES: tuple[TreeMode, ...] = ("shared", "private", "clean", "auto")
 LINK_MODES: tuple[LinkMode, ...] = ("auto", "hardlink", "copy")
 
 
@@ -68,6 +70,11 @@ class BuildRequest(NamedTuple):
     # How the build runs beside others, and what it tells.
     lock: LockPolicy | None = None
     """Overrides ``[tool.lockbuild]`` in pyproject.toml, unless ``None``."""
+    tree: TreeMode = "shared"
+    """
+    Build in the tree (``shared``) or in a private view of it (``private``), in which no file ignored by git exists
+    (``clean``). ``auto`` is ``private`` where that is possible, else ``shared``.
+    """
     lock_timeout: float | None = None
     """Seconds to wait for a lock; ``None`` waits forever."""
     cache_dir: str | None = None

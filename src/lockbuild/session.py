@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from lockbuild.environments import BuildEnvironment, candidate_environments
 from lockbuild.environments.request import EnvironmentRequest, read_constraints
-from lockbuild.errors import EnvironmentFolderError
+from lockbuild.errors import EnvironmentFolderError, TreeViewError
 from lockbuild.hooks.runner import HookRunner
 from lockbuild.locks import DirectoryLock, LockRequest, SourceTreeLock
 from lockbuild.request import BuildRequest, Timing
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lockbuild.events import Reporter
     from lockbuild.locks import InheritableLock
     from lockbuild.staging import Staging
+    from lockbuild.views import View
 
 
 class Session:
@@ -113,11 +114,36 @@ class Session:
             LockRequest(path, path, request.cache_dir, request.lock_timeout, self.reporter, create=True)
         )
 
-    def lock_source_tree(self, tree: str) -> SourceTreeLock:
+    def lock_source_tree(self, tree: str, *, shared: bool = False) -> SourceTreeLock:
         """Return the lock on a source tree."""
         return SourceTreeLock(
-            tree, cache_dir=self.request.cache_dir, timeout=self.request.lock_timeout, reporter=self.reporter
+            tree,
+            cache_dir=self.request.cache_dir,
+            timeout=self.request.lock_timeout,
+            reporter=self.reporter,
+            shared=shared,
         )
+
+    def view_of(self, tree: str) -> View | None:
+        """Return the private view of a tree that the request asks for. Raises `TreeViewError` if it cannot be had."""
+        mode = self.request.tree
+        if mode == "shared":
+            return None
+        from lockbuild.views import Folders, check, view_of
+
+        request = self.request
+        folders = Folders(request.cache_dir, self.out_dir, tuple(filter(None, (self.staging(), request.env_dir))))
+        try:
+            view = view_of(tree, self.folder(), folders, clean=mode == "clean")
+            if mode == "auto":
+                # Decided before the tree is locked: of two builds that share a lock, neither could then have it alone.
+                check(view._replace(scratch=self.folder()))
+            return view
+        except TreeViewError as error:
+            if mode != "auto":
+                raise
+            self.reporter.detail(f"Building in the tree itself: {error.reason}")
+            return None
 
     @property
     def hooks(self) -> HookRunner:

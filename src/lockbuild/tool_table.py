@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lockbuild.errors import SettingsError, shown
-from lockbuild.request import INSTALLERS, LINK_MODES, LOCK_POLICIES
+from lockbuild.request import INSTALLERS, LINK_MODES, LOCK_POLICIES, TREE_MODES
 from lockbuild.settings import duration
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ _PATTERNS = {"type": "array", "items": {"type": "string"}}
 
 _KEYS: Mapping[str, _Key] = {
     "lock": _choice("Whether to lock the tree for a build.", LOCK_POLICIES),
+    "tree": _choice("Whether to build in the tree itself or in a private view of it.", TREE_MODES),
     "lock-timeout": _Key("Seconds to wait for a lock.", _NOT_NEGATIVE, _seconds, "a number of seconds"),
     "installer": _choice("The installer of the build requirements.", INSTALLERS),
     "link-mode": _choice("How to put wheels from the cache into a build environment.", LINK_MODES),
@@ -73,7 +74,7 @@ _KEYS: Mapping[str, _Key] = {
 }
 
 # The keys that are read where the request is made. `project` reads the lock policy, also that of an sdist.
-_OF_THE_REQUEST = ("lock-timeout", "installer", "link-mode", "env-max-age")
+_OF_THE_REQUEST = ("tree", "lock-timeout", "installer", "link-mode", "env-max-age")
 
 
 def read_table(pyproject: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -377,6 +377,7 @@ def test_a_host_whose_environment_is_being_removed_says_nothing(environment: Pat
         client._HOST,
         "-",
         "removing",
+        "-",
         *map(str, inherited),
     ]
     ended = subprocess.run(words, pass_fds=inherited, capture_output=True, text=True, timeout=PATIENCE, check=False)

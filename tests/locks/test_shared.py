@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import os
+import random
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -16,6 +19,7 @@ from typing import Literal
 import pytest
 
 from lockbuild.locks import SourceTreeLock, cache_digest
+from lockbuild.locks.nesting import remove_left_behind
 from lockbuild.locks.source_tree import uv_lock_file
 from machine import after_setup, as_root, linux_only
 from witness import PATIENCE, end_all, wait_until
@@ -248,6 +252,13 @@ def test_builds_that_two_threads_run_go_on_under_the_lock_of_their_own_thread(st
         nested.release()
 
 
+def test_a_clean_up_leaves_what_a_process_lends_that_shares_the_lock(tmp_path: Path) -> None:
+    with SourceTreeLock(tmp_path, shared=True) as lock, lock.lent():
+        assert lock.held is not None
+        remove_left_behind(str(Path(lock.held.lock_file).parent))
+        assert Path(lock.held.nested_lock_file).exists()
+
+
 @pytest.mark.parametrize("mode", [(), ("--shared",)])
 def test_under_flock_none_waits_for_one_that_waits_for_that_flock(
     start: Start, tmp_path: Path, mode: tuple[str, ...]
@@ -293,3 +304,90 @@ def test_an_exclusive_lock_under_a_shared_flock_that_it_has_not_inherited_is_an_
         command = after_setup(f"mount -o loop {image} {tree}", command=command)
     line = start("exclusive", "20", by=command).line()
     assert line.startswith("LockUnavailableError "), line
+
+
+# Takes the lock in random ways until the time is over. Tells which others are inside whenever it is inside.
+WITNESS = """
+import fcntl, os, random, sys, time
+from lockbuild.locks import SourceTreeLock
+
+tree, inside, uv_lock_file, seconds = sys.argv[1:]
+end = time.monotonic() + float(seconds)
+
+def is_running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state, *_, flags = file.read().rpartition(")")[2].split()[:7]
+            # A process that is ending (PF_EXITING) has closed its files a moment before it counts as a zombie.
+            return state not in "ZX" and not int(flags) & 4
+    except OSError:
+        return False
+
+def witness(kind):
+    mark = os.path.join(inside, f"{kind}-{os.getpid()}")
+    open(mark, "w").close()
+    for _ in range(2):
+        others = [name.split("-") for name in os.listdir(inside)]
+        for other, pid in others:
+            if int(pid) != os.getpid() and is_running(pid):
+                print(kind, other, flush=True)
+        time.sleep(random.random() / 100)
+    os.unlink(mark)
+
+while time.monotonic() < end:
+    kind = random.choice(["shared"] * 6 + ["exclusive", "flock", "uv"])
+    if kind in ("shared", "exclusive"):
+        with SourceTreeLock(tree, shared=kind == "shared", timeout=60):
+            witness(kind)
+    else:
+        descriptor = os.open(tree if kind == "flock" else uv_lock_file, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        witness(kind)
+        os.close(descriptor)
+"""
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "6"))
+
+
+@pytest.mark.slow
+def test_no_holder_is_beside_an_exclusive_one_while_random_processes_are_killed_and_stopped(tmp_path: Path) -> None:
+    """`CHAOS_SECONDS` sets how long it takes."""
+    tree, inside = tmp_path / "tree", tmp_path / "inside"
+    tree.mkdir()
+    inside.mkdir()
+    # One lock makes the lock file of uv.
+    with SourceTreeLock(tree):
+        pass
+    end = time.monotonic() + SECONDS
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        words = (str(tree), str(inside), uv_lock_file(cache_digest(tree.resolve())), str(end - time.monotonic()))
+        command = [sys.executable, "-c", WITNESS, *words]
+        # Half of them have another cache folder, and so another lock file.
+        env = os.environ | ({"LOCKBUILD_CACHE_DIR": str(tmp_path / "cache")} if len(started) % 2 else {})
+        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    try:
+        running = [start() for _ in range(6)]
+        killed = set()
+        while time.monotonic() < end - 1:
+            number = random.randrange(len(running))
+            running[number].send_signal(signal.SIGSTOP)
+            time.sleep(0.3)
+            if random.random() < 0.5:
+                running[number].kill()
+                killed.add(running[number])
+                running[number] = start()
+            else:
+                running[number].send_signal(signal.SIGCONT)
+        together = set()
+        for process in started:
+            out, err = process.communicate(timeout=PATIENCE)
+            assert process in killed or process.returncode == 0, err
+            together |= {frozenset(line.split()) for line in out.splitlines()}
+    finally:
+        end_all(started)
+    # `flock` and uv do not know of each other.
+    assert together - {frozenset({"flock", "uv"})} == {frozenset({"shared"})}

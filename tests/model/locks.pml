@@ -21,22 +21,22 @@ typedef Open { byte inode = NONE; byte refs; byte locked } /* 1: exclusively, 2:
 Open file[BUILDS * 4];         /* for each build and target */
 byte named[5];                 /* the inode to which each name leads now */
 byte exclusive[6], shared[6];  /* how many open files hold a lock on an inode */
-byte alive[BUILDS];
+byte alive[BUILDS], blocked;   /* blocked: other programs that wait in flock */
 mtype said[BUILDS] = silent;
-bit closed[BUILDS], crashed[BUILDS], doomed[BUILDS], inside[BUILDS], waits[BUILDS], nested[BUILDS], flocked;
+bit closed[BUILDS], crashed[BUILDS], doomed[BUILDS], inside[BUILDS], waits[3], nested[BUILDS], flocked;
 byte environment = NONE;       /* the build that holds the lock of the build environment */
 byte writers, readers, guests; /* hooks in the tree: exclusive, with a private view, of nested builds */
 hidden byte i;
 
 #define WHEN(condition, action) if :: condition -> action :: else fi
 #define LIVES(b, who) (alive[b] & (who))
-#define SHARED(b) (b >= PRIVATE)
+#define SHARED(b) (b >= PRIVATE && b != ALONE && !(nested[b] && NESTED_ALONE))
 #define NEST(b) (b >= 1 && b <= NESTS)
 #define FILE(t) file[me * 4 + t]
 #define NAME (t == DIR -> 0 : (t == UV -> 1 : (nested[me] -> NESTED : 2 + (me == OTHER_CACHE))))
 #define IS_FREE(n) (exclusive[n] == 0 && (SHARED(me) || shared[n] == 0))
 #define IS_ENCLOSED (ENCLOSING && me == FLOCK && t == DIR)
-#define ANNOUNCED (waits[0] || waits[1] || waits[2])
+#define ANNOUNCED (waits[0] || waits[1] || waits[2] || blocked)
 #define PIPE_ENDS (closed[me] || !LIVES(me, F))
 #define TAKES(t) (TARGETS >> t & 1 && !(nested[me] && t >= NESTED_LOCK))
 
@@ -58,7 +58,7 @@ inline ends(who) { /* the kernel closes the files of a process that ends, in wha
     alive[me] = alive[me] & ~(who);
     if
     :: who == F -> waits[me] = 0; flocked = flocked && me != FLOCK; WHEN(environment == me, environment = NONE)
-    :: who == K -> WHEN(inside[me], if :: SHARED(me) -> readers-- :: nested[me] -> guests-- :: else -> writers-- fi);
+    :: who == K -> WHEN(inside[me], if :: nested[me] -> guests-- :: SHARED(me) -> readers-- :: else -> writers-- fi);
         inside[me] = 0; doomed[me] = 0
     :: else
     fi;
@@ -115,7 +115,7 @@ held:   atomic { environment == NONE || environment == me -> d_step { /* an envi
 timed_out:
         if
         :: !TIMEOUT_IS_ERROR && !closed[me] -> goto held
-        :: STREAM && SHARED(me) && closed[me] -> closed[me] = 0; goto again
+        :: STREAM && SHARED(me) && closed[me] -> d_step { closed[me] = 0; said[me] = silent; alive[me] = alive[me] | H }; goto again
         :: atomic { (TIMEOUT_IS_ERROR || closed[me]) && !(STREAM && SHARED(me)) -> d_step { ends(F) } }
         fi
     } unless { !LIVES(me, F) };
@@ -143,8 +143,8 @@ end:
     do :: atomic { LIVES(me, K) -> d_step {
             inside[me] = 1;
             if
-            :: SHARED(me) -> assert(!writers && !guests); readers++
-            :: nested[me] -> assert(!readers && !guests && writers == inside[0]); guests++
+            :: nested[me] -> assert(!guests && (SHARED(0) -> !writers : !readers && writers == inside[0])); guests++
+            :: SHARED(me) && !nested[me] -> assert(!writers && (!guests || SHARED(0))); readers++
             :: else -> assert(!writers && !readers && !guests); writers++
             fi } };
         {
@@ -157,13 +157,13 @@ end:
     od
 }
 proctype Flock(byte me) {
-    atomic { exclusive[0] + shared[0] == 0 -> d_step {
+    blocked++; atomic { exclusive[0] + shared[0] == 0 -> d_step { blocked--;
         FILE(OUTER).inode = 0; FILE(OUTER).refs = OUT | F; FILE(OUTER).locked = 1; exclusive[0] = 1; flocked = 1 } };
     if :: !flocked :: skip fi; /* its command has ended; it is killed */
     d_step { close(FILE(OUTER), OUT) }
 }
 proctype UvBuild() {
-    atomic { exclusive[1] + shared[1] == 0 -> exclusive[1] = 1 };
+    blocked++; atomic { exclusive[1] + shared[1] == 0 -> exclusive[1] = 1; blocked-- };
     d_step { assert(!writers && !readers && !guests); writers++ }; d_step { writers--; exclusive[1] = 0 }
 }
 proctype Killer() {
@@ -189,4 +189,4 @@ end:
     /* The lock file is removed and made again: 1 at any time, 2 while no process has it locked. */
     atomic { REMOVER == 1 || (REMOVER == 2 && exclusive[2] + shared[2] == 0) -> named[2] = 5 }
 }
-ltl served { [] (waits[0] -> <> !waits[0]) }
+ltl served { [] (ANNOUNCED -> <> !ANNOUNCED) }

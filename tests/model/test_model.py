@@ -30,6 +30,7 @@ SCENE = {
     "TARGETS": "7",
     "OTHER_CACHE": "NONE",
     "PRIVATE": "NONE",
+    "ALONE": "NONE",
     "NESTS": "0",
     "FLOCK": "NONE",
     "HURRIED": "NONE",
@@ -41,7 +42,7 @@ SCENE = {
 
 GUARDS = (
     *("LOCKS_TRAVEL", "HEIRS", "LIFELINE", "TIMEOUT_IS_ERROR", "RECHECK", "NO_WAIT_WHILE_HOLDING"),
-    *("ENCLOSING", "NESTING", "NESTED_LOCK", "END_OF_NESTING", "TAKE_BACK", "HOOK_SAYS_GROUP"),
+    *("ENCLOSING", "NESTING", "NESTED_LOCK", "NESTED_ALONE", "END_OF_NESTING", "TAKE_BACK", "HOOK_SAYS_GROUP"),
     *("ORDER", "GATE", "GATE_LETS_ENCLOSED"),
 )
 
@@ -58,6 +59,9 @@ SCENES = {
     "one exclusive build, two with private views": "PRIVATE=1 KILLS=1",
     "two exclusive builds, one with a private view": "PRIVATE=2 KILLS=1",
     "flock DIR lockbuild with a private view": "PRIVATE=2 FLOCK=2",
+    "two private views, and uv build": "PRIVATE=0 BUILDS=2 UV_BUILD=1 KILLS=1",
+    "two nested builds in a private view": "PRIVATE=0 NESTS=2 KILLS=1",
+    "a nested build in a private view, and a build in the tree": "PRIVATE=0 NESTS=1 ALONE=2 KILLS=1",
 }
 
 OVERLAP = "assertion violated"
@@ -79,6 +83,8 @@ MUTATIONS = (
     ("END_OF_NESTING=0", "NESTS=1", OVERLAP),
     ("TAKE_BACK=0", "NESTS=1 KILLS=1 MORTAL=2", OVERLAP),
     ("HOOK_SAYS_GROUP=0", "NESTS=1 KILLS=1 MORTAL=2", STUCK),
+    ("NESTED_ALONE=0", "PRIVATE=0 NESTS=2", OVERLAP),
+    ("END_OF_NESTING=0", "PRIVATE=0 NESTS=1 ALONE=2", OVERLAP),
     ("ORDER=0", "ENVIRONMENT=1 TARGETS=1", STUCK),
     ("GATE_LETS_ENCLOSED=0", "PRIVATE=2 FLOCK=2", STUCK),
     # Without the inode of the directory, and without uv's lock file.
@@ -86,8 +92,8 @@ MUTATIONS = (
     ("TARGETS=3", "UV_BUILD=1", OVERLAP),
 )
 
-# The exclusive build 0 waits beside two builds with private views that never end.
-STREAM = "STREAM=1 PRIVATE=1 TARGETS=3"
+# The exclusive build 0, or `uv build`, waits beside two builds with private views that never end.
+STREAMS = ("STREAM=1 PRIVATE=1 TARGETS=3", "STREAM=1 PRIVATE=0 BUILDS=2 UV_BUILD=1")
 
 
 @pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES.keys())
@@ -100,12 +106,14 @@ def test_each_guard_is_needed(tmp_path: Path, mutation: str, scene: str, expecte
     assert check(tmp_path, f"{scene} {mutation}") == expected
 
 
-def test_a_stream_of_private_views_does_not_starve_an_exclusive_build(tmp_path: Path) -> None:
-    assert check(tmp_path, STREAM, served=True) is None
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_stream_of_private_views_does_not_starve_an_exclusive_build(tmp_path: Path, stream: str) -> None:
+    assert check(tmp_path, stream, served=True) is None
 
 
-def test_without_the_gate_a_stream_of_private_views_starves_it(tmp_path: Path) -> None:
-    assert check(tmp_path, f"{STREAM} GATE=0", served=True) == STARVED
+@pytest.mark.parametrize("stream", STREAMS)
+def test_without_the_gate_a_stream_of_private_views_starves_it(tmp_path: Path, stream: str) -> None:
+    assert check(tmp_path, f"{stream} GATE=0", served=True) == STARVED
 
 
 def check(folder: Path, words: str, *, served: bool = False) -> str | None:

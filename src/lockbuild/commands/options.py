@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lockbuild import __version__
 from lockbuild.commands.parser import Parser
+from lockbuild.request import TREE_MODES
 from lockbuild.settings import (
     DEFAULT_MAX_SDIST_SIZE,
     duration,
@@ -166,6 +167,8 @@ def _add_environment_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_lock_options(group: argparse._ArgumentGroup) -> None:
+    modes = ", ".join(TREE_MODES)
+    group.add_argument("--tree", choices=TREE_MODES, metavar="MODE", help=f"build in: {modes}")
     group.add_argument("--lock", choices=("auto", "always", "never"), help="whether to lock the tree (default: auto)")
     group.add_argument(
         "--lock-timeout", type=seconds, metavar="SECONDS", help="give up when a lock is not free by then"

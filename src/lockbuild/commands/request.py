@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lockbuild.request import INSTALLERS, LINK_MODES, BuildRequest
+from lockbuild.request import INSTALLERS, LINK_MODES, TREE_MODES, BuildRequest
 from lockbuild.settings import (
     ENV_MAX_AGE_VARIABLE,
     INSTALLER_VARIABLE,
@@ -12,6 +12,7 @@ from lockbuild.settings import (
     LOCK_TIMEOUT_VARIABLE,
     PREIMPORT_VARIABLE,
     REUSE_VARIABLE,
+    TREE_VARIABLE,
     duration,
     from_environment,
     seconds,
@@ -89,5 +90,6 @@ _VARIABLES: Mapping[str, Callable[[], Any]] = {
     "lock_timeout": lambda: from_environment(LOCK_TIMEOUT_VARIABLE, seconds, "a number of seconds"),
     "env_max_age": lambda: from_environment(ENV_MAX_AGE_VARIABLE, duration, "a time like 3600 or 24h"),
     "installer": lambda: _one_of(INSTALLERS, INSTALLER_VARIABLE),
+    "tree": lambda: _one_of(TREE_MODES, TREE_VARIABLE),
     "link_mode": lambda: _one_of(LINK_MODES, LINK_MODE_VARIABLE),
 }

@@ -87,6 +87,13 @@ def make_parser(prog: str = "lockbuild-run") -> argparse.ArgumentParser:
         help="lock this source tree and run the command in it (default: the working directory)",
     )
     parser.add_argument(
+        "--tree",
+        choices=("shared", "private", "clean"),
+        default="shared",
+        help="private: run the command in a view of the tree, so that it does not write to the tree; clean: also "
+        "without the files that git ignores (default: shared)",
+    )
+    parser.add_argument(
         "--lock-timeout",
         type=seconds,
         metavar="SECONDS",
@@ -121,7 +128,12 @@ def _run(command: list[str], parsed: argparse.Namespace, console: Console) -> in
             "folder that has one: name it with -C"
         )
     with ExitStack() as stack:
-        lock = stack.enter_context(SourceTreeLock(tree, cache_dir=cache_dir, timeout=timeout, reporter=console))
+        is_private = parsed.tree != "shared"
+        if is_private:
+            command = [*_enter_view(tree, cache_dir, stack, clean=parsed.tree == "clean"), *command]
+        lock = stack.enter_context(
+            SourceTreeLock(tree, cache_dir=cache_dir, timeout=timeout, reporter=console, shared=is_private)
+        )
         environ = os.environ | stack.enter_context(lock.lent())
         try:
             if os.name == "posix":
@@ -133,6 +145,20 @@ def _run(command: list[str], parsed: argparse.Namespace, console: Console) -> in
         except OSError as error:
             console.error(f"{shown(command[0])} cannot be run: {error.strerror}")
             return _CANNOT_RUN
+
+
+def _enter_view(tree: str, cache_dir: str | None, stack: ExitStack, *, clean: bool) -> list[str]:
+    """Return the words that enter a private view of the tree before a command. Raises `TreeViewError`."""
+    from lockbuild.staging import Staging
+    from lockbuild.views import Folders, check, view_of
+
+    staging = stack.enter_context(Staging(cache_dir)).path
+    scratch, probe = os.path.join(staging, "view"), os.path.join(staging, "probe")
+    os.mkdir(scratch)
+    os.mkdir(probe)
+    view = view_of(tree, scratch, Folders(cache_dir, None, (staging,)), clean=clean)
+    check(view._replace(scratch=probe))
+    return view.command()
 
 
 def _run_child(command: list[str], environ: Mapping[str, str], descriptors: Sequence[int]) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pyproject_hooks import BackendUnavailable, BuildBackendHookCaller, HookMissing
 
-from lockbuild.errors import ArtifactError
+from lockbuild.errors import ArtifactError, TreeViewError
 from lockbuild.files import FULL
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class BackendCaller:
             with self._nothing_exchanged_is_left():
                 return ProjectBuilder(self.project.tree, python, self._run).metadata_path(folder)
         except BuildBackendException as error:
+            if isinstance(error.exception, TreeViewError):
+                raise error.exception from None
             raise self._failed(error.exception, str(error)) from None
 
     def _isolation(self) -> dict[str, str]:
@@ -123,6 +125,8 @@ class BackendCaller:
         except subprocess.CalledProcessError as error:
             description = f"Backend subprocess exited when trying to invoke {hook}"
             failure = error
+        except TreeViewError:
+            raise
         except Exception as error:  # noqa: BLE001 - any other error of the hook call is the backend's failure
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
                 # It is the system's. A backend that leaves no output misses a file.

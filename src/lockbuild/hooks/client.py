@@ -15,7 +15,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from lockbuild.errors import Interrupted
+from lockbuild.errors import Interrupted, TreeViewError
 from lockbuild.files import above_standard_streams
 from lockbuild.hooks.terminal import Terminal
 
@@ -64,7 +64,7 @@ class Host:
         streams: tuple[int | None, int | None],
     ) -> None:
         """
-        Start it: ``command`` is an interpreter, and the first two arguments of the host.
+        Start it: ``command`` is an interpreter, and the first three arguments of the host.
 
         ``streams`` are what its hooks have as standard output and error; ``None`` is ours. Raises `OSError`.
         """
@@ -100,15 +100,18 @@ class Host:
 
         ``locks`` are the open files that carry the locks under which it runs.
 
-        Raises `Interrupted` when the user interrupted a hook that had been lent the terminal, and `OSError` when the
-        system has refused to start it.
+        Raises `Interrupted` when the user interrupted a hook that had been lent the terminal, `OSError` when the system
+        has refused to start it, and `TreeViewError` when the host could not enter its view.
         """
         self._was_asked = True
         with contextlib.suppress(ConnectionError):
             self._send(json.dumps(request._asdict()).encode() + b"\n", locks)
         with Terminal() as terminal:
             while reply := self._read_reply(None):
-                event, number = reply
+                event, word = reply
+                if event == "refused":
+                    raise TreeViewError(request.cwd, json.loads(word))
+                number = int(word)
                 if event == "started":
                     self._group = terminal.group = number
                 elif event == "stopped":
@@ -177,7 +180,7 @@ class Host:
         sent = socket.send_fds(self._connection, [message], locks) if locks else 0
         self._connection.sendall(message[sent:])
 
-    def _read_reply(self, deadline: float | None) -> tuple[str, int] | None:
+    def _read_reply(self, deadline: float | None) -> tuple[str, str] | None:
         """Return the next reply, or ``None`` at their end or after the deadline."""
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
@@ -192,8 +195,8 @@ class Host:
                 return None
             self._buffered += received
         line, _, self._buffered = self._buffered.partition(b"\n")
-        event, _, number = line.decode().partition(" ")
-        return event, int(number)
+        event, _, word = line.decode().partition(" ")
+        return event, word
 
     def _signal_hook(self, number: int) -> None:
         if self._group is not None:

@@ -3,10 +3,11 @@
 `lockbuild.hooks.client` starts it. It imports nothing of lockbuild and never sees a hook's result: that goes through
 files, as pyproject-hooks' own script writes it.
 
-Arguments: HOST ENVIRONMENT MODULES LIFELINE CONNECTION
+Arguments: HOST ENVIRONMENT MODULES VIEW LIFELINE CONNECTION
     The path of this file; "kept" if the environment is kept for other builds, or "-"; the names of modules to import
-    before the first fork, with commas between them, or "-"; and numbers of inherited descriptors: a pipe that ends with
-    the frontend and that nothing is written to; and a socket for requests and replies.
+    before the first fork, with commas between them, or "-"; the private view of the tree to enter first, as
+    ``views/overlay.py`` describes it, or "-"; and numbers of inherited descriptors: a pipe that ends with the frontend
+    and that nothing is written to; and a socket for requests and replies.
 Requests: a line of JSON each, one after the other, and with it the open files that carry the locks for this hook
     (SCM_RIGHTS); the end of the requests asks the host to end
     {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...},
@@ -17,6 +18,7 @@ Replies: a line each
     "stopped SIGNAL"  a signal has stopped it (a terminal that it may not read, a debugger)
     "ended STATUS"    it has ended, with this exit status, negative for the signal that killed it
     "failed ERRNO"    the system has refused to start it, and the host ends
+    "refused REASON"  the view could not be entered, and the host ends; the reason is a JSON string
 
 A hook that ends with an error leaves its last line in the file "reason" in CONTROL_DIR, for the frontend's last line.
 
@@ -65,7 +67,7 @@ _MOST_LOCKS = 253
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import NoReturn, TypedDict
+    from typing import Any, NoReturn, TypedDict
 
     class _Request(TypedDict):
         argv: list[str]
@@ -84,11 +86,13 @@ _shared_modules: dict[str, types.ModuleType] = {}
 
 def start() -> None:
     """Be the host until the requests end; or, after a fork, run one hook."""
-    _, _, environment, backend, *numbers = sys.argv
+    _, host, environment, backend, view, *numbers = sys.argv
     lifeline, number = map(int, numbers)
     connection = socket.socket(fileno=number)
     _set_inheritable([lifeline, number], False)
     del sys.argv[1:]
+    if view != "-":
+        _enter_view(view, os.path.join(host, "..", "..", "views", "overlay.py"), connection)
     lacks_bytecode = environment == "kept" and sys.dont_write_bytecode and sys.pycache_prefix is None
     with _writing_bytecode() if lacks_bytecode else contextlib.nullcontext():
         imported = backend == "-" or _import(*backend.split(","), lifeline=lifeline)
@@ -112,10 +116,25 @@ def _start_anew(descriptors: list[int]) -> NoReturn:
     """Replace this process by a host that imports no backend."""
     _set_inheritable(descriptors, True)
     try:
-        os.execv(sys.executable, [*sys.orig_argv[:5], "-", *map(str, descriptors)])
+        # It is in its view already.
+        os.execv(sys.executable, [*sys.orig_argv[:5], "-", "-", *map(str, descriptors)])
     except OSError:
         # The environment is being removed. The frontend finds the host ended.
         os._exit(1)
+
+
+def _enter_view(view: str, script: str, connection: socket.socket) -> None:
+    """Enter a private view of the tree, or say why that is not possible and end."""
+    loader = importlib.machinery.SourceFileLoader("overlay", os.path.normpath(script))
+    code = loader.get_code("overlay")
+    assert code is not None
+    overlay: dict[str, Any] = {"__name__": "overlay"}
+    exec(code, overlay)
+    try:
+        overlay["enter"](json.loads(view))
+    except overlay["RefusedError"] as error:
+        _reply(connection, f"refused {json.dumps(str(error))}")
+        os._exit(0)
 
 
 def _import(backend: str, *more: str, lifeline: int) -> bool:
@@ -453,8 +472,7 @@ def _run(request: _Request) -> None:
     try:
         os.environ.update(request["environ"])
         os.chdir(request["cwd"])
-        here = os.stat(".")
-        if request["tree"] not in (None, [here.st_dev, here.st_ino]):
+        if request["tree"] not in (None, _identity_of_tree()):
             # The path now leads to a tree that another build may hold. From here on it cannot: we are in.
             sys.exit(f"{request['cwd']!r} was moved or replaced while it was built")
         _execute(request["argv"])
@@ -479,6 +497,15 @@ def _run(request: _Request) -> None:
         # The lines of a syntax error that show the place are indented. A message may have several lines.
         _leave_reason(request, next((line for line in lines if not line.startswith(" ")), ""))
         sys.exit(1)
+
+
+def _identity_of_tree() -> list[int]:
+    """Return the device and inode of the tree that this is, also where a private view of it shows others."""
+    here = os.stat(".")
+    for *seen, device, inode in json.loads(os.environ.get("LOCKBUILD_VIEWS", "[]")):
+        if seen == [here.st_dev, here.st_ino]:
+            return [device, inode]
+    return [here.st_dev, here.st_ino]
 
 
 def _leave_reason(request: _Request, text: str) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lockbuild.hooks.client import Host
     from lockbuild.locks import InheritableLock
     from lockbuild.project import Project
+    from lockbuild.views import View
 
     Output = Callable[[Sequence[str], Sequence[bytes], int], None]
 
@@ -35,6 +36,8 @@ class _Origin(NamedTuple):
     """``kept``, or ``-`` for an environment that is not."""
     modules: str
     """The modules that it imports ahead, with commas between them, or ``-``."""
+    view: str
+    """The private view of the tree that it enters, as JSON, or ``-``."""
     environ: Mapping[str, str]
     revision: int = 0
     """That of the environment."""
@@ -56,6 +59,7 @@ class HookRunner:
         self._files = (2 if separates_output else 1) if on_output else 0
         self._preimport = preimport
         self._locks: Sequence[InheritableLock] = ()
+        self._view = "-"
         self._lent: list[str] = []
         """The lock files by which builds that the last hook ran have excluded each other."""
         self._output: list[IO[bytes]] = []
@@ -63,9 +67,12 @@ class HookRunner:
         self._host: Host | None = None
         self._origin: _Origin | None = None
 
-    def start(self, project: Project, environment: HookEnvironment | None) -> None:
+    def start(self, project: Project, environment: HookEnvironment | None, view: View | None = None) -> None:
         """
         Start the host for hooks of a project. No lock need be taken yet.
+
+        With a view, the host and all its hooks see the tree as that. It is mounted before the locks are taken; nothing
+        is looked up in it until a hook runs.
 
         It imports the project's backend meanwhile, if that is one that bears it. A host that is there already goes on
         if it is the one that would be started.
@@ -78,8 +85,9 @@ class HookRunner:
         environ = {**os.environ, "_PYPROJECT_HOOKS_BUILD_BACKEND": project.backend, **isolation}
         may_import = self._preimport and not _searches_cwd(environ)
         modules = ",".join(project.imported_ahead if may_import else ()) or "-"
+        self._view = view.to_json() if view is not None else "-"
         kept, revision = (environment.is_kept, environment.revision) if environment else (False, 0)
-        origin = _Origin(python, "kept" if kept else "-", modules, environ, revision)
+        origin = _Origin(python, "kept" if kept else "-", modules, self._view, environ, revision)
         if self._host is None or self._origin != origin:
             self.close()
             # An interpreter that is not there is missed by the look at the environment.
@@ -154,7 +162,7 @@ class HookRunner:
 
         if self._host is None or self._origin is None or self._origin.python != python:
             self.close()
-            self._start_host(_Origin(python, "-", "-", os.environ | environ), cwd)
+            self._start_host(_Origin(python, "-", "-", self._view, os.environ | environ), cwd)
         assert self._host is not None
         self._lent = self._lend_locks()
         descriptors = [descriptor for lock in self._locks for descriptor in lock.descriptors]
@@ -170,7 +178,7 @@ class HookRunner:
         from lockbuild.hooks.client import Host
 
         self._open_output()
-        self._host = Host(origin[:3], origin.environ, cwd, self._streams())
+        self._host = Host(origin[:4], origin.environ, cwd, self._streams())
         self._origin = origin
 
     def _open_output(self) -> None:

@@ -31,7 +31,7 @@ from lockbuild.locks.kernel import (
     try_to_lock,
     unlock,
 )
-from lockbuild.locks.nesting import HeldLock, held_by_ancestor, lent
+from lockbuild.locks.nesting import HeldLock, held_by_ancestor, lent, real_identity
 from lockbuild.locks.targets import directory_targets
 from lockbuild.processes import own_identity
 
@@ -114,7 +114,7 @@ class DirectoryLock:
         Let builds that are started in this context go on under the lock, instead of waiting for it forever.
 
         Yields the environment variable that they have to be started with. At its end, the context waits for those that
-        still run. The lock must be held.
+        still run. The lock must be held. Under a shared one, they must run in a private view.
         """
         if self.held is None:
             raise RuntimeError(f"the lock on {self.path} is not held; take it before lending it")
@@ -176,7 +176,7 @@ class DirectoryLock:
         if not self._request.shared:
             # Of several holders, the kernel has to tell.
             write_record(record_beside(lock_file))
-        self.held = HeldLock(after.st_dev, after.st_ino, own_identity(), lock_file, self.descriptors[0])
+        self.held = HeldLock(*real_identity(after), own_identity(), lock_file, self.descriptors[0])
 
     def _find_or_make(self) -> os.stat_result:
         """Return the status of the directory, which is made with ``create``. Its last holder may be removing it."""

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 VARIABLE = "LOCKBUILD_HELD_LOCKS"
 
+# What a hook host tells its hooks of the private view in which they run: ``views/overlay.py``.
+VIEWS_VARIABLE = "LOCKBUILD_VIEWS"
+
 _ENDING = ".nested"
 
 # How often to make the folder for lock files when another process removes it at once, as a cleaner may do that runs
@@ -154,7 +157,8 @@ def _if_free(lock_file: str) -> Iterator[bool]:
 
 def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:
     """Return the innermost lock on ``directory`` that an ancestor of this process lends to it."""
-    mine = [e for e in _entries() if (e.device, e.inode) == (directory.st_dev, directory.st_ino)]
+    identity = real_identity(directory)
+    mine = [e for e in _entries() if (e.device, e.inode) == identity]
     if not mine:
         return None
     lineage = list(ancestors())
@@ -166,6 +170,15 @@ def held_by_ancestor(directory: os.stat_result) -> HeldLock | None:
         elif recorded_pid(record_beside(held.lock_file)) == held.holder.pid:
             return held
     return None
+
+
+def real_identity(directory: os.stat_result) -> tuple[int, int]:
+    """Return the device and inode of a directory; of a tree that this process has a private view of, the real ones."""
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        for *seen, device, inode in json.loads(os.environ.get(VIEWS_VARIABLE, "[]")):
+            if seen == [directory.st_dev, directory.st_ino]:
+                return device, inode
+    return directory.st_dev, directory.st_ino
 
 
 def _entries() -> list[HeldLock]:

@@ -105,7 +105,11 @@ def _key_of_tree(tree: str, kind: Distribution, request: BuildRequest) -> Sharin
     folder = os.stat(path)
     # Except pyproject.toml, which a build reads before it asks here. With another one it would be another build.
     return _key(
-        ["tree", path, folder.st_dev, folder.st_ino, _digest(os.path.join(path, "pyproject.toml"))],
+        [
+            *("tree", path, folder.st_dev, folder.st_ino, _digest(os.path.join(path, "pyproject.toml"))),
+            # The artifact of a private view is that of the tree, unless files are missing in the view.
+            request.tree == "clean",
+        ],
         f"the {kind} of {shown(path)}",
         kind,
         request,
