@@ -147,9 +147,20 @@ def temporary_folder() -> str:
     """Return the folder for temporary files of all processes; `tempfile` may have one of this process's own in it."""
     import tempfile
 
-    found = tempfile.gettempdir()
+    found = tempfile.tempdir or _writable_folder() or tempfile.gettempdir()
     parent, name = os.path.split(found)
     return parent if name.startswith(STAGING) and len(name) == len(STAGING) + _STAGING_DIGITS else found
+
+
+def _writable_folder() -> str | None:
+    """Find the folder that `tempfile` would choose, which tries it with a file that a killed process leaves there."""
+    if os.name == "nt":
+        return None
+    variables = filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
+    for folder in map(os.path.abspath, (*variables, "/tmp", "/var/tmp", "/usr/tmp")):
+        if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    return None
 
 
 def fallback_lock_folder(reason: str, reporter: Reporter) -> str:

@@ -306,7 +306,11 @@ def _serve(connection: socket.socket) -> _Request | None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     # A parent that blocks this signal passes that on to us, and we would never hear of a hook's end.
     blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-    wake_up, woken = os.pipe()
+    try:
+        wake_up, woken = os.pipe()
+    except OSError as error:
+        _reply(replies, f"failed {error.errno}")
+        return None
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)
     # A handler has to be there for the wake-up to be written.
@@ -433,13 +437,15 @@ def _kill_group(group: int) -> None:
 
 def _group_runs(group: int) -> bool:
     """Tell whether a process of the group still runs. A zombie, as the leader is, does not."""
-    if not os.path.isdir("/proc/self"):
+    try:
+        names = os.listdir("/proc/self") and os.listdir("/proc")
+    except OSError:
         try:
             os.killpg(group, 0)
         except OSError:
             return False
         return True
-    for name in os.listdir("/proc"):
+    for name in names:
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:
