@@ -309,7 +309,7 @@ def _serve(connection: socket.socket) -> _Request | None:
     try:
         wake_up, woken = os.pipe()
     except OSError as error:
-        _reply(replies, f"failed {error.errno}")
+        _reply(connection, f"failed {error.errno}")
         return None
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)
