@@ -29,13 +29,14 @@ from pathlib import Path
 
 import many_builds
 import one_build
+import private_trees
 from contest import ROOT, VENV, Place, Row, cores, measure
 from trees import make_least_workspace, make_tree
 
 # The rows of each picture.
 PICTURES: Mapping[str, Sequence[Callable[[Place], list[Row]]]] = {
     "speed": (one_build.rows,),
-    "many": (many_builds.rows,),
+    "many": (many_builds.rows, private_trees.rows),
 }
 
 Measured = Sequence[tuple[Row, Mapping[str, float]]]

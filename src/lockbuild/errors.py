@@ -76,6 +76,18 @@ class LockUnavailableError(LockbuildError):
         super().__init__(f"Cannot lock {shown(subject)} with {shown(lock_file)}: {problem}; {remedy}")
 
 
+class LockLostError(LockbuildError):
+    """Another host was given the lock on a source tree while this one held it. Nothing was published."""
+
+    def __init__(self, tree: str, reason: str) -> None:
+        self.tree = tree
+        self.reason = reason
+        super().__init__(
+            f"Lost the lock on {shown(tree)} while it was built ({shown(reason)}): the network was interrupted, and "
+            "another host may have built in it meanwhile; nothing was published, start the build again"
+        )
+
+
 class SourceTreeMovedError(LockbuildError):
     """The source tree was renamed, replaced or removed while a build waited for its lock."""
 

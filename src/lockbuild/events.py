@@ -19,13 +19,16 @@ class Holder(NamedTuple):
     """When it took the lock, in seconds since the epoch; ``None`` if it left no record."""
     others: tuple[int, ...] = ()
     """The process IDs of others that hold it as well, each with a private view of the tree."""
+    host: str | None = None
+    """Its host, if that is another one."""
 
     def __str__(self) -> str:
         """Return words for a message, such as ``1234 (lockbuild --wheel) for 12 s``."""
         command = f" ({self.command})" if self.command else ""
         held = "" if self.since is None else f" for {max(0.0, time.time() - self.since):.0f} s"
         others = f" and by {', '.join(map(str, self.others))}" if self.others else ""
-        return f"{self.pid}{command}{held}{others}"
+        host = f" on {self.host}" if self.host else ""
+        return f"{self.pid}{host}{command}{held}{others}"
 
 
 class LockWait(NamedTuple):

@@ -180,6 +180,7 @@ def _build_distribution(session: Session, tree: SourceTree, kind: Distribution) 
         with session.step(f"build_{kind}"):
             returned = backend.build(kind, folder, session.request.config_settings)
         with session.step("publish"):
+            session.hooks.confirm_locks()
             name = artifacts.check_artifact(folder, returned, kind)
             published = artifacts.publish(folder, name, session.out_dir)
         return _Built(os.path.join(folder, name), published, tuple(each.generation for each in environments))

@@ -130,6 +130,12 @@ class HookRunner:
                 self.close()
             self._locks = outer
 
+    def confirm_locks(self) -> None:
+        """Raise `LockLostError` if another host was given the lock on the tree under which hooks have run."""
+        for lock in self._locks:
+            if isinstance(lock, SourceTreeLock):
+                lock.confirm()
+
     def __call__(
         self,
         cmd: Sequence[str],

@@ -28,10 +28,10 @@ from lockbuild.locks.kernel import (
     LockFile,
     LocksUnsupportedError,
     NotALockFileError,
-    try_to_lock,
     unlock,
 )
 from lockbuild.locks.nesting import HeldLock, held_by_ancestor, lent, real_identity
+from lockbuild.locks.network import HeldTreeFile, TreeFile, signed
 from lockbuild.locks.targets import directory_targets
 from lockbuild.processes import own_identity
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from lockbuild.locks.kernel import Lockable
     from lockbuild.locks.targets import ChooseTargets, LockRequest, Target
     from lockbuild.locks.waiting import Wait
 
@@ -72,6 +73,8 @@ class DirectoryLock:
         self._files = OpenFiles()
         self._locked: os.stat_result | None = None
         """The directory whose inode is locked."""
+        self._tree_file: HeldTreeFile | None = None
+        """The file of a tree that several hosts see, while it is locked."""
         self._wait: Wait | None = None
         self._end_announcement: Callable[[], None] | None = None
         """While others are told that this process waits for the exclusive lock."""
@@ -129,6 +132,16 @@ class DirectoryLock:
         """
         if self.held is not None:
             self._files.leave_to_heirs()
+
+    def confirm(self) -> None:
+        """Raise `LockLostError` if another host has had the lock while this process held it."""
+        if self._tree_file is not None:
+            self._tree_file.confirm(self.path)
+
+    @property
+    def may_be_lost(self) -> bool:
+        """Whether the lock is one that a file server may give to another host."""
+        return self._tree_file is not None
 
     def _acquire(self) -> Generator[float, None, None]:
         """Take the lock; until then, yield how long to sleep. Closing the generator frees the targets taken so far."""
@@ -235,7 +248,7 @@ class DirectoryLock:
                 target = target.instead(error, lock_file or file.path)
         return ""
 
-    def _take(self, file: LockFile | Directory, target: Target | None = None) -> Iterator[float]:
+    def _take(self, file: Lockable, target: Target | None = None) -> Iterator[float]:
         """
         Wait for one file and keep it locked, unless an enclosing lock covers the target that it is.
 
@@ -249,7 +262,9 @@ class DirectoryLock:
                     raise
                 self._find_or_make()
                 continue
-            attempt = functools.partial(try_to_lock, descriptor, shared=target is not None and self._request.shared)
+            attempt = functools.partial(
+                file.try_to_lock, descriptor, shared=target is not None and self._request.shared
+            )
             try:
                 if not attempt():
                     if target is not None:
@@ -270,6 +285,8 @@ class DirectoryLock:
                 self._files.keep(descriptor)
                 if isinstance(file, Directory):
                     self._locked = os.fstat(descriptor)
+                if isinstance(file, TreeFile):
+                    self._tree_file = signed(file, descriptor, shared=self._request.shared)
                 return
             # Between our open and our lock, another file got the name, and another process may hold that one. With
             # ``create``, a directory that its last holder has removed is made again.
@@ -286,10 +303,12 @@ class DirectoryLock:
             self._wait = Wait(self._request)
         return self._wait
 
-    def _wait_for(self, file: LockFile | Directory, descriptor: int, attempt: Callable[[], bool]) -> Iterator[float]:
+    def _wait_for(self, file: Lockable, descriptor: int, attempt: Callable[[], bool]) -> Iterator[float]:
         # The record beside the lock file says who holds a directory.
-        lock_file = file.path if isinstance(file, LockFile) else self.lock_file or file.path
-        yield from self._begun_wait().until(attempt, descriptor, lock_file)
+        lock_file = (self.lock_file or file.path) if isinstance(file, Directory) else file.path
+        # Each question goes to the file server.
+        slowest = 1.0 if isinstance(file, TreeFile) else 0.0
+        yield from self._begun_wait().until(attempt, descriptor, lock_file, slowest=slowest)
 
     def _announce(self) -> None:
         """Announce that we wait for the exclusive lock, so that others do not share it again and again."""
@@ -298,7 +317,7 @@ class DirectoryLock:
 
             self._end_announcement = announce(self.path)
 
-    def _is_enclosed(self, file: LockFile | Directory, descriptor: int) -> bool:
+    def _is_enclosed(self, file: Lockable, descriptor: int) -> bool:
         """
         Return whether an enclosing lock covers a target that is not free, as in ``flock DIR lockbuild``.
 
@@ -320,6 +339,9 @@ class DirectoryLock:
         return True
 
     def _give_up(self) -> None:
+        if self._tree_file is not None:
+            self._tree_file.remove_record()
+            self._tree_file = None
         self._locked = None
         self._files.release()
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Self
 from lockbuild.events import Holder
 from lockbuild.locks.enclosing import enclosing_lock
 from lockbuild.locks.holders import by_descriptors, flocks, identity_of
-from lockbuild.locks.kernel import Directory, NotALockFileError, is_free
+from lockbuild.locks.kernel import Directory, NotALockFileError, is_free, whole_file
 from lockbuild.processes import command_line
 
 if sys.platform == "linux":
@@ -37,7 +37,7 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from lockbuild.locks.kernel import LockFile
+    from lockbuild.locks.kernel import Lockable
 
 # How often a build finds the lock free before the announced process counts as stopped. Both look a hundred times a
 # second, and one that runs takes the lock when it finds it free.
@@ -52,16 +52,16 @@ def announce(directory: str) -> Callable[[], None]:
             descriptor = Directory(directory).open()
             stack.callback(os.close, descriptor)
             if sys.platform == "linux":
-                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_RDLCK))
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, whole_file(fcntl.F_RDLCK))
                 # Closing is not enough: a process that another thread forks meanwhile would announce it further.
-                stack.callback(fcntl.fcntl, descriptor, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
+                stack.callback(fcntl.fcntl, descriptor, fcntl.F_OFD_SETLK, whole_file(fcntl.F_UNLCK))
         return stack.pop_all().close
 
 
 class Gate:
     """The gate of a lock: of its targets, those files that can be opened. A context manager that closes them."""
 
-    def __init__(self, targets: Iterable[LockFile | Directory]) -> None:
+    def __init__(self, targets: Iterable[Lockable]) -> None:
         self._stack = contextlib.ExitStack()
         self._files: list[int] = []
         self._directories: list[int] = []
@@ -115,13 +115,8 @@ def _is_announced(directory: int) -> bool:
     if sys.platform != "linux":
         return False
     try:
-        answer = fcntl.fcntl(directory, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
+        answer = fcntl.fcntl(directory, fcntl.F_OFD_GETLK, whole_file(fcntl.F_WRLCK))
     except OSError:
         # A file system or a kernel without such locks, where none can be announced either.
         return False
     return answer[:2] != struct.pack("h", fcntl.F_UNLCK)
-
-
-def _whole_file(kind: int) -> bytes:
-    """Pack a ``struct flock`` (fcntl(2)): type, whence, start, length, process ID. All zeros mean the whole file."""
-    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)

@@ -37,7 +37,7 @@ def find_holder(descriptor: int, record: str | None) -> Holder | None:
 
     ``record`` is the path of the holder's record, if any. It counts only while its process runs.
     """
-    noted = _read_record(record) if record else None
+    noted = _holder_in(record) if record else None
     held = list(locks_held(os.fstat(descriptor)))
     if not held:
         return noted
@@ -57,6 +57,7 @@ def write_record(path: str) -> None:
         "started": identity.started,
         "command": words_of_command([sys.executable, *sys.orig_argv[1:]]),
         "since": time.time(),
+        **_this_host(),
     }
     folder, name = os.path.split(path)
     # For example, another user's record in a folder with the sticky bit cannot be replaced.
@@ -84,20 +85,38 @@ def recorded_pid(path: str) -> int | None:
 
 
 # What a file raises that is not a record. In a shared folder, another user may have put anything there.
-_NO_RECORD = (ValueError, KeyError, TypeError, OverflowError)
+_NO_RECORD = (ValueError, KeyError, TypeError, OverflowError, AttributeError)
 
 # More bytes than any record has.
 _RECORD_SIZE = 1 << 20
 
 
-def _read_record(path: str) -> Holder | None:
+def read_record(path: str) -> object:
+    """Return the content of a record, in any form; ``None`` if there is none. No two records are the same."""
+    return read_json(path, _RECORD_SIZE)
+
+
+def _holder_in(path: str) -> Holder | None:
     try:
         content = read_json(path, _RECORD_SIZE)
         identity = ProcessIdentity(int(content["pid"]), content["started"])
         holder = Holder(identity.pid, shorten(printable(str(content["command"]))), float(content["since"]))
+        if not _this_host().items() <= content.items():
+            # Its process ID may be that of another process here.
+            return holder._replace(host=printable(str(content["host"])))
     except _NO_RECORD:
         return None
     return holder if is_running(identity) else None
+
+
+def _this_host() -> dict[str, str]:
+    """Return what tells this kernel, and the processes that it numbers like this one, from others: names repeat."""
+    boot = namespace = ""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot = file.read().strip()
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return {"host": os.uname().nodename if hasattr(os, "uname") else "", "boot": boot, "namespace": namespace}
 
 
 class KernelLock(NamedTuple):

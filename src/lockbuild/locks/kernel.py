@@ -18,8 +18,9 @@ import contextlib
 import errno
 import os
 import stat
+import struct
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lockbuild.errors import CacheFolderError
 from lockbuild.files import above_standard_streams, errors_naming, hidden_beside, link, new_file
@@ -53,6 +54,23 @@ class NotALockFileError(Exception):
     """The name of the lock file belongs to something else. ``str()`` says what, and what to do about it."""
 
 
+class Lockable(Protocol):
+    """What a lock takes: a file or directory that is opened, and then locked as often as it takes."""
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+
+    def open(self) -> int:
+        """Return a descriptor of it. Raises `NotALockFileError` and `OSError`."""
+
+    def try_to_lock(self, descriptor: int, *, shared: bool = False) -> bool:
+        """Try once to lock what `open` has opened. Raises `LocksUnsupportedError` if its file system has no locks."""
+
+    def is_current(self, descriptor: int) -> bool:
+        """Return whether the path still leads to what is behind ``descriptor``."""
+
+
 class LockFile(NamedTuple):
     """A file that exists to be locked. With ``create``, it is made when it is missing. It is never removed."""
 
@@ -81,6 +99,10 @@ class LockFile(NamedTuple):
             with contextlib.suppress(FileExistsError):
                 return _create(name, folder)
 
+    def try_to_lock(self, descriptor: int, *, shared: bool = False) -> bool:
+        """Try once to lock the file; see `try_to_lock`."""
+        return try_to_lock(descriptor, shared=shared)
+
     def is_current(self, descriptor: int) -> bool:
         """Return whether the path still leads to the file behind ``descriptor``."""
         return _is_named(self.path, descriptor)
@@ -96,9 +118,37 @@ class Directory(NamedTuple):
         flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
         return above_standard_streams(os.open(self.path, flags))
 
+    def try_to_lock(self, descriptor: int, *, shared: bool = False) -> bool:
+        """Try once to lock the directory; see `try_to_lock`."""
+        return try_to_lock(descriptor, shared=shared)
+
     def is_current(self, descriptor: int) -> bool:
         """Return whether the path still leads to the directory behind ``descriptor``."""
         return _is_named(self.path, descriptor)
+
+
+def try_to_lock_bytes(descriptor: int, *, shared: bool = False) -> bool:
+    """
+    Try once to lock the bytes of an open file, which file servers know; processes that inherit it hold the lock too.
+
+    Raises `LocksUnsupportedError`, also where the system has no such locks (OFD, fcntl(2)).
+    """
+    if sys.platform != "linux":
+        raise LocksUnsupportedError("this system has no locks of open files that reach other hosts")
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, whole_file(fcntl.F_RDLCK if shared else fcntl.F_WRLCK))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno in _NO_LOCKS_HERE:
+            raise LocksUnsupportedError(f"its file system has no locks ({error.strerror})") from error
+        raise
+    return True
+
+
+def whole_file(kind: int) -> bytes:
+    """Pack a ``struct flock`` (fcntl(2)): type, whence, start, length, process ID. All zeros mean the whole file."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
 
 
 def try_to_lock(descriptor: int, *, shared: bool = False) -> bool:
@@ -149,6 +199,9 @@ def unlock(descriptor: int) -> None:
     try:
         with contextlib.suppress(OSError):
             unlock_descriptor(descriptor)
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, whole_file(fcntl.F_UNLCK))
     finally:
         os.close(descriptor)
 

@@ -1,22 +1,48 @@
-"""Network file systems, which several hosts may mount. There, the kernel's lock on a directory is local to a host."""
+"""Network file systems, which several hosts may mount, and what their locks exclude, as the kernel tells it."""
 
 from __future__ import annotations
 
 import os
+import re
+from typing import NamedTuple
 
-# Types in the kernel's list of mounts. With 9p and virtiofs, a virtual machine sees its host's files.
-_NETWORK_TYPES = (
-    "9p afs beegfs ceph cifs fuse.beegfs fuse.ceph fuse.glusterfs fuse.s3fs fuse.sshfs gfs2 glusterfs gpfs lustre nfs "
-    "nfs4 ocfs2 orangefs pvfs2 smb3 smbfs virtiofs"
-)
+# Types in the kernel's list of mounts whose byte-range locks exclude other hosts.
+_EXCLUDE = "ceph cifs fuse.ceph fuse.glusterfs glusterfs gpfs lustre nfs nfs4 smb3"
+
+# Types whose locks may be local to a host. With 9p and virtiofs, a virtual machine sees its host's files.
+_MAY_NOT_EXCLUDE = "9p afs beegfs fuse.beegfs fuse.s3fs fuse.sshfs gfs2 ocfs2 orangefs pvfs2 smbfs virtiofs"
+
+# Options of a mount with which byte-range locks are local. The kernel shows those that are in force.
+_LOCAL = ("nolock", "local_lock=posix", "local_lock=all", "nobrl")
+
+_EXPORTS = "/var/lib/nfs/etab"
 
 
-def network_file_system(device: int, mounts: str | None = None) -> str | None:
+class Mount(NamedTuple):
+    """A mounted file system."""
+
+    kind: str
+    options: tuple[str, ...]
+
+    @property
+    def is_network(self) -> bool:
+        """Whether other hosts may see the file system."""
+        return self.kind in _EXCLUDE.split() or self.kind in _MAY_NOT_EXCLUDE.split()
+
+    @property
+    def problem(self) -> str | None:
+        """Why a lock on this network file system does not exclude other hosts; ``None`` if it does."""
+        local = [option for option in self.options if option in _LOCAL]
+        if local:
+            return f"its mount ({self.kind}) has the option {local[0]}, so locks are local to this host"
+        return None if self.kind in _EXCLUDE.split() else f"locks on {self.kind} may be local to this host"
+
+
+def mount_of(device: int, mounts: str | None = None) -> Mount | None:
     """
-    Return the type of the network file system with a device number (``st_dev``); ``None`` for other file systems.
+    Return the mount with a device number (``st_dev``), or ``None`` if the kernel does not tell.
 
-    ``mounts`` is a text like ``/proc/self/mountinfo`` (proc(5)), which is the default. Without that file, no file
-    system is known to be a network file system.
+    ``mounts`` is a text like ``/proc/self/mountinfo`` (proc(5)), which is the default.
     """
     if not hasattr(os, "major"):
         return None
@@ -26,9 +52,29 @@ def network_file_system(device: int, mounts: str | None = None) -> str | None:
         # same type, so the path does not matter. A dash ends the optional fields, which begin with the seventh.
         fields = line.split(" ")
         if len(fields) > 7 and fields[2] == wanted and "-" in fields[6:-1]:
-            kind = fields[fields.index("-", 6) + 1]
-            return kind if kind in _NETWORK_TYPES.split() else None
+            kind, _, *options = fields[fields.index("-", 6) + 1 :]
+            return Mount(kind, tuple(options[0].split(",")) if options else ())
     return None
+
+
+def is_exported(folder: str, exports: str | None = None) -> bool:
+    """
+    Return whether this host exports a folder by NFS.
+
+    ``exports`` is a text like ``/var/lib/nfs/etab`` (exportfs(8)), which is the default.
+    """
+    if exports is None:
+        try:
+            with open(_EXPORTS, encoding="utf-8", errors="surrogateescape") as file:
+                exports = file.read()
+        except OSError:
+            return False
+    for line in exports.splitlines():
+        # "/srv/my\040trees	*(rw,sync,...)"
+        path = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split("\t")[0]).rstrip("/")
+        if line and f"{folder}/".startswith(f"{path}/"):
+            return True
+    return False
 
 
 def _own_mounts() -> str:

@@ -10,7 +10,7 @@ from lockbuild.events import Reporter
 from lockbuild.locks.cache_digest import cache_digest
 from lockbuild.locks.directory import DirectoryLock
 from lockbuild.locks.kernel import LockFile
-from lockbuild.locks.mounts import network_file_system
+from lockbuild.locks.network import network_file, refuse
 from lockbuild.locks.targets import LockRequest, Target, directory_targets
 from lockbuild.paths import temporary_folder
 
@@ -47,21 +47,11 @@ def _targets_of_tree(request: LockRequest, canonical: str) -> list[Target]:
         problem = error.strerror if isinstance(error, OSError) else error
         request.reporter.detail(f"Not sharing uv's lock {shown(path)}: {problem}")
 
-    _warn_of_other_hosts(request, canonical)
-    return [*directory_targets(request, canonical, "setuptools"), Target(LockFile(path), go_without)]
-
-
-def _warn_of_other_hosts(request: LockRequest, canonical: str) -> None:
-    try:
-        device = os.stat(canonical).st_dev
-    except OSError:
-        # The lock will report that there is no tree.
-        return
-    if kind := network_file_system(device):
-        request.reporter.warn(
-            f"{shown(request.path)} is on a network file system ({kind}): builds on other hosts are not excluded; "
-            "build it on one host at a time, or build its sdist, which each build unpacks into a folder of its own"
-        )
+    targets = [*directory_targets(request, canonical, "setuptools"), Target(LockFile(path), go_without)]
+    file = network_file(request, canonical)
+    if file is not None:
+        targets.append(Target(file, lambda error, _: refuse(error, request, file.path), may_be_enclosed=False))
+    return targets
 
 
 def uv_lock_file(digest: str) -> str:

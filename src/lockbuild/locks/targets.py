@@ -3,6 +3,7 @@
 1. The lock file named by the digest of the path, in the lock folder. It works on every platform and file system.
 2. The directory itself. Its inode is the same for other users, cache folders, mounts and spellings of the path.
 3. For a source tree, the lock file that ``uv build`` locks (`lockbuild.locks.source_tree`).
+4. For a source tree that several hosts see, a file in the tree (`lockbuild.locks.network`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from lockbuild.paths import fallback_lock_folder, lock_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from lockbuild.locks.kernel import Lockable
 
     ChooseTargets = Callable[["LockRequest", str], Sequence["Target"]]
     """Chooses the targets of a lock, given the first two arguments of `directory_targets`."""
@@ -45,7 +48,7 @@ class LockRequest(NamedTuple):
 class Target(NamedTuple):
     """A file or directory that a lock takes."""
 
-    file: LockFile | Directory
+    file: Lockable
     instead: Callable[[Exception, str], Target | None]
     """Called when the target cannot be locked, with the error and the lock file that was taken before. Returns the
     target to take instead, or ``None`` when the lock does without. Raises when the lock needs this target."""

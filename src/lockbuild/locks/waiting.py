@@ -24,6 +24,10 @@ _POLL_SECONDS = 0.01
 _REPORT_SECONDS = 0.5
 
 
+# By which factor the pauses between attempts grow.
+_SLOWER = 1.3
+
+
 class Wait:
     """The wait for a lock, which begins now. All targets of the lock share one timeout and one sequence of reports."""
 
@@ -48,15 +52,16 @@ class Wait:
         descriptor: int,
         lock_file: str,
         first: Callable[[], Holder | None] = lambda: None,
+        slowest: float = 0.0,
     ) -> Iterator[float]:
         """
         Repeat an attempt to lock one target, an open file, until it succeeds.
 
         A record beside ``lock_file`` may say who holds the lock. ``first`` returns a process that waits for it as well,
-        and gets it first. Raises `LockTimeoutError`, and `ReporterFailedError`
-        when the reporter raises `OSError`.
+        and gets it first. The attempts become rarer until there are ``slowest`` seconds between two. Raises
+        `LockTimeoutError`, and `ReporterFailedError` when the reporter raises `OSError`.
         """
-        timeout = self._request.timeout
+        timeout, pause = self._request.timeout, _POLL_SECONDS
         while True:
             waited = self.seconds
             if timeout is not None and waited >= timeout:
@@ -65,7 +70,8 @@ class Wait:
             if waited >= self._next_report:
                 self._next_report = waited + _REPORT_SECONDS
                 self._tell(descriptor, lock_file, first())
-            yield _POLL_SECONDS if timeout is None else min(_POLL_SECONDS, timeout - waited)
+            yield pause if timeout is None else min(pause, timeout - waited)
+            pause = max(_POLL_SECONDS, min(pause * _SLOWER, slowest))
             if attempt():
                 return
 

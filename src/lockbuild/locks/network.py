@@ -1,0 +1,124 @@
+"""The target of a tree that several hosts see: a file in the tree, whose lock the file server knows.
+
+On a network file system, flock on a directory is local to its host, and the other lock files are in folders of each
+host. So such a tree has `LOCK_FILE`, on which a byte-range lock (OFD, fcntl(2)) is taken: it excludes other hosts and
+the server itself, and hook processes inherit it with the open file. The file is made on network file systems and on
+those that this host exports. Where it exists, it is always locked.
+
+A file server may give the lock to another host while this one is cut off. No lock on such a network can prevent that.
+`HeldTreeFile.confirm` notices it. It writes to the lock file, where NFSv4 reports a lost lock. And it looks, through a
+new descriptor, whether the record beside the lock file is the same: each exclusive holder writes its own.
+
+The files are in a folder with a name of a version control system that setuptools leaves out of every sdist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from lockbuild.errors import LockLostError, LockUnavailableError
+from lockbuild.files import write_whole
+from lockbuild.folders import open_folder
+from lockbuild.locks.holders import read_record, record_beside, remove_record, write_record
+from lockbuild.locks.kernel import LockFile, NotALockFileError, try_to_lock_bytes
+from lockbuild.locks.mounts import is_exported, mount_of
+
+if TYPE_CHECKING:
+    from lockbuild.locks.targets import LockRequest
+
+LOCK_FILE = os.path.join(".lockbuild", ".bzr", "lock")
+"""The path of the file in the tree."""
+
+
+class TreeFile(NamedTuple):
+    """The lock file in a tree, which is made when it is missing. Its lock is on its bytes."""
+
+    path: str
+
+    def open(self) -> int:
+        """Return a descriptor of the file. Raises `NotALockFileError` and `OSError`."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._checked(LockFile(self.path, create=False).open())
+        folder = os.path.dirname(self.path)
+        for each in (os.path.dirname(folder), folder):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(each)
+        with open_folder(folder, shared=True) as opened:
+            write_whole(opened.at(".gitignore"), b"*\n", dir_fd=opened.descriptor)
+        return self._checked(LockFile(self.path).open())
+
+    def is_current(self, descriptor: int) -> bool:
+        """Return whether the path still leads to the file behind ``descriptor``; `git clean` removes it."""
+        return LockFile(self.path).is_current(descriptor)
+
+    def try_to_lock(self, descriptor: int, *, shared: bool = False) -> bool:
+        """Try once to lock the file that `open` has opened."""
+        return try_to_lock_bytes(descriptor, shared=shared)
+
+    def _checked(self, descriptor: int) -> int:
+        status = os.fstat(descriptor)
+        # `confirm` writes a byte to it.
+        if status.st_nlink != 1 or status.st_size > 1:
+            os.close(descriptor)
+            raise NotALockFileError("it is another file, or has a second name; remove it")
+        return descriptor
+
+
+class HeldTreeFile(NamedTuple):
+    """A tree file that is locked, and the record beside it: ours, or that of the last holder if we share the lock."""
+
+    file: TreeFile
+    descriptor: int
+    record: object
+    is_shared: bool
+
+    def confirm(self, tree: str) -> None:
+        """Raise `LockLostError` if another host has had the lock since it was taken."""
+        try:
+            os.pwrite(self.descriptor, b"\n", 0)
+            os.fsync(self.descriptor)
+        except OSError as error:
+            raise LockLostError(tree, error.strerror or str(error)) from error
+        if read_record(record_beside(self.file.path)) != self.record:
+            raise LockLostError(tree, "another process has signed as its holder")
+
+    def remove_record(self) -> None:
+        """Remove our record, before the lock is released."""
+        path = record_beside(self.file.path)
+        # A process on another host may have taken the lock that this one has lost.
+        if not self.is_shared and self.record is not None and read_record(path) == self.record:
+            remove_record(path)
+
+
+def signed(file: TreeFile, descriptor: int, *, shared: bool) -> HeldTreeFile:
+    """Return a tree file that this process has locked. Unless it shares the lock, it records that it is the holder."""
+    path = record_beside(file.path)
+    if not shared:
+        write_record(path)
+    return HeldTreeFile(file, descriptor, read_record(path), shared)
+
+
+def network_file(request: LockRequest, canonical: str) -> TreeFile | None:
+    """
+    Return the lock file of a tree that other hosts may see; ``None`` for any other tree.
+
+    Raises `LockUnavailableError` for a tree on a mount that does not exclude other hosts.
+    """
+    file = TreeFile(os.path.join(canonical, LOCK_FILE))
+    mount = mount_of(os.stat(canonical).st_dev)
+    if mount is not None and mount.is_network:
+        if problem := mount.problem:
+            raise LockUnavailableError(
+                request.subject, file.path, problem, "build it on one host at a time with --lock never"
+            )
+        return file
+    return file if os.path.lexists(file.path) or is_exported(canonical) else None
+
+
+def refuse(error: Exception, request: LockRequest, path: str) -> NoReturn:
+    """Raise the error for a lock file in a tree that cannot be used."""
+    problem = (isinstance(error, OSError) and error.strerror) or str(error)
+    remedy = "make the tree writable, build its sdist on this host, or use --lock never on one host at a time"
+    raise LockUnavailableError(request.subject, path, problem, remedy) from error
