@@ -217,6 +217,9 @@ def _call_hooks(
         decision = _decide(task, environment, None)
         while True:
             with hint_at_shared_tree(project, decision), _locked(task, decision, locks) as held:
+                if task.view is not None and task.view.clean:
+                    # Not earlier: a build that we have waited for may have left more files that git ignores.
+                    session.hooks.start(project, environment, task.view)
                 if extra_requires is None:
                     extra_requires = _ask_for_extra_requirements(task, environment)
                 with _extended(task, environment, extra_requires, held) as full_environment:
@@ -263,7 +266,8 @@ def _asked_by(origin: str) -> Iterator[None]:
 
 def _start_host(task: _Task, environment: BuildEnvironment | None) -> None:
     """Have the hook host import the backend, and import what we need, while we look at the environment and wait."""
-    task.session.hooks.start(task.project, environment, task.view)
+    if task.view is None or not task.view.clean:
+        task.session.hooks.start(task.project, environment, task.view)
     _import_the_rest()
     # Made now, because pyproject-hooks makes a folder for each hook.
     task.session.staging()

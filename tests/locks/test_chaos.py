@@ -127,7 +127,8 @@ def test_nothing_overlaps_tears_or_stays_behind_while_frontends_are_killed(witne
             outcomes["killed" if build.returncode else "succeeded"] += 1
         while len(running) < WORKERS and time.monotonic() < end:
             kind = dice.choice([("--wheel",), ("--sdist",), ("--wheel", "--sdist")])
-            build = witness_tree.start(*kind, out_dir=dice.choice(folders), env=environ)
+            mode = dice.choice(["shared", "auto"])
+            build = witness_tree.start(*kind, "--tree", mode, out_dir=dice.choice(folders), env=environ)
             witness_tree.started.remove(build)
             # A build takes some tenths of a second when it need not wait, and six times that when it does.
             running[build] = time.monotonic() + (dice.uniform(0.1, 4) if dice.random() < 0.6 else SECONDS * 10)

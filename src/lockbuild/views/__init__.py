@@ -30,6 +30,7 @@ class View(NamedTuple):
     scratch: str
     real: tuple[str, ...]
     hidden: tuple[str, ...]
+    missing: tuple[str, ...]
     clean: bool
 
     def to_json(self) -> str:
@@ -62,16 +63,18 @@ def view_of(tree: str, scratch: str, folders: Folders, *, clean: bool) -> View:
     out_dir = os.path.realpath(folders.out_dir) if folders.out_dir else os.sep
     hidden: tuple[str, ...] = ()
     if out_dir == tree or _is_below(out_dir, tree):
-        others = [name for name in _names_in(out_dir) if not name.startswith(".") and not name.endswith(_ARTIFACTS)]
-        if others or out_dir == tree:
+        if out_dir == tree or not _holds_only_artifacts(out_dir):
             raise TreeViewError(tree, f"the out-dir {out_dir} holds other files than artifacts; choose another one")
         if not any(out_dir == path or _is_below(out_dir, path) for path in real):
             hidden = (out_dir,)
+    # Other builds publish there while this one runs.
+    dist = os.path.join(tree, "dist")
+    is_missing = _holds_only_artifacts(dist) and not any(_is_below(f"{path}/", dist) for path in (*real, out_dir))
     for path in real:
         # Made later, it would be made outside the view.
         with contextlib.suppress(OSError):
             os.makedirs(path, exist_ok=True)
-    return View(tree, scratch, tuple(sorted(filter(os.path.isdir, real))), hidden, clean)
+    return View(tree, scratch, tuple(sorted(filter(os.path.isdir, real))), hidden, (dist,) * is_missing, clean)
 
 
 def check(view: View) -> None:
@@ -85,8 +88,12 @@ def _is_below(path: str, folder: str) -> bool:
     return path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def _names_in(folder: str) -> list[str]:
+def _holds_only_artifacts(folder: str) -> bool:
+    """Return whether a folder holds only artifacts and hidden files, or does not exist."""
     try:
-        return os.listdir(folder)
+        names = os.listdir(folder)
     except FileNotFoundError:
-        return []
+        return True
+    except OSError:
+        return False
+    return all(name.startswith(".") or name.endswith(_ARTIFACTS) for name in names)

@@ -8,6 +8,7 @@ VIEW is a JSON object:
     "scratch": an empty folder of this build, for what the hooks write
     "real": folders inside the tree that stay what they are, such as the cache or the folder for temporary files
     "hidden": folders inside the tree that look empty, such as the out-dir, into which other builds publish
+    "missing": paths of the tree that are missing in the view, such as an out-dir of other builds
     "clean": whether files that git ignores are missing in the view
 
 What a view is. This process and its children get a mount namespace of their own. In there, an overlay of the tree
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         scratch: str
         real: list[str]
         hidden: list[str]
+        missing: list[str]
         clean: bool
 
 
@@ -77,21 +79,30 @@ def enter(view: View) -> None:
     """Move this process, which may have one thread only, into a view. Raises `RefusedError`."""
     tree = view["tree"]
     try:
-        outside = os.stat(tree)
+        real = outside = _identity(tree)
         _refuse_mounts_below(tree)
         is_user = _unshare()
         _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
         _mount_all(view, is_user)
         if is_user:
             _drop_capabilities()
-        inside = os.stat(tree)
+        inside = _identity(tree)
         # Until now, this process is in the folder below the mount.
         os.chdir(os.getcwd())
     except OSError as error:
         what = os.fsdecode(error.filename) if error.filename else tree
         raise RefusedError(f"{what}: {error.strerror}") from error
     views = json.loads(os.environ.get(VARIABLE, "[]"))
-    os.environ[VARIABLE] = json.dumps([*views, [inside.st_dev, inside.st_ino, outside.st_dev, outside.st_ino]])
+    for *seen, device, inode in views:
+        # A view of a view, for a build that a hook has started.
+        if seen == outside:
+            real = [device, inode]
+    os.environ[VARIABLE] = json.dumps([*views, [*inside, *real]])
+
+
+def _identity(tree: str) -> list[int]:
+    status = os.stat(tree)
+    return [status.st_dev, status.st_ino]
 
 
 def _refuse_mounts_below(tree: str) -> None:
@@ -149,8 +160,8 @@ def _mount_overlay(lower: int, view: View, is_user: bool) -> None:
         _copy_status(view["tree"], upper)
         if is_user:
             _make_foreign_folders(view["tree"], upper)
-        if view["clean"]:
-            _make_whiteouts(view["tree"], upper)
+        for path in [*view["missing"], *(_ignored(view["tree"]) if view["clean"] else ())]:
+            _make_whiteout(view["tree"], path, upper)
     # A second host of this build goes on with what the hooks of the first have written.
     work = os.path.join(scratch, f"work-{os.getpid()}")
     os.mkdir(work)
@@ -186,8 +197,15 @@ def _make_foreign_folders(tree: str, upper: str) -> None:
                 _make_above(tree, path, upper)
 
 
-def _make_whiteouts(tree: str, upper: str) -> None:
-    """Hide what git ignores, as an overlay hides what was removed in it."""
+def _make_whiteout(tree: str, path: str, upper: str) -> None:
+    """Hide a path of the tree, as an overlay hides what was removed in it."""
+    whiteout = os.path.join(_make_above(tree, os.path.dirname(path), upper), os.path.basename(path))
+    with contextlib.suppress(FileExistsError):
+        os.mknod(whiteout, stat.S_IFCHR)
+
+
+def _ignored(tree: str) -> list[str]:
+    """Return the paths of the tree that git ignores."""
     command = ["git", "-c", "safe.directory=*", "-C", tree, "ls-files", "--others", "--ignored", "--directory", "-z"]
     try:
         listed = subprocess.run(
@@ -198,9 +216,8 @@ def _make_whiteouts(tree: str, upper: str) -> None:
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
         raise RefusedError(f"git cannot list the files that it ignores: {said[0] if said else error}") from None
-    for name in filter(None, listed.stdout.split(b"\0")):
-        path = os.path.join(tree, os.fsdecode(name).rstrip("/"))
-        os.mknod(os.path.join(_make_above(tree, os.path.dirname(path), upper), os.path.basename(path)), stat.S_IFCHR)
+    names = filter(None, listed.stdout.split(b"\0"))
+    return [os.path.join(tree, os.fsdecode(name).rstrip("/")) for name in names]
 
 
 def _make_above(tree: str, folder: str, upper: str) -> str:
