@@ -154,7 +154,7 @@ class User:
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
         self._path = os.path.join(generation.users_path, f"{os.getpid()}-{os.urandom(4).hex()}")
-        self._descriptor: int | None = None
+        self._descriptor: int | None = self._open()
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -167,22 +167,21 @@ class User:
 
     def begin(self) -> bool:
         """Begin to use the generation; false when it is not complete any more."""
-        while (descriptor := self._open()) is not None:
-            self._descriptor = descriptor
+        while self._descriptor is not None:
             # On a file system without locks no process can tell whether this one has ended, and none removes the file.
             locked = True
             with contextlib.suppress(LocksUnsupportedError):
-                locked = try_to_lock(descriptor)
+                locked = try_to_lock(self._descriptor)
             is_complete = os.path.exists(self.generation.manifest_path)
             # Checked last: between our open and our lock another process may have removed the file, because it was not
             # locked, or the folder, because it found no user in there yet.
             with contextlib.suppress(FileNotFoundError):
-                if locked and os.path.samestat(os.stat(self._path), os.fstat(descriptor)):
+                if locked and os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
                     if is_complete:
                         return True
                     break
-            self._descriptor = None
-            os.close(descriptor)
+            os.close(self._descriptor)
+            self._descriptor = self._open()
         self.end()
         return False
 
