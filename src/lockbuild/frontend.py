@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from lockbuild.errors import InstallerError, SdistError, shown
 from lockbuild.events import Reporter
-from lockbuild.locks import DirectoryLock, InheritableLock, SourceTreeLock
+from lockbuild.locks import DirectoryLock, InheritableLock
 from lockbuild.project import (
     IMPORTED_AHEAD,
     LockDecision,
@@ -48,7 +48,6 @@ class _Task(NamedTuple):
     tree: SourceTree
     kind: Distribution
     project: Project
-    tree_lock: SourceTreeLock
     view: View | None
     """The private view in which hooks run; ``None`` if they run in the tree itself."""
 
@@ -208,11 +207,9 @@ def _call_hooks(
             session.reporter.warn(warning)
         # An editable wheel refers to what the backend leaves in the tree.
         view = None if tree.is_private or kind == "editable" else session.view_of(project.tree)
-        tree_lock = session.lock_source_tree(project.tree, shared=view is not None)
-        stack.callback(tree_lock.close)
-        task = _Task(session, tree, kind, project, tree_lock, view)
+        task = _Task(session, tree, kind, project, view)
         environment = _enter_environment(task, locks, stack) if session.request.isolation else None
-        _start_host(task, environment, locks)
+        _start_host(task, environment)
         if environment is not None:
             locks.extend(environment.locks)
 
@@ -222,7 +219,7 @@ def _call_hooks(
             with hint_at_shared_tree(project, decision), _locked(task, decision, locks) as held:
                 if task.view is not None and task.view.clean:
                     # Not earlier: a build that we have waited for may have left more files that git ignores.
-                    session.hooks.start(project, environment, held, task.view)
+                    session.hooks.start(project, environment, task.view)
                 if extra_requires is None:
                     extra_requires = _ask_for_extra_requirements(task, environment)
                 with _extended(task, environment, extra_requires, held) as full_environment:
@@ -251,7 +248,7 @@ def _enter_environment(task: _Task, locks: Sequence[InheritableLock], stack: con
         contextlib.closing(session.candidate_environments(task.project.requires, locks)) as candidates,
     ):
         for environment in candidates:
-            _start_host(task, environment, locks)
+            _start_host(task, environment)
     if environment.generation is None:
         # One that is kept is used until the end of the session.
         stack.push(environment.__exit__)
@@ -267,14 +264,10 @@ def _asked_by(origin: str) -> Iterator[None]:
         raise error.for_those_of(origin) from None
 
 
-def _start_host(task: _Task, environment: BuildEnvironment | None, locks: Sequence[InheritableLock]) -> None:
+def _start_host(task: _Task, environment: BuildEnvironment | None) -> None:
     """Have the hook host import the backend, and import what we need, while we look at the environment and wait."""
-    expected = [*locks, *(environment.locks if environment else ())]
-    if _decide(task, environment, None).locked:
-        task.tree_lock.open()
-        expected.append(task.tree_lock)
     if task.view is None or not task.view.clean:
-        task.session.hooks.start(task.project, environment, expected, task.view)
+        task.session.hooks.start(task.project, environment, task.view)
     _import_the_rest()
     # Made now, because pyproject-hooks makes a folder for each hook.
     task.session.staging()
@@ -318,7 +311,8 @@ def _locked(
         held = [*locks]
         if decision.locked:
             with session.step("lock"):
-                held.append(stack.enter_context(task.tree_lock))
+                tree_lock = session.lock_source_tree(task.project.tree, shared=task.view is not None)
+                held.append(stack.enter_context(tree_lock))
         stack.enter_context(session.hooks.under(held, keeps_host=session.keeps_host and task.view is None))
         yield held
 
@@ -363,7 +357,7 @@ def _extended(
             listed = "".join(f"\n- {name}=={version}" for name, version in versions.items())
             session.reporter.log(f"Installed build dependency versions:{listed}", ("step",))
         if full is not None and full is not environment:
-            session.hooks.start(task.project, full, [*held, *full.locks], task.view)
+            session.hooks.start(task.project, full, task.view)
             stack.enter_context(session.hooks.under([*held, *full.locks]))
         yield full
 

@@ -295,21 +295,21 @@ def test_a_host_that_may_have_read_unverified_bytecode_is_started_anew(
     # A configuration in the working directory counts for the key.
     monkeypatch.chdir(tree.path)
 
-    def epochs() -> tuple[int, int]:
+    def revisions() -> tuple[int, int]:
         wanted = EnvironmentRequest(
             ["probe-backend"], "", BuildRequest(str(tree.path)), 0.0, (), Reporter(), gettempdir
         )
         started = []
         for environment in candidate_environments(wanted):
-            started.append(environment.locks[0].epoch)
+            started.append(environment.revision)
         with contextlib.ExitStack() as stack:
             stack.push(environment.__exit__)
-            return started[-1], environment.locks[0].epoch
+            return started[-1], environment.revision
 
-    before, after = epochs()
+    before, after = revisions()
     assert before == after
     [environment] = tree.environments()
     _truncate(_bytecode(environment)[0])
-    before, after = epochs()
+    before, after = revisions()
     assert before != after
     assert tree.environments() == [environment]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -73,8 +74,7 @@ def build_wheel(*arguments):
         "build_wheel",
     ]
     assert len({pid for pid, _, _ in lines}) == 4
-    # One host for the hooks of one distribution, which run under one lock.
-    assert len({host for _, host, _ in lines}) == 2
+    assert len({host for _, host, _ in lines}) == 1
 
 
 def test_a_hook_finds_the_process_that_python_m_build_gives_it(witness_tree: WitnessTree) -> None:
@@ -368,8 +368,8 @@ def test_a_host_whose_environment_is_being_removed_says_nothing(environment: Pat
     removing = "import os, sys, threading\nos.unlink(sys.executable)\n"
     removing += "threading.Thread(target=threading.Event().wait).start()\n"
     (packages / "removing.py").write_text(removing)
-    lifeline, requests, replies = os.pipe(), os.pipe(), os.pipe()
-    inherited = (lifeline[0], requests[0], replies[1])
+    lifeline, (ours, theirs) = os.pipe(), socket.socketpair()
+    inherited = (lifeline[0], theirs.fileno())
     words = [
         str(environment / "bin" / "python"),
         "-c",
@@ -381,7 +381,7 @@ def test_a_host_whose_environment_is_being_removed_says_nothing(environment: Pat
         *map(str, inherited),
     ]
     ended = subprocess.run(words, pass_fds=inherited, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    for descriptor in (*lifeline, *requests, *replies):
+    for descriptor in (*lifeline, ours.detach(), theirs.detach()):
         os.close(descriptor)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
 
@@ -414,3 +414,36 @@ def test_a_hook_ends_with_its_host_that_is_killed_as_soon_as_the_hook_runs(witne
     assert "killed by SIGKILL" in assert_fails(witness_tree, build)
     wait_until(lambda: not is_running(hook), "the end of the hook")
     assert_lock_is_free(witness_tree)
+
+
+# Python imports it at its start. A host then waits, before its first fork, for a request and for the test.
+LATE_HOST = """
+import os, select, sys, time
+
+def wait():
+    if not os.path.exists({sent!r}):
+        select.select([int(sys.orig_argv[-1])], [], [])
+        open({sent!r}, "w").close()
+        while not os.path.exists({receive!r}):
+            time.sleep(0.005)
+
+if any("hook host" in word for word in sys.orig_argv):
+    os.register_at_fork(before=wait)
+"""
+
+
+def test_the_lock_outlives_a_frontend_that_is_killed_before_its_host_has_received_the_request(
+    witness_tree: WitnessTree,
+) -> None:
+    sent, receive = witness_tree.control / "sent", witness_tree.control / "receive"
+    site = witness_tree.control / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(LATE_HOST.format(sent=str(sent), receive=str(receive)))
+    build = witness_tree.start(env={"PYTHONPATH": str(site)})
+    wait_until(sent.exists, "a request that the host has not received")
+    build.kill()
+    build.wait()
+    [(status, _, _)] = witness_tree.finish(witness_tree.start("--wheel", "--lock-timeout", "0", env=PLAIN))
+    assert status == 75
+    receive.touch()
+    witness_tree.assert_all_succeed(witness_tree.start("--wheel", env=PLAIN, out_dir=witness_tree.control / "next"))

@@ -185,8 +185,8 @@ def test_a_lock_file_that_was_removed_is_made_again(mount_as: Callable[[str], Pa
     share = mount_as("glusterfs")
     with SourceTreeLock(share):
         (share / LOCK_FILE).unlink()
-    with SourceTreeLock(share), (share / LOCK_FILE).open("r+") as file:
-        assert not try_to_lock_bytes(file.fileno())
+    with SourceTreeLock(share) as lock:
+        assert os.path.samestat((share / LOCK_FILE).stat(), os.fstat(lock.descriptors[-1]))
 
 
 def test_a_lost_lock_is_an_error_and_nothing_is_published(witness_tree: WitnessTree) -> None:
@@ -205,6 +205,17 @@ def test_a_lost_lock_is_an_error_and_nothing_is_published(witness_tree: WitnessT
     assert list(witness_tree.out_dir.iterdir()) == []
     # It is the record of the process that has the lock now.
     assert record.read_text() == theirs
+
+
+@pytest.mark.slow
+def test_a_lost_lock_ends_the_hook(witness_tree: WitnessTree) -> None:
+    record = make_lock_file(witness_tree.path).with_name("lock.holder")
+    build = witness_tree.start(gate=witness_tree.make_gate().path)
+    hook = witness_tree.wait_for_entry()
+    record.unlink()
+    line = error_line(witness_tree.finish(build)[0])
+    assert "Lost the lock on " in line
+    assert not Path(f"/proc/{hook}").exists()
 
 
 @pytest.mark.parametrize("shared", [False, True])

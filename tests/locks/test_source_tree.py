@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
-
-from lockbuild.events import LockWait, Reporter
-from lockbuild.locks import SourceTreeLock
 from witness import WitnessTree
 
 
@@ -47,39 +42,3 @@ def test_a_timeout_is_exit_status_75_and_builds_nothing(witness_tree: WitnessTre
     witness_tree.assert_all_succeed(holder)
     assert len(witness_tree.entered("build_wheel")) == 1
     assert not (witness_tree.control / "second").exists()
-
-
-def test_a_process_that_was_started_early_does_not_keep_a_lock_that_was_given_up(witness_tree: WitnessTree) -> None:
-    """The directory is not free, so that the lock file is given up for the wait and all begins anew."""
-    holder = subprocess.Popen(
-        ["flock", witness_tree.path, "sh", "-c", "echo held; read line"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    waits: list[LockWait] = []
-    lock = SourceTreeLock(witness_tree.path, timeout=30, reporter=OnWait(lambda wait: end_holder(holder, waits, wait)))
-    lock.open()
-    early = subprocess.Popen(["sleep", "1000"], pass_fds=lock.descriptors)
-    try:
-        with lock:
-            assert waits
-    finally:
-        early.kill()
-        early.wait()
-
-
-def end_holder(holder: subprocess.Popen[str], waits: list[LockWait], wait: LockWait) -> None:
-    waits.append(wait)
-    if holder.poll() is None:
-        holder.communicate("go on\n", timeout=30)
-
-
-class OnWait(Reporter):
-    def __init__(self, act: Callable[[LockWait], None]) -> None:
-        self._act = act
-
-    def waiting(self, wait: LockWait) -> None:
-        self._act(wait)

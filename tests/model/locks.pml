@@ -4,7 +4,7 @@
  * A build is three processes: frontend, hook host and hook. An open file carries a lock, and the processes that have
  * it open (`refs`) share the lock. Any process may be killed between any two steps. A wait blocks until the lock is
  * free; so a lock that never becomes free, and a wake-up that is lost, are invalid end states.
- * test_model.py defines the scene (BUILDS, KILLS, ...) and the guards (INHERITANCE, ...), and takes out one at a time.
+ * test_model.py defines the scene (BUILDS, KILLS, ...) and the guards (LOCKS_TRAVEL, ...), and takes out one at a time.
  */
 #define F 1      /* the frontend lives, or has the file open */
 #define H 2      /* the host */
@@ -48,15 +48,11 @@ inline unlock(f) { /* for all that have it open */
 inline close(f, who) { /* nobody will lock a file again that is unlocked and that its frontend has closed */
     f.refs = f.refs & ~(who);
     WHEN(f.refs == 0 && f.locked, unlock(f)); WHEN(!f.locked && !(f.refs & F), f.refs = 0; f.inode = NONE) }
-inline free(f) { /* without UNLOCK it is only closed: it stays locked, because the host has it open */
-    if :: UNLOCK -> unlock(f) :: else -> f.locked = 0 fi; close(f, F) }
+inline free(f) { unlock(f); close(f, F) }
 inline free_all() {
     for (i : LOCK .. UV) { WHEN(FILE(i).locked && FILE(i).refs & F, free(FILE(i))) }; i = 0 }
 inline inherits(parent, child) {
     for (i : LOCK .. OUTER) { WHEN(FILE(i).refs & parent, FILE(i).refs = FILE(i).refs | child) }; i = 0 }
-inline start_host() {
-    alive[me] = alive[me] | H; said[me] = silent; crashed[me] = 0;
-    WHEN(INHERITANCE, inherits(F, H)) }
 inline ends(who) { /* the kernel closes the files of a process that ends, in whatever way */
     for (i : LOCK .. OUTER) { close(FILE(i), who) };
     alive[me] = alive[me] & ~(who);
@@ -69,16 +65,13 @@ inline ends(who) { /* the kernel closes the files of a process that ends, in wha
     WHEN(!alive[me], said[me] = silent; closed[me] = 0; crashed[me] = 0; nested[me] = 0); i = 0 }
 
 proctype Frontend(byte me) {
-    byte t; bit carried, starts_over;
+    byte t; bit starts_over;
 end:
     atomic {
         (NEST(me) -> inside[0] : (me == FLOCK -> flocked : 1));
         d_step {
-            alive[me] = F; carried = 1;
-            nested[me] = NESTING && NEST(me) && LIVES(0, F) && LIVES(0, H);
-            for (t : LOCK .. UV) {
-                WHEN(TARGETS >> t & 1 && !nested[me], FILE(t).inode = named[NAME]; FILE(t).refs = F) };
-            start_host() } }
+            alive[me] = F | H; said[me] = silent; crashed[me] = 0;
+            nested[me] = NESTING && NEST(me) && LIVES(0, F) && LIVES(0, H) } }
     {
         WHEN(ENVIRONMENT, environment == NONE -> environment = me; WHEN(ORDER || me > 0, environment = NONE));
 again:  atomic { t = LOCK; !SHARED(me) || !GATE || (GATE_LETS_ENCLOSED && me == FLOCK) || !ANNOUNCED };
@@ -87,11 +80,11 @@ again:  atomic { t = LOCK; !SHARED(me) || !GATE || (GATE_LETS_ENCLOSED && me == 
                 do :: t <= UV && !TAKES(t) -> t++ :: else -> break od;
                 WHEN(t > UV, goto held);
                 d_step { WHEN(!(FILE(t).refs & F),
-                    carried = 0; nested[me] = nested[me] && named[NESTED] != NONE;
+                    nested[me] = nested[me] && named[NESTED] != NONE;
                     FILE(t).inode = named[NAME]; FILE(t).refs = F) } };
             if
             :: lock(FILE(t))
-            :: atomic { IS_ENCLOSED -> d_step { close(FILE(t), F); carried = 0; t++ } }; goto next
+            :: atomic { IS_ENCLOSED -> d_step { close(FILE(t), F); t++ } }; goto next
             :: atomic { !IS_FREE(FILE(t).inode) && !IS_ENCLOSED ->
                 d_step {
                     waits[me] = !SHARED(me) && !nested[me];
@@ -105,9 +98,9 @@ next:       skip
         od;
 held:   atomic { environment == NONE || environment == me -> d_step { /* an environment with extra requirements */
             environment = NONE; waits[me] = 0; t = 0;
-            WHEN(EPOCHS && !carried, ends(H); start_host());
             WHEN(NESTS && me == 0, named[NESTED] = NESTED);
-            said[me] = asked } };
+            said[me] = asked;
+            WHEN(LOCKS_TRAVEL && LIVES(me, H), inherits(F, H)) } };
         if :: said[me] == ended || !LIVES(me, H) || me == HURRIED -> closed[me] = 1 fi;
         if
         :: atomic { crashed[me] -> doomed[me] = said[me] == started && LIVES(me, K) };
@@ -122,11 +115,11 @@ held:   atomic { environment == NONE || environment == me -> d_step { /* an envi
 timed_out:
         if
         :: !TIMEOUT_IS_ERROR && !closed[me] -> goto held
-        :: STREAM && SHARED(me) && closed[me] -> closed[me] = 0; goto again
+        :: STREAM && SHARED(me) && closed[me] -> d_step { closed[me] = 0; said[me] = silent; alive[me] = alive[me] | H }; goto again
         :: atomic { (TIMEOUT_IS_ERROR || closed[me]) && !(STREAM && SHARED(me)) -> d_step { ends(F) } }
         fi
     } unless { !LIVES(me, F) };
-    d_step { t = 0; carried = 0; starts_over = 0 }
+    d_step { t = 0; starts_over = 0 }
 }
 
 proctype Host(byte me) {

@@ -41,7 +41,7 @@ class BuildEnvironment(HookEnvironment, Protocol):
     """A place for hooks to run in; a context manager that ends its use. `build` calls this an isolated environment."""
 
     locks: tuple[InheritableLock, ...]
-    """What hooks have to inherit, so that no process removes the environment under them."""
+    """What hooks have to keep, so that no process removes the environment under them."""
 
     @property
     def generation(self) -> Generation | None:

@@ -24,6 +24,7 @@ class FreshEnvironment:
     """It is removed at the end of the build; there is nothing that a hook could keep."""
     generation: Generation | None = None
     is_kept = False
+    revision = 0
 
     def __init__(self, wanted: EnvironmentRequest) -> None:
         self._environment = isolated_environment(wanted.build.installer, wanted.build.env_dir)

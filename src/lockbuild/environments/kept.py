@@ -45,12 +45,13 @@ class KeptEnvironment:
         self._manifest = manifest
         self._user = User(generation)
         self._was_used = False
+        self.revision = 0
         self._folders: Mapping[str, int] | None = None
         """The times of change of its folders when this build began; ``None`` if it has made them."""
         self.generation: Generation | None = generation
         """Where it is kept."""
         self.locks: tuple[InheritableLock, ...] = (self._user,)
-        """What hooks that run in the environment have to inherit."""
+        """What hooks that run in the environment have to keep."""
 
     def begin(self) -> bool:
         """Begin to use it; false when it is not complete any more."""
@@ -76,7 +77,7 @@ class KeptEnvironment:
         self._folders = contents.folders
         if keep_verified(generation, contents.bytecode):
             # A hook host that was started here already may have read it, and hang.
-            self._user.disown_heirs()
+            self.revision += 1
         return True
 
     def __exit__(self, *_: object) -> None:

@@ -14,8 +14,8 @@ To use one, a build takes no lock that others wait for. Two processes can be at 
 while the other one removes it. The user first locks its file in ``.users`` and then looks for the manifest. The remover
 first removes the manifest and then looks for users. The later of the two sees the other.
 
-Hook processes inherit a user's lock, like that of a source tree. So an environment is in use until the last hook has
-ended, even if the frontend was killed.
+Hook processes get copies of a user's lock, as of that of a source tree. So an environment is in use until the last hook
+has ended, even if the frontend was killed.
 """
 
 from __future__ import annotations
@@ -146,13 +146,12 @@ class User:
     """
     The use of a generation by one build: a locked file.
 
-    To `HookRunner` it is a lock like any other: hooks inherit its descriptor.
+    To `HookRunner` it is a lock like any other: hooks get its descriptor.
     """
 
     held = None
 
     def __init__(self, generation: Generation) -> None:
-        self.epoch = 0
         self.generation = generation
         self._path = os.path.join(generation.users_path, f"{os.getpid()}-{os.urandom(4).hex()}")
         self._descriptor: int | None = self._open()
@@ -165,10 +164,6 @@ class User:
     def leave_to_heirs(self) -> None:
         """Leave the file to hooks that may still run: other processes find it locked until they have ended."""
         self._path = ""
-
-    def disown_heirs(self) -> None:
-        """Treat processes that have inherited the open file as started for another use."""
-        self.epoch += 1
 
     def begin(self) -> bool:
         """Begin to use the generation; false when it is not complete any more."""
@@ -186,7 +181,6 @@ class User:
                         return True
                     break
             os.close(self._descriptor)
-            self.epoch += 1
             self._descriptor = self._open()
         self.end()
         return False

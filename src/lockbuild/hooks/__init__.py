@@ -18,6 +18,9 @@ class HookEnvironment(Protocol):
     is_kept: bool
     """Whether other builds will use it. Then it is lockbuild's, and gets bytecode even if the user's files do not."""
 
+    revision: int
+    """Changes when hosts that were started in it earlier may have read what no hook may read."""
+
     @property
     def python_executable(self) -> str:
         """The interpreter to run hooks with."""

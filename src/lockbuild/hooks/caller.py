@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pyproject_hooks import BackendUnavailable, BuildBackendHookCaller, HookMissing
 
-from lockbuild.errors import ArtifactError, TreeViewError
+from lockbuild.errors import ArtifactError, LockLostError, TreeViewError
 from lockbuild.files import FULL
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class BackendCaller:
             with self._nothing_exchanged_is_left():
                 return ProjectBuilder(self.project.tree, python, self._run).metadata_path(folder)
         except BuildBackendException as error:
-            if isinstance(error.exception, TreeViewError):
+            if isinstance(error.exception, (TreeViewError, LockLostError)):
                 raise error.exception from None
             raise self._failed(error.exception, str(error)) from None
 
@@ -125,7 +125,7 @@ class BackendCaller:
         except subprocess.CalledProcessError as error:
             description = f"Backend subprocess exited when trying to invoke {hook}"
             failure = error
-        except TreeViewError:
+        except (TreeViewError, LockLostError):
             raise
         except Exception as error:  # noqa: BLE001 - any other error of the hook call is the backend's failure
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):

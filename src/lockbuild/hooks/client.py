@@ -10,16 +10,17 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.errors import Interrupted, TreeViewError
 from lockbuild.files import above_standard_streams
 from lockbuild.hooks.terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 # How long a hook that was sent SIGINT may take to clean up before it is killed, in seconds. tox kills a frontend half a
 # second after its own SIGINT, and what is left of that time must do for everything else.
@@ -28,6 +29,9 @@ GRACE_SECONDS = 0.12
 # How long to wait for the host to end after its hook was killed, in seconds. It ends at once, unless the kernel cannot
 # get rid of a process; then it keeps the lock, and we leave.
 HOST_SECONDS = 0.5
+
+# How often to look after a lock that a file server may give to another host, in seconds.
+WATCH_SECONDS = 5.0
 
 # The exit status of a hook process that ended by KeyboardInterrupt, as host.py sets it.
 INTERRUPTED_STATUS = 130
@@ -42,6 +46,16 @@ _EXECUTE = (
 )
 
 
+class HookRequest(NamedTuple):
+    """A hook that the host is asked to run; see `host.py`."""
+
+    argv: Sequence[str]
+    cwd: str
+    environ: Mapping[str, str]
+    tree: list[int] | None
+    nested: Sequence[str]
+
+
 class Host:
     """A running hook host. It has to be ended, by `end`."""
 
@@ -50,20 +64,17 @@ class Host:
         command: Sequence[str],
         environ: Mapping[str, str],
         cwd: str,
-        locks: Sequence[int],
         streams: tuple[int | None, int | None],
     ) -> None:
         """
         Start it: ``command`` is an interpreter, and the first three arguments of the host.
 
-        ``locks`` are the open files that carry the locks under which its hooks will run, ``streams`` what they have as
-        standard output and error; ``None`` is ours. Raises `OSError`.
+        ``streams`` are what its hooks have as standard output and error; ``None`` is ours. Raises `OSError`.
         """
         python, *arguments = command
-        lifeline, self._lifeline = _pipe()
-        requests, self._requests = _pipe()
-        self._replies, replies = _pipe()
-        inherited = (lifeline, requests, replies, *locks)
+        lifeline, self._lifeline = map(above_standard_streams, os.pipe())
+        theirs, self._connection = _connection()
+        inherited = (lifeline, theirs.fileno())
         try:
             self._process = subprocess.Popen(
                 [python, "-c", _EXECUTE, _HOST, *arguments, *map(str, inherited)],
@@ -79,43 +90,38 @@ class Host:
             self._close()
             raise
         finally:
-            for descriptor in (lifeline, requests, replies):
-                os.close(descriptor)
+            os.close(lifeline)
+            theirs.close()
         self._group: int | None = None
         """The process group of the hook that runs."""
         self._was_asked = False
         self._buffered = b""
 
-    def run(
-        self,
-        argv: Sequence[str],
-        cwd: str,
-        environ: Mapping[str, str],
-        tree: list[int] | None,
-        nested: Sequence[str],
-    ) -> int:
+    def run(self, request: HookRequest, locks: Sequence[int], watch: Callable[[], None] | None = None) -> int:
         """
         Run one hook and return its exit status, negative for the signal that killed it.
+
+        ``locks`` are the open files that carry the locks under which it runs. ``watch`` is called every `WATCH_SECONDS`
+        while it runs, and may raise anything.
 
         Raises `Interrupted` when the user interrupted a hook that had been lent the terminal, `OSError` when the system
         has refused to start it, and `TreeViewError` when the host could not enter its view.
         """
-        request = {"argv": [*argv], "cwd": cwd, "environ": {**environ}, "tree": tree, "nested": [*nested]}
         self._was_asked = True
-        with contextlib.suppress(BrokenPipeError):
-            self._send(json.dumps(request).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):
+            self._send(json.dumps(request._asdict()).encode() + b"\n", locks)
         with Terminal() as terminal:
-            while reply := self._read_reply(None):
+            while reply := self._read_reply(None, watch):
                 event, word = reply
                 if event == "refused":
-                    raise TreeViewError(cwd, json.loads(word))
+                    raise TreeViewError(request.cwd, json.loads(word))
                 number = int(word)
                 if event == "started":
                     self._group = terminal.group = number
                 elif event == "stopped":
                     terminal.hook_was_stopped(number)
                 elif event == "failed":
-                    raise OSError(number, os.strerror(number), argv[0])
+                    raise OSError(number, os.strerror(number), request.argv[0])
                 else:
                     self._group = None
                     if terminal.lent and number in (INTERRUPTED_STATUS, -signal.SIGINT):
@@ -148,10 +154,12 @@ class Host:
             while self._group is not None and (reply := self._read_reply(deadline)):
                 if reply[0] == "ended":
                     self._group = None
-        # The second ends a host that still imports the backend.
-        os.close(self._requests)
+        with contextlib.suppress(OSError):
+            # Unless it has ended.
+            self._connection.shutdown(socket.SHUT_WR)
+        # Ends a host that still imports the backend.
         os.close(self._lifeline)
-        self._requests = self._lifeline = -1
+        self._lifeline = -1
         deadline = time.monotonic() + HOST_SECONDS
         while self._read_reply(deadline):
             pass
@@ -167,22 +175,28 @@ class Host:
         return False
 
     def _close(self) -> None:
-        for descriptor in (self._lifeline, self._requests, self._replies):
-            if descriptor >= 0:
-                os.close(descriptor)
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+        self._connection.close()
 
-    def _send(self, message: bytes) -> None:
-        while message:
-            message = message[os.write(self._requests, message) :]
+    def _send(self, message: bytes, locks: Sequence[int]) -> None:
+        # Should this process be killed now, the kernel keeps the open files until the host has received them.
+        sent = socket.send_fds(self._connection, [message], locks) if locks else 0
+        self._connection.sendall(message[sent:])
 
-    def _read_reply(self, deadline: float | None) -> tuple[str, str] | None:
-        """Return the next reply, or ``None`` at the end of the pipe or after the deadline."""
+    def _read_reply(self, deadline: float | None, watch: Callable[[], None] | None = None) -> tuple[str, str] | None:
+        """Return the next reply, or ``None`` at their end or after the deadline; meanwhile, call ``watch``."""
         poll = select.poll()
-        poll.register(self._replies, select.POLLIN)
+        poll.register(self._connection, select.POLLIN)
         while b"\n" not in self._buffered:
+            while watch is not None and not poll.poll(WATCH_SECONDS * 1000):
+                watch()
             if not poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000):
                 return None
-            received = os.read(self._replies, 4096)
+            received = b""
+            with contextlib.suppress(ConnectionError):
+                # Without having read a request, a killed host resets the connection.
+                received = self._connection.recv(4096)
             if not received:
                 return None
             self._buffered += received
@@ -196,7 +210,10 @@ class Host:
                 os.killpg(self._group, number)
 
 
-def _pipe() -> tuple[int, int]:
-    """Return the ends of a pipe, neither of which is a standard stream of a program that has closed its own."""
-    reader, writer = os.pipe()
-    return above_standard_streams(reader), above_standard_streams(writer)
+def _connection() -> list[socket.socket]:
+    """Return the ends of a connection, neither of which is a standard stream of a program that has closed its own."""
+    ends = [socket.socket(fileno=above_standard_streams(end.detach())) for end in socket.socketpair()]
+    for end in ends:
+        # The program may have set one for all sockets.
+        end.settimeout(None)
+    return ends

@@ -3,13 +3,13 @@
 `lockbuild.hooks.client` starts it. It imports nothing of lockbuild and never sees a hook's result: that goes through
 files, as pyproject-hooks' own script writes it.
 
-Arguments: HOST ENVIRONMENT MODULES VIEW LIFELINE REQUESTS REPLIES LOCK...
+Arguments: HOST ENVIRONMENT MODULES VIEW LIFELINE CONNECTION
     The path of this file; "kept" if the environment is kept for other builds, or "-"; the names of modules to import
     before the first fork, with commas between them, or "-"; the private view of the tree to enter first, as
-    ``views/overlay.py`` describes it, or "-"; and numbers of inherited descriptors: a pipe that ends with
-    the frontend and that nothing is written to; the pipe to read requests from; the pipe to write replies to; and the
-    open files that carry the locks under which hooks run.
-Requests: a line of JSON each, one after the other; the end of the pipe asks the host to end
+    ``views/overlay.py`` describes it, or "-"; and numbers of inherited descriptors: a pipe that ends with the frontend
+    and that nothing is written to; and a socket for requests and replies.
+Requests: a line of JSON each, one after the other, and with it the open files that carry the locks for this hook
+    (SCM_RIGHTS); the end of the requests asks the host to end
     {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...},
      "tree": [DEVICE, INODE] of the source tree that is locked, or null,
      "nested": [PATH, ...] of the lock files by which builds that the hook runs exclude each other}
@@ -31,10 +31,11 @@ imported, the host starts itself anew without MODULES, and each hook imports its
 PYTHONDONTWRITEBYTECODE is about the user's files. A kept environment gets its bytecode anyway, or each build would
 compile the backend again: see `_writing_bytecode` and `_compile_the_rest`. Hooks see the variable hold.
 
-The promise. The pipe of requests ends when the frontend has closed it or was killed. The host then kills the running
-hook's process group, waits for it, and ends. Host and hook both hold copies of the locks' descriptors, so that the
-locks stay taken until the last of the two has ended. A program that the hook executes gets no copy: a daemon like
-sccache's, started by a build, would hold the lock as long as it lives.
+The promise. The requests end when the frontend has said so or was killed. The host then kills the running hook's
+process group, waits for it, and ends. Until the host has received a request, the kernel keeps the open files that
+travel with it. The hook keeps them until it ends, the host until the next request or its own end. So the locks stay
+taken until the last of the two has ended. A program that the hook executes gets no copy: a daemon like sccache's,
+started by a build, would hold the lock as long as it lives.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import types
@@ -58,6 +60,9 @@ import warnings
 # How long the host waits for the processes of a group that it has killed, in seconds. They can only be late in the
 # kernel (a disk that does not answer); as long as one lives that inherited the locks, those stay taken anyway.
 _PATIENCE = 2.0
+
+# How many open files one message may carry. The kernel drops those for which there is no room.
+_MOST_LOCKS = 253
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,21 +85,21 @@ _shared_modules: dict[str, types.ModuleType] = {}
 
 
 def start() -> None:
-    """Be the host until the pipe of requests ends; or, after a fork, run one hook."""
+    """Be the host until the requests end; or, after a fork, run one hook."""
     _, host, environment, backend, view, *numbers = sys.argv
-    lifeline, requests, replies, *_locks = descriptors = list(map(int, numbers))
-    for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)
+    lifeline, number = map(int, numbers)
+    connection = socket.socket(fileno=number)
+    _set_inheritable([lifeline, number], False)
     del sys.argv[1:]
     if view != "-":
-        _enter_view(view, os.path.join(host, "..", "..", "views", "overlay.py"), replies)
+        _enter_view(view, os.path.join(host, "..", "..", "views", "overlay.py"), connection)
     lacks_bytecode = environment == "kept" and sys.dont_write_bytecode and sys.pycache_prefix is None
     with _writing_bytecode() if lacks_bytecode else contextlib.nullcontext():
         imported = backend == "-" or _import(*backend.split(","), lifeline=lifeline)
     if not imported:
-        _start_anew(descriptors)
+        _start_anew([lifeline, number])
     os.close(lifeline)
-    asked = _serve(requests, replies)
+    asked = _serve(connection)
     if asked is None:
         os._exit(0)
     _run(asked)
@@ -102,10 +107,14 @@ def start() -> None:
         _compile_the_rest()
 
 
+def _set_inheritable(descriptors: list[int], inheritable: bool) -> None:
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, inheritable)
+
+
 def _start_anew(descriptors: list[int]) -> NoReturn:
     """Replace this process by a host that imports no backend."""
-    for descriptor in descriptors:
-        os.set_inheritable(descriptor, True)
+    _set_inheritable(descriptors, True)
     try:
         # It is in its view already.
         os.execv(sys.executable, [*sys.orig_argv[:5], "-", "-", *map(str, descriptors)])
@@ -114,7 +123,7 @@ def _start_anew(descriptors: list[int]) -> NoReturn:
         os._exit(1)
 
 
-def _enter_view(view: str, script: str, replies: int) -> None:
+def _enter_view(view: str, script: str, connection: socket.socket) -> None:
     """Enter a private view of the tree, or say why that is not possible and end."""
     loader = importlib.machinery.SourceFileLoader("overlay", os.path.normpath(script))
     code = loader.get_code("overlay")
@@ -124,7 +133,7 @@ def _enter_view(view: str, script: str, replies: int) -> None:
     try:
         overlay["enter"](json.loads(view))
     except overlay["RefusedError"] as error:
-        _reply(replies, f"refused {json.dumps(str(error))}")
+        _reply(connection, f"refused {json.dumps(str(error))}")
         os._exit(0)
 
 
@@ -290,9 +299,9 @@ def _spare_shared_modules() -> None:
             del sys.modules[name]
 
 
-def _serve(requests: int, replies: int) -> _Request | None:
-    """Serve requests until the pipe ends. Returns a request in the process that is to run it, None in the host."""
-    # The host ends with the pipe and not before: a signal to every process of a job (systemd, Slurm, Jenkins) would
+def _serve(connection: socket.socket) -> _Request | None:
+    """Serve requests until they end. Returns a request in the process that is to run it, None in the host."""
+    # The host ends with the requests and not before: a signal to every process of a job (systemd, Slurm, Jenkins) would
     # else leave a hook that resists without its host.
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     # A parent that blocks this signal passes that on to us, and we would never hear of a hook's end.
@@ -300,7 +309,7 @@ def _serve(requests: int, replies: int) -> _Request | None:
     try:
         wake_up, woken = os.pipe()
     except OSError as error:
-        _reply(replies, f"failed {error.errno}")
+        _reply(connection, f"failed {error.errno}")
         return None
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)
@@ -310,37 +319,43 @@ def _serve(requests: int, replies: int) -> _Request | None:
         signal.signal(number, signal.SIG_IGN)
 
     nested: list[str] = []
+    locks: list[int] = []
     group = _next_group()
-    while line := _read_line(requests):
-        request: _Request = json.loads(line)
+    while received := _receive(connection):
+        request: _Request = json.loads(received[0])
+        # The frontend holds the locks while it asks. Those of the last hook may be freed now.
+        for descriptor in locks:
+            os.close(descriptor)
+        locks = received[1]
         nested = request["nested"]
         try:
             _compile(request["argv"][0])
             group = group or _make_group()
             hook = os.fork()
         except OSError as error:
-            _reply(replies, f"failed {error.errno}")
+            _reply(connection, f"failed {error.errno}")
             break
         if hook == 0:
             os.setpgid(0, group)
             # The hook says so itself. Where its host is killed, the frontend knows the group before the replies end.
-            _reply(replies, f"started {group}")
+            _reply(connection, f"started {group}")
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            for descriptor in (requests, replies, wake_up, woken):
-                os.close(descriptor)
+            connection.close()
+            os.close(wake_up)
+            os.close(woken)
             return request
         # Made while the hook runs, because the next one will be asked for as soon as it has ended.
         next_group = _next_group()
-        status = _attend(hook, requests, replies, wake_up)
+        status = _attend(hook, connection, wake_up)
         if status:
             # What a hook has started may outlive its failure, or the SIGINT that ended it: a shell's background jobs
             # ignore that. It may not go on writing into the tree.
             _kill_group(group)
-        _reply(replies, f"ended {status}")
+        _reply(connection, f"ended {status}")
         os.waitpid(group, 0)
         group = next_group
     _end_nesting(nested)
@@ -371,25 +386,28 @@ def _make_group() -> int:
     return leader
 
 
-def _read_line(requests: int) -> bytes:
-    line = b""
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]] | None:
+    """Return a request and the open files that came with it; ``None`` at the end of the requests."""
+    line, locks = b"", []
     while not line.endswith(b"\n"):
-        received = os.read(requests, 65536)
+        received, descriptors, _, _ = socket.recv_fds(connection, 65536, _MOST_LOCKS)
         if not received:
-            return b""
+            return None
+        _set_inheritable(descriptors, False)
         line += received
-    return line
+        locks += descriptors
+    return line, locks
 
 
-def _attend(hook: int, requests: int, replies: int, wake_up: int) -> int:
+def _attend(hook: int, connection: socket.socket, wake_up: int) -> int:
     """Wait for the end of a hook; return its exit status. When the frontend goes first, the hook is killed."""
     poll = select.poll()
-    poll.register(requests, select.POLLIN | select.POLLHUP)
+    poll.register(connection, select.POLLIN | select.POLLHUP)
     poll.register(wake_up, select.POLLIN)
     while True:
         ready = [descriptor for descriptor, _ in poll.poll()]
-        if requests in ready:
-            # No request comes while a hook runs: this is the end of the pipe. A hook that has moved to another process
+        if connection.fileno() in ready:
+            # No request comes while a hook runs: this is their end. A hook that has moved to another process
             # group is still our child, and not yet waited for.
             os.kill(hook, signal.SIGKILL)
             os.waitpid(hook, 0)
@@ -397,15 +415,15 @@ def _attend(hook: int, requests: int, replies: int, wake_up: int) -> int:
         os.read(wake_up, 4096)
         ended, status = os.waitpid(hook, os.WNOHANG | os.WUNTRACED)
         if ended and os.WIFSTOPPED(status):
-            _reply(replies, f"stopped {os.WSTOPSIG(status)}")
+            _reply(connection, f"stopped {os.WSTOPSIG(status)}")
         elif ended:
             return os.waitstatus_to_exitcode(status)
 
 
-def _reply(replies: int, line: str) -> None:
-    # The frontend has ended. The end of its other pipe ends the host.
-    with contextlib.suppress(BrokenPipeError):
-        os.write(replies, line.encode() + b"\n")
+def _reply(connection: socket.socket, line: str) -> None:
+    # The frontend has ended. The end of the requests ends the host.
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(line.encode() + b"\n")
 
 
 def _kill_group(group: int) -> None:

@@ -1,4 +1,4 @@
-"""A runner for pyproject-hooks that runs hooks through the hook host, under locks that the host inherits.
+"""A runner for pyproject-hooks that runs hooks through the hook host, under locks that travel with each request.
 
 On POSIX a `HookRunner` starts the host of `host.py` once and has it fork a process for each hook; on Windows each hook
 is a process in a job object. Outside of `HookRunner.under` no hook runs. After an interruption that is so within a
@@ -39,6 +39,8 @@ class _Origin(NamedTuple):
     view: str
     """The private view of the tree that it enters, as JSON, or ``-``."""
     environ: Mapping[str, str]
+    revision: int = 0
+    """That of the environment."""
 
 
 class HookRunner:
@@ -64,24 +66,16 @@ class HookRunner:
         self._read_until: list[int] = []
         self._host: Host | None = None
         self._origin: _Origin | None = None
-        self._carried: list[tuple[InheritableLock, int]] = []
-        """The locks whose open files the host has inherited, and their epochs."""
 
-    def start(
-        self,
-        project: Project,
-        environment: HookEnvironment | None,
-        locks: Sequence[InheritableLock],
-        view: View | None = None,
-    ) -> None:
+    def start(self, project: Project, environment: HookEnvironment | None, view: View | None = None) -> None:
         """
-        Start the host for hooks that will run under ``locks``, which need not be taken yet, with their open files.
+        Start the host for hooks of a project. No lock need be taken yet.
 
         With a view, the host and all its hooks see the tree as that. It is mounted before the locks are taken; nothing
         is looked up in it until a hook runs.
 
         It imports the project's backend meanwhile, if that is one that bears it. A host that is there already goes on
-        if it is the one that would be started, and carries these locks.
+        if it is the one that would be started.
         """
         if os.name != "posix":
             return
@@ -92,12 +86,13 @@ class HookRunner:
         may_import = self._preimport and not _searches_cwd(environ)
         modules = ",".join(project.imported_ahead if may_import else ()) or "-"
         self._view = view.to_json() if view is not None else "-"
-        origin = _Origin(python, "kept" if environment and environment.is_kept else "-", modules, self._view, environ)
-        if self._host is None or self._origin != origin or not self._is_carried(locks):
+        kept, revision = (environment.is_kept, environment.revision) if environment else (False, 0)
+        origin = _Origin(python, "kept" if kept else "-", modules, self._view, environ, revision)
+        if self._host is None or self._origin != origin:
             self.close()
             # An interpreter that is not there is missed by the look at the environment.
             with contextlib.suppress(OSError):
-                self._start_host(origin, project.tree, locks)
+                self._start_host(origin, project.tree)
 
     def close(self) -> None:
         """End the host, and with it a hook that still runs."""
@@ -122,8 +117,8 @@ class HookRunner:
         """
         Run hooks under these locks. No hook is left running afterwards, except where the kernel cannot end one.
 
-        The host ends as well, unless it is kept for a tree that needs none of these locks. Its copies of their open
-        files hold no lock once it is released.
+        The host ends as well, unless it is kept for another tree. Its copies of the locks' open files hold no lock once
+        it is released.
         """
         outer, self._locks = self._locks, locks
         is_kept = False
@@ -169,36 +164,30 @@ class HookRunner:
 
     def _run_in_host(self, cmd: Sequence[str], cwd: str, environ: Mapping[str, str]) -> int:
         python, *argv = cmd
-        if (
-            self._host is None
-            or self._origin is None
-            or self._origin.python != python
-            or not self._is_carried(self._locks)
-        ):
+        from lockbuild.hooks.client import HookRequest
+
+        if self._host is None or self._origin is None or self._origin.python != python:
             self.close()
-            self._start_host(_Origin(python, "-", "-", self._view, os.environ | environ), cwd, self._locks)
+            self._start_host(_Origin(python, "-", "-", self._view, os.environ | environ), cwd)
         assert self._host is not None
         self._lent = self._lend_locks()
+        descriptors = [descriptor for lock in self._locks for descriptor in lock.descriptors]
+        may_be_lost = any(isinstance(lock, SourceTreeLock) and lock.may_be_lost for lock in self._locks)
+        request = HookRequest(argv, cwd, environ, self._locked_tree(), self._lent)
         try:
-            return self._host.run(argv, cwd, environ, self._locked_tree(), self._lent)
+            return self._host.run(request, descriptors, self.confirm_locks if may_be_lost else None)
         except BaseException:
             # Interrupted. Our caller is about to remove the files by which it talks with the hook. One that ran on
             # would miss its input, and say so, or put its output into the folder that is being removed.
             self.close()
             raise
 
-    def _start_host(self, origin: _Origin, cwd: str, locks: Sequence[InheritableLock]) -> None:
+    def _start_host(self, origin: _Origin, cwd: str) -> None:
         from lockbuild.hooks.client import Host
 
         self._open_output()
-        descriptors = [descriptor for lock in locks for descriptor in lock.descriptors]
-        self._host = Host(origin[:4], origin.environ, cwd, descriptors, self._streams())
+        self._host = Host(origin[:4], origin.environ, cwd, self._streams())
         self._origin = origin
-        self._carried = [(lock, lock.epoch) for lock in locks]
-
-    def _is_carried(self, locks: Sequence[InheritableLock]) -> bool:
-        """Tell whether the host has inherited the open files of these locks."""
-        return all(any(lock is other and lock.epoch == epoch for other, epoch in self._carried) for lock in locks)
 
     def _open_output(self) -> None:
         if len(self._output) < self._files:

@@ -7,7 +7,7 @@ build, an unpacked wheel, the target of `install_wheels`.
 
 How. A lock has several targets (`targets`): the lock file that is named by the digest of the path, the inode of the
 directory and, for a source tree, uv's lock file. Each is an exclusive kernel lock on an open file (`kernel`). Other
-modules wait for a target that is not free (`waiting`), keep the open files that hook processes inherit (`inheriting`),
+modules wait for a target that is not free (`waiting`), keep the open files that hook processes get (`inheriting`),
 and go on under an enclosing lock, held by an outer build (`nesting`) or by ``flock DIR COMMAND`` (`enclosing`).
 
 The order, for all processes: folders that the user named, by name; sdist; source tree; build environment; wheel store.
@@ -16,7 +16,7 @@ for an earlier one. It never waits for a target while it holds another target of
 an installer that fills a build environment may run a backend that runs lockbuild. That build is told which locks
 enclose it and does not wait for them.
 
-An open file carries the lock, and the hook processes inherit it. A lock is free once the frontend has released it *and*
+An open file carries the lock, and the hook processes get it. A lock is free once the frontend has released it *and*
 no hook that ran under it is left. Nothing else counts: neither the existence of a file nor its contents. The record
 beside a lock file (`holders`) is for people.
 
@@ -39,15 +39,11 @@ __all__ = ["DirectoryLock", "InheritableLock", "LockRequest", "SourceTreeLock", 
 
 
 class InheritableLock(Protocol):
-    """A lock that hook processes inherit. It stays locked until the last of them has ended."""
+    """A lock whose open files hook processes get. It stays locked until the last of them has ended."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """The open files that carry the lock."""
-
-    @property
-    def epoch(self) -> int:
-        """A number that changes whenever a process that inherited the open files no longer has all of them."""
 
     @property
     def held(self) -> HeldLock | None:

@@ -18,8 +18,8 @@ import stat
 import time
 from typing import TYPE_CHECKING, Self
 
-from lockbuild.errors import CacheFolderError, LockUnavailableError, SourceTreeMovedError, shown
-from lockbuild.events import Reporter, ReporterFailedError
+from lockbuild.errors import LockUnavailableError, SourceTreeMovedError, shown
+from lockbuild.events import ReporterFailedError
 from lockbuild.locks.enclosing import enclosing_lock
 from lockbuild.locks.holders import record_beside, remove_record, write_record
 from lockbuild.locks.inheriting import OpenFiles
@@ -65,7 +65,7 @@ class DirectoryLock:
         self.held: HeldLock | None = None
         """While the lock is held: what the builds that a hook starts need to know about it."""
         self.lock_file: str | None = None
-        """The path of the lock file, once `open` or the acquisition has chosen it."""
+        """The path of the lock file, once the acquisition has chosen it."""
         self._request = request
         self._reporter = request.reporter
         self._create = request.create
@@ -81,30 +81,8 @@ class DirectoryLock:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """The open files that carry the lock. A process that inherits them keeps the lock when this one is killed."""
+        """The open files that carry the lock. A process that has them keeps the lock when this one is killed."""
         return self._files.descriptors
-
-    @property
-    def epoch(self) -> int:
-        """A number that changes whenever `descriptors` will differ from those that `open` has opened."""
-        return self._files.epoch
-
-    def open(self) -> None:
-        """
-        Open the targets without locking them.
-
-        A process that is started with these descriptors holds the lock as soon as this process has taken it. The
-        acquisition reports targets that cannot be opened.
-        """
-        with contextlib.suppress(OSError, CacheFolderError):
-            silent = self._request._replace(reporter=Reporter())
-            files = [target.file for target in self._choose_targets(silent, os.path.realpath(self.path))]
-            self.lock_file = files[0].path
-            self._files.open_ahead(files)
-
-    def close(self) -> None:
-        """Close the targets that are open but not locked. Calling it again does nothing."""
-        self._files.close_ahead()
 
     def __enter__(self) -> Self:
         """Wait for the lock and take it."""
@@ -115,7 +93,6 @@ class DirectoryLock:
 
     def __exit__(self, *_: object) -> None:
         """Release the lock."""
-        self.close()
         if self.held is not None:
             if not self._request.shared:
                 remove_record(record_beside(self.held.lock_file))
@@ -148,7 +125,7 @@ class DirectoryLock:
 
     def leave_to_heirs(self) -> None:
         """
-        Keep the lock beyond its release, for processes that have inherited its descriptors.
+        Keep the lock beyond its release, for processes that have its descriptors.
 
         A release would free the lock for them as well. After this call, a release only closes our descriptors. The
         kernel keeps the lock until the last heir has ended, such as a hook that is still dying.
@@ -279,7 +256,7 @@ class DirectoryLock:
         """
         while True:
             try:
-                descriptor = self._files.open(file)
+                descriptor = file.open()
             except FileNotFoundError:
                 if not self._create or not isinstance(file, Directory):
                     raise
@@ -302,8 +279,6 @@ class DirectoryLock:
                     yield from self._wait_for(file, descriptor, attempt)
                 current = file.is_current(descriptor)
             except BaseException:
-                # Closing is not enough: a hook host that was started early has the same open file, and would keep the
-                # lock.
                 unlock(descriptor)
                 raise
             if current:
@@ -331,10 +306,9 @@ class DirectoryLock:
     def _wait_for(self, file: Lockable, descriptor: int, attempt: Callable[[], bool]) -> Iterator[float]:
         # The record beside the lock file says who holds a directory.
         lock_file = (self.lock_file or file.path) if isinstance(file, Directory) else file.path
-        with self._files.awaiting(descriptor):
-            # Each question goes to the file server.
-            slowest = 1.0 if isinstance(file, TreeFile) else 0.0
-            yield from self._begun_wait().until(attempt, descriptor, lock_file, slowest=slowest)
+        # Each question about a file of the tree goes to the file server.
+        slowest = 1.0 if isinstance(file, TreeFile) else 0.0
+        yield from self._begun_wait().until(attempt, descriptor, lock_file, slowest=slowest)
 
     def _announce(self) -> None:
         """Announce that we wait for the exclusive lock, so that others do not share it again and again."""
