@@ -21,6 +21,9 @@ from lockbuild.project import read_project
 from machine import error_line, warnings_in
 from witness import WitnessTree
 
+# Each of them takes a second or more, and there are many.
+pytestmark = pytest.mark.slow
+
 VALID = (
     '[build-system]\nrequires = ["setuptools >=77", "wheel"]\nbuild-backend = "setuptools.build_meta"\n',
     '# A comment\n[build-system]\nrequires = []\nbuild-backend = "backend:name"\nbackend-path = ["inside", "."]\n',

@@ -23,6 +23,9 @@ from lockbuild.sdist import read_sdist, unpacked
 from machine import error_line
 from witness import WitnessTree
 
+# Each of them takes a second or more, and there are many.
+pytestmark = pytest.mark.slow
+
 NAME = "witness-1.0.tar.gz"
 PKG_INFO = b"Metadata-Version: 2.1\nName: witness\nVersion: 1.0\n"
 

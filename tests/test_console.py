@@ -18,6 +18,9 @@ from lockbuild.request import Artifact, BuildResult
 from screen import on_screen, terminal
 from witness import LOCKBUILD, PATIENCE, WitnessTree, wait_until
 
+# Each of them takes a second or more, and there are many.
+pytestmark = pytest.mark.slow
+
 RUN = (sys.executable, "-m", "lockbuild.commands.run")
 
 Captured = pytest.CaptureFixture[str]

@@ -64,6 +64,7 @@ FIELDS: dict[str, list[Any]] = {
     "constraints_file": ["--constraints"],
     "installer": ["uv"],
     "link_mode": ["hardlink", "copy"],
+    "tree": ["private", "clean", "auto"],
     "env_dir": ["env dir"],
     "sdist_extract_dir": ["=extract"],
     "lock": ["auto", "always", "never"],

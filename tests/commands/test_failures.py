@@ -10,6 +10,9 @@ import pytest
 from wheelhouse import make_probe_tree
 from witness import WitnessTree
 
+# Each of them takes a second or more, and there are many.
+pytestmark = pytest.mark.slow
+
 
 def fail(tree: WitnessTree, *options: str, env: dict[str, str] | None = None) -> list[str]:
     """Build, which has to fail with one error in the last line; return all lines on standard error."""

@@ -1223,6 +1223,7 @@ for hook in ("get_requires_for_build_sdist", "build_sdist", "get_requires_for_bu
 # What the hook host has imported before it forks, and a script that python runs would not have.
 MODULES_OF_THE_HOST = {
     *("atexit", "fcntl", "gc", "importlib._abc", "importlib.util", "pkgutil", "runpy", "select", "typing", "weakref"),
+    *("_socket", "array", "math", "selectors", "socket"),
 }
 MODULES_OF_TYPING = {"__future__", "_typing", "_weakrefset", "typing.io", "typing.re"}
 

@@ -27,6 +27,9 @@ from machine import after_setup, as_root
 from wheelhouse import ProbeTree, created, site_packages
 from witness import LOCKBUILD, PATIENCE, WitnessTree
 
+# Each of them takes a second or more, and there are many.
+pytestmark = pytest.mark.slow
+
 
 def _truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)

@@ -20,6 +20,9 @@ from lockbuild.request import BuildRequest
 from wheelhouse import ProbeTree, Wheelhouse, processes_naming, served, site_packages
 from witness import PATIENCE
 
+# Each of them takes a second or more, and there are many.
+pytestmark = pytest.mark.slow
+
 
 def add_features(house: Wheelhouse) -> None:
     """Add wheels with everything that a wheel can have."""

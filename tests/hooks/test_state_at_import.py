@@ -12,7 +12,7 @@ import pytest
 from machine import linux_only
 from witness import LOCKBUILD, PYTHON_BUILD, WitnessTree
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="elsewhere there is no hook host")
+pytestmark = [pytest.mark.skipif(os.name != "posix", reason="elsewhere there is no hook host"), pytest.mark.slow]
 
 # What is done at import, and what a hook then looks at.
 _STATES = {

@@ -17,9 +17,6 @@ from uml import PATH, Network
 
 pytestmark = pytest.mark.slow
 
-# A host that looks while another one makes the lock file may find it with two names, and gives up.
-made_by_two_hosts = pytest.mark.xfail(strict=False, reason="a lock file that is being made is refused")
-
 PROGRAMS = "linux.uml nsenter setpriv ip exportfs rpc.nfsd rpcbind mount.nfs glusterfs glusterfsd mkfs.ext4"
 
 
@@ -82,18 +79,15 @@ def test_hooks_on_two_hosts_that_do_not_lock_notice_each_other(share: Share) -> 
     assert share.server.overlaps(tree) == 1
 
 
-@made_by_two_hosts
 def test_builds_on_two_hosts_exclude_each_other(share: Share) -> None:
     storm(share, "storm", share.alpha, share.beta)
 
 
-@made_by_two_hosts
 def test_hosts_with_one_cache_folder_at_one_path_exclude_each_other(share: Share) -> None:
     assert share.alpha.folder == share.beta.folder
     storm(share, "one-cache", share.alpha, share.beta, options=("--cache-dir", f"{share.alpha.folder}/cache"))
 
 
-@made_by_two_hosts
 def test_a_server_and_a_client_that_build_exclude_each_other(share: Share) -> None:
     storm(share, "served", share.server, share.beta)
 

@@ -19,8 +19,6 @@ from witness import WitnessTree, wait_until
 
 pytestmark = linux_only
 
-UNSEEN = "held by a process that cannot be seen from here"
-
 
 def link_to_the_tree(tree: Path) -> str:
     link = tree.with_name("link")
@@ -92,18 +90,20 @@ def test_a_bind_mount_is_the_same_tree(witness_tree: WitnessTree, tmp_path: Path
 
 
 @as_root
-def test_a_waiting_build_in_another_container_does_not_guess_at_the_holder(
+def test_a_waiting_build_in_another_container_names_the_holder_with_its_host(
     witness_tree: WitnessTree,
 ) -> None:
     gate = witness_tree.make_gate()
     witness_tree.start(gate=gate.path)
     witness_tree.wait_for_entry()
     waiter = witness_tree.start(command=after_setup("", "--pid"))
-    assert UNSEEN in wait_until_it_waits(waiter)
+    # Only its host can tell whether the process of a record still runs.
+    named = f"held by {witness_tree.started[0].pid} on {os.uname().nodename} ("
+    assert named in wait_until_it_waits(waiter)
     timed_out = witness_tree.start("--wheel", "--lock-timeout", "0", command=after_setup("", "--pid"))
     [(status, _, error)] = witness_tree.finish(timed_out)
     assert status == 75
-    assert "is " + UNSEEN in error
+    assert "is " + named in error
     gate.open()
     witness_tree.assert_all_succeed(witness_tree.started[0], waiter)
 
@@ -120,7 +120,7 @@ def test_builds_in_two_containers_with_the_same_process_number_do_not_take_each_
     [record] = Path(os.environ["LOCKBUILD_CACHE_DIR"], "locks").glob("*.holder")
     assert '"pid": 1,' in record.read_text()
     waiter = witness_tree.start(command=after_setup("", "--pid"))
-    assert UNSEEN in wait_until_it_waits(waiter)
+    assert f"held by 1 on {os.uname().nodename} (" in wait_until_it_waits(waiter)
     gate.open()
     witness_tree.assert_all_succeed()
 

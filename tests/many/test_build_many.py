@@ -17,6 +17,9 @@ from lockbuild import BuildRequest
 from monorepo import Monorepo
 from witness import end_all, wait_until
 
+# Each of them takes a second or more, and there are many.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Monorepo]:

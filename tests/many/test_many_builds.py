@@ -13,6 +13,9 @@ from monorepo import Monorepo
 from wheelhouse import Wheelhouse
 from witness import PATIENCE, wait_until
 
+# Each of them takes a second or more, and there are many.
+pytestmark = pytest.mark.slow
+
 
 def test_several_sources_are_built_into_one_out_dir(repo: Monorepo) -> None:
     repo.add("one")

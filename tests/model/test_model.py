@@ -16,6 +16,7 @@ import pytest
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("spin") is None, reason="needs spin, which checks models"),
     pytest.mark.skipif(COMPILER is None, reason="needs a C compiler, for what spin generates"),
 ]

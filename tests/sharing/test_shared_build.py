@@ -26,6 +26,9 @@ from sharing_project import WHEEL, SharingProject, wait_until_all_wait
 from wheelhouse import CACHE_COMMAND, Wheelhouse
 from witness import LOCKBUILD, PATIENCE, end_all
 
+# Each of them takes a second or more, and there are many.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def common_cache() -> Iterator[str]:

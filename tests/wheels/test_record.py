@@ -17,6 +17,9 @@ from lockbuild.errors import WheelError
 from lockbuild.wheels import install_wheels
 from wheelhouse import Wheelhouse
 
+# Each of them takes a second or more, and there are many.
+pytestmark = pytest.mark.slow
+
 RECORD = "alpha-1.0.dist-info/RECORD"
 
 

@@ -248,9 +248,9 @@ def _create(name: str, folder: Folder) -> int:
     path, dir_fd = folder.at(name), folder.descriptor
     if os.name == "nt":
         # Modes mean nothing there, and neither of two names of an open file could be removed.
-        return _new_lock_file(path, dir_fd)
+        return new_lock_file(path, dir_fd)
     with hidden_beside(path, dir_fd) as hidden:
-        descriptor = _new_lock_file(hidden, dir_fd)
+        descriptor = new_lock_file(hidden, dir_fd)
         try:
             link(hidden, path, dir_fd, dir_fd)
         except FileExistsError:
@@ -259,11 +259,12 @@ def _create(name: str, folder: Folder) -> int:
         except OSError:
             # A file system without hard links. Of two processes, the one that is late finds the other's file.
             os.close(descriptor)
-            return _new_lock_file(path, dir_fd)
+            return new_lock_file(path, dir_fd)
     return descriptor
 
 
-def _new_lock_file(path: str, dir_fd: int | None) -> int:
+def new_lock_file(path: str, dir_fd: int | None) -> int:
+    """Make a lock file and return its descriptor. Raises `FileExistsError`."""
     descriptor = above_standard_streams(new_file(path, _MODE, dir_fd))
     if hasattr(os, "fchmod"):
         with contextlib.suppress(PermissionError):

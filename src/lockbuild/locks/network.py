@@ -22,7 +22,7 @@ from lockbuild.errors import LockLostError, LockUnavailableError
 from lockbuild.files import write_whole
 from lockbuild.folders import open_folder
 from lockbuild.locks.holders import read_record, record_beside, remove_record, write_record
-from lockbuild.locks.kernel import LockFile, NotALockFileError, try_to_lock_bytes
+from lockbuild.locks.kernel import LockFile, NotALockFileError, new_lock_file, try_to_lock_bytes
 from lockbuild.locks.mounts import is_exported, mount_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ class TreeFile(NamedTuple):
                 os.mkdir(each)
         with open_folder(folder, shared=True) as opened:
             write_whole(opened.at(".gitignore"), b"*\n", dir_fd=opened.descriptor)
-        return self._checked(LockFile(self.path).open())
+            # Not by a second name, as other lock files: another host could see that, and take the file for a link.
+            with contextlib.suppress(FileExistsError):
+                return new_lock_file(opened.at(os.path.basename(self.path)), opened.descriptor)
+        return self._checked(LockFile(self.path, create=False).open())
 
     def is_current(self, descriptor: int) -> bool:
         """Return whether the path still leads to the file behind ``descriptor``; `git clean` removes it."""
