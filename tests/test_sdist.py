@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import tarfile
 from collections.abc import Callable
@@ -103,6 +105,8 @@ BAD_ARCHIVES: list[tuple[str, Callable[[Path], Path], str]] = [
     ("truncated", truncated, "failed to read source distribution"),
     ("truncated and not compressed", truncated_uncompressed, "failed to read source distribution"),
     ("damaged", damaged, "failed to read source distribution"),
+    ("damaged bz2", written(bz2.compress(b"\0" * 10240)[:-8]), "failed to read source distribution"),
+    ("damaged xz", written(lzma.compress(b"\0" * 10240)[:-8]), "failed to read source distribution"),
     ("no members", lambda path: write_sdist(path, {}), "must contain a single top-level directory, got: []"),
     (
         "two folders",
@@ -223,9 +227,13 @@ def test_a_member_that_would_leave_its_folder_is_refused(
     assert os.listdir(tmp_path / "tmp") == []
 
 
-def test_one_that_is_not_compressed_is_built_from_as_build_does(witness_tree: WitnessTree) -> None:
+@pytest.mark.parametrize("compress", [bytes, bz2.compress, lzma.compress], ids=["not", "bz2", "xz"])
+def test_one_that_is_compressed_otherwise_is_built_from_as_build_does(
+    witness_tree: WitnessTree, compress: Callable[[bytes], bytes]
+) -> None:
     archive = uncompressed(witness_tree.control / NAME)
-    with tarfile.open(archive, "r:") as tar:
+    archive.write_bytes(compress(archive.read_bytes()))
+    with tarfile.open(archive) as tar:
         assert "witness-1.0/PKG-INFO" in tar.getnames()
     witness_tree.assert_all_succeed(witness_tree.start("--wheel", source=archive))
     assert os.listdir(witness_tree.out_dir) == ["witness-1.0-py3-none-any.whl"]

@@ -7,7 +7,9 @@ before that, so an sdist that would fill the disk is refused in time.
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import math
 import os
 import shutil
@@ -24,7 +26,7 @@ from packaging.version import InvalidVersion
 from lockbuild.errors import SdistError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 # A member counts for at least this many bytes: an empty file takes space, too.
 _LEAST_SIZE = 4096
@@ -37,11 +39,15 @@ _CHUNK = 1 << 20
 # More folders than the path of any member has. `os.makedirs` and `shutil.rmtree` recurse once for each.
 _DEEPEST = 256
 
-# The first bytes of a gzip file.
-_GZIP = b"\x1f\x8b"
+# What opens a compressed file, by its first bytes. As `build` does, lockbuild reads what has the name of an sdist.
+_COMPRESSIONS: Mapping[bytes, Callable[[str], object]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
 
-# What reading raises for a file that is not an intact .tar.gz. gzip's own exception is an OSError.
-UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
+# What reading raises for a file that is not an intact .tar.gz. The exceptions of gzip and bz2 are OSErrors.
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
 
 # `tarfile` raises these as well: for malformed numbers, links to missing members, and long chains of headers.
 _CONFUSED = (ArithmeticError, LookupError, RecursionError, ValueError)
@@ -91,8 +97,8 @@ def read_through(path: str, limit: float = math.inf) -> list[tarfile.TarInfo]:
     """
     Read a ``.tar.gz`` to its end, which verifies its checksum and length, and return its members.
 
-    An archive of that name that is not compressed is read as well, as ``build`` does; it has no checksum. Raises one of
-    `UNREADABLE` when it is damaged.
+    An archive of that name that is compressed otherwise, or not at all, is read as well, as ``build`` does. Raises one
+    of `UNREADABLE` when it is damaged.
     """
     members = []
     size = 0
@@ -170,8 +176,11 @@ class _Bounded:
 
 def _decompressed(path: str) -> IO[bytes]:
     with open(path, "rb") as file:
-        is_compressed = file.read(len(_GZIP)) == _GZIP
-    return cast("IO[bytes]", gzip.open(path)) if is_compressed else open(path, "rb")
+        begins = file.read(max(map(len, _COMPRESSIONS)))
+    for magic, opened in _COMPRESSIONS.items():
+        if begins.startswith(magic):
+            return cast("IO[bytes]", opened(path))
+    return open(path, "rb")
 
 
 def _copy(archive: str, copy: str) -> str:

@@ -87,6 +87,7 @@ def enter(view: View) -> None:
         if is_user:
             _drop_capabilities()
         inside = _identity(tree)
+        shares_file_system = os.stat(os.path.dirname(tree)).st_dev == outside[0]
         # Until now, this process is in the folder below the mount.
         os.chdir(os.getcwd())
     except OSError as error:
@@ -99,7 +100,7 @@ def enter(view: View) -> None:
             real = [device, inode]
     os.environ[VARIABLE] = json.dumps([*views, [*inside, *real]])
     # The repository may be around the tree. git would not look for it beyond the view, which is a file system.
-    if os.stat(os.path.dirname(tree)).st_dev == outside[0]:
+    if shares_file_system:
         os.environ.setdefault("GIT_DISCOVERY_ACROSS_FILESYSTEM", "1")
 
 
