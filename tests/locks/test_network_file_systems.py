@@ -36,6 +36,7 @@ MOUNTS = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 43 27 0:62 / /srv/flock rw - nfs server:/export rw,vers=3,local_lock=flock
 44 27 0:63 / /srv/ssh rw - fuse.sshfs server: rw
 45 27 0:64 / /srv/windows rw - cifs //server/share rw,nobrl
+47 27 0:66 / /srv/sandbox rw - virtiofs kataShared rw
 46 27 0:65 / /srv/none rw - nfs4 server:/export rw,local_lock=none
 torn 0:55 line
 """
@@ -54,6 +55,7 @@ torn 0:55 line
         ((0, 63), True, "may be local"),
         ((0, 64), True, "nobrl"),
         ((0, 65), True, None),
+        ((0, 66), False, None),
     ],
     ids=str,
 )
@@ -65,6 +67,12 @@ def test_the_kernels_list_of_mounts_tells_what_locks_exclude(
     assert mount.is_network == is_network
     if is_network:
         assert problem in (mount.problem or "") if problem else mount.problem is None
+
+
+def test_a_file_system_of_the_host_of_a_virtual_machine_is_told_apart() -> None:
+    mount = mount_of(os.makedev(0, 66), MOUNTS)
+    assert mount is not None
+    assert mount.is_of_host
 
 
 def test_a_device_that_is_not_in_the_list_has_no_mount() -> None:

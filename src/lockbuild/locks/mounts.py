@@ -7,10 +7,18 @@ import re
 from typing import NamedTuple
 
 # Types in the kernel's list of mounts whose byte-range locks exclude other hosts.
-_EXCLUDE = "ceph cifs fuse.ceph fuse.glusterfs glusterfs gpfs lustre nfs nfs4 smb3"
+_EXCLUDE = frozenset(
+    ["ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3"]
+)
 
-# Types whose locks may be local to a host. With 9p and virtiofs, a virtual machine sees its host's files.
-_MAY_NOT_EXCLUDE = "9p afs beegfs fuse.beegfs fuse.s3fs fuse.sshfs gfs2 ocfs2 orangefs pvfs2 smbfs virtiofs"
+# Types whose locks may be local to a host.
+_MAY_NOT_EXCLUDE = frozenset(
+    ["afs", "beegfs", "fuse.beegfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "ocfs2", "orangefs", "pvfs2", "smbfs"]
+)
+
+# Types by which a virtual machine sees its host's files. Locks may be local to it. But sandboxes such as Kata and gVisor
+# have all their files there, which nothing else uses.
+_OF_VIRTUAL_MACHINES = frozenset(("9p", "virtiofs"))
 
 # Options of a mount with which byte-range locks are local. The kernel shows those that are in force.
 _LOCAL = ("nolock", "local_lock=posix", "local_lock=all", "nobrl")
@@ -27,7 +35,12 @@ class Mount(NamedTuple):
     @property
     def is_network(self) -> bool:
         """Whether other hosts may see the file system."""
-        return self.kind in _EXCLUDE.split() or self.kind in _MAY_NOT_EXCLUDE.split()
+        return self.kind in _EXCLUDE | _MAY_NOT_EXCLUDE
+
+    @property
+    def is_of_host(self) -> bool:
+        """Whether the host of this virtual machine, if it is one, may see the file system."""
+        return self.kind in _OF_VIRTUAL_MACHINES
 
     @property
     def problem(self) -> str | None:
@@ -35,7 +48,7 @@ class Mount(NamedTuple):
         local = [option for option in self.options if option in _LOCAL]
         if local:
             return f"its mount ({self.kind}) has the option {local[0]}, so locks are local to this host"
-        return None if self.kind in _EXCLUDE.split() else f"locks on {self.kind} may be local to this host"
+        return None if self.kind in _EXCLUDE else f"locks on {self.kind} may be local to this host"
 
 
 def mount_of(device: int, mounts: str | None = None) -> Mount | None:

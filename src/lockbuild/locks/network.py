@@ -18,7 +18,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from lockbuild.errors import LockLostError, LockUnavailableError
+from lockbuild.errors import LockLostError, LockUnavailableError, shown
 from lockbuild.files import write_whole
 from lockbuild.folders import open_folder
 from lockbuild.locks.holders import read_record, record_beside, remove_record, write_record
@@ -117,6 +117,11 @@ def network_file(request: LockRequest, canonical: str) -> TreeFile | None:
                 request.subject, file.path, problem, "build it on one host at a time with --lock never"
             )
         return file
+    if mount is not None and mount.is_of_host:
+        request.reporter.warn(
+            f"{shown(request.path)} is on a file system of a virtual machine's host ({mount.kind}): builds outside of "
+            "this machine may not be excluded"
+        )
     return file if os.path.lexists(file.path) or is_exported(canonical) else None
 
 
