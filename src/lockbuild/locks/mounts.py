@@ -13,11 +13,11 @@ _EXCLUDE = frozenset(
 
 # Types whose locks may be local to a host.
 _MAY_NOT_EXCLUDE = frozenset(
-    ["afs", "beegfs", "fuse.beegfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "ocfs2", "orangefs", "pvfs2", "smbfs"]
+    ("afs", "beegfs", "fuse.beegfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "ocfs2", "orangefs", "pvfs2", "smbfs"),
 )
 
-# Types by which a virtual machine sees its host's files. Locks may be local to it. But sandboxes such as Kata and gVisor
-# have all their files there, which nothing else uses.
+# Types by which a virtual machine sees its host's files. Locks may be local to it. But sandboxes such as Kata and
+# gVisor have all their files there, which nothing else uses.
 _OF_VIRTUAL_MACHINES = frozenset(("9p", "virtiofs"))
 
 # Options of a mount with which byte-range locks are local. The kernel shows those that are in force.
