@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from lockbuild.errors import LockLostError, LockUnavailableError, shown
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 LOCK_FILE = os.path.join(".lockbuild", ".bzr", "lock")
 """The path of the file in the tree."""
 
+# A server that has lent a file to an NFSv4 client (a lease) asks for it back when a process there opens it. Until then,
+# our opens fail, because they wait for nothing. The client answers within milliseconds.
+_ATTEMPTS = 100
+_PAUSE_SECONDS = 0.05
+
 
 class TreeFile(NamedTuple):
     """The lock file in a tree, which is made when it is missing. Its lock is on its bytes."""
@@ -39,6 +45,13 @@ class TreeFile(NamedTuple):
 
     def open(self) -> int:
         """Return a descriptor of the file. Raises `NotALockFileError` and `OSError`."""
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(BlockingIOError):
+                return self._open()
+            time.sleep(_PAUSE_SECONDS)
+        return self._open()
+
+    def _open(self) -> int:
         with contextlib.suppress(FileNotFoundError):
             return self._checked(LockFile(self.path, create=False).open())
         folder = os.path.dirname(self.path)
@@ -84,7 +97,12 @@ class HeldTreeFile(NamedTuple):
             os.fsync(self.descriptor)
         except OSError as error:
             raise LockLostError(tree, error.strerror or str(error)) from error
-        if read_record(record_beside(self.file.path)) != self.record:
+        path = record_beside(self.file.path)
+        attempts_left = _ATTEMPTS
+        while (found := read_record(path)) is None and self.record is not None and attempts_left:
+            attempts_left -= 1
+            time.sleep(_PAUSE_SECONDS)
+        if found != self.record:
             raise LockLostError(tree, "another process has signed as its holder")
 
     def remove_record(self) -> None:
