@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from lockbuild.artifacts import publish
 from lockbuild.console import Console
-from lockbuild.errors import LockbuildError
+from lockbuild.errors import LockbuildError, LockLostError
 from lockbuild.locks import SourceTreeLock
 from lockbuild.settings import LOCK_TIMEOUT_VARIABLE, from_environment, seconds
 from lockbuild.staging import Staging
@@ -76,17 +76,17 @@ def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: _
 
 def build_sdist(sdist_directory: str, config_settings: _ConfigSettings = None) -> str:
     """Build an sdist into a directory; return its name there."""
-    with _locked_tree():
-        return _published(lambda folder: _setuptools.build_sdist(folder, config_settings), sdist_directory)
+    with _locked_tree() as lock:
+        return _published(lambda folder: _setuptools.build_sdist(folder, config_settings), sdist_directory, lock)
 
 
 def build_wheel(
     wheel_directory: str, config_settings: _ConfigSettings = None, metadata_directory: str | None = None
 ) -> str:
     """Build a wheel into a directory; return its name there."""
-    with _locked_tree():
+    with _locked_tree() as lock:
         return _published(
-            lambda folder: _setuptools.build_wheel(folder, config_settings, metadata_directory), wheel_directory
+            lambda folder: _setuptools.build_wheel(folder, config_settings, metadata_directory), wheel_directory, lock
         )
 
 
@@ -108,16 +108,18 @@ if hasattr(_setuptools, "build_editable"):
         wheel_directory: str, config_settings: _ConfigSettings = None, metadata_directory: str | None = None
     ) -> str:
         """Build an editable wheel, which refers to the tree, into a directory; return its name there."""
-        with _locked_tree():
+        with _locked_tree() as lock:
             return _published(
-                lambda folder: _setuptools.build_editable(folder, config_settings, metadata_directory), wheel_directory
+                lambda folder: _setuptools.build_editable(folder, config_settings, metadata_directory),
+                wheel_directory,
+                lock,
             )
 
 
 @contextlib.contextmanager
-def _locked_tree() -> Iterator[None]:
+def _locked_tree() -> Iterator[SourceTreeLock]:
     """
-    Lock the tree of a hook, which is its working directory (PEP 517).
+    Lock the tree of a hook, which is its working directory (PEP 517); yield the lock.
 
     Under a lockbuild frontend that holds the lock, the hook finds the lock in its environment and does not wait.
     Builds that the hook runs on its own tree go on under the lock in the same way.
@@ -135,13 +137,18 @@ def _locked_tree() -> Iterator[None]:
             sys.exit(error.exit_status)
         # The variable stays in the environment. Without the file that goes with it, it has no effect.
         os.environ.update(stack.enter_context(lock.lent()))
-        yield
+        yield lock
 
 
-def _published(build: Callable[[str], str], directory: str) -> str:
+def _published(build: Callable[[str], str], directory: str, lock: SourceTreeLock) -> str:
     """Build an artifact elsewhere and publish it whole in a directory; return its name there."""
     os.makedirs(directory, exist_ok=True)
     with Staging() as staging:
         name = build(staging.path)
+        try:
+            lock.confirm()
+        except LockLostError as error:
+            Console(0).error(str(error))
+            sys.exit(error.exit_status)
         publish(staging.path, name, directory)
         return name

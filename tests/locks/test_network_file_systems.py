@@ -298,3 +298,18 @@ def test_flock_and_the_lock_on_the_bytes_of_a_file_are_two_locks(tmp_path: Path)
     with path.open("r+") as one, path.open("r+") as other:
         fcntl.flock(one, fcntl.LOCK_EX)
         assert try_to_lock_bytes(other.fileno())
+
+
+def test_the_backend_of_other_frontends_publishes_nothing_after_a_lost_lock(tmp_path: Path) -> None:
+    tree, out_dir = tmp_path / "tree", tmp_path / "out"
+    tree.mkdir()
+    record = make_lock_file(tree).with_name("lock.holder")
+    (tree / "setup.py").write_text(
+        f"import pathlib\nrecord = pathlib.Path({str(record)!r})\nrecord.unlink()\nrecord.write_text('{{}}')\n"
+        "from setuptools import setup\nsetup(name='lost', version='1')\n"
+    )
+    words = [sys.executable, "-c", f"import lockbuild.backend; lockbuild.backend.build_wheel({str(out_dir)!r})"]
+    ended = subprocess.run(words, cwd=tree, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "Lost the lock on " in ended.stderr.splitlines()[-1]
+    assert list(out_dir.iterdir()) == []

@@ -23,8 +23,8 @@ beside a lock file (`holders`) is for people.
 Forbidden: building without the lock because it is not free; removing a lock file that another process may have open;
 writing into a lock file; freeing a lock while a hook may still run.
 
-Builds on other hosts are not excluded: on a network file system, a lock on a directory is local to its host. The lock
-on a tree warns about that (`mounts`). docs/locking.md describes how far each target reaches.
+On a network file system, a lock on a directory is local to its host. There, the lock on a tree has one more target, a
+file in the tree (`network`). docs/locking.md describes how far each target reaches.
 """
 
 from typing import Protocol

@@ -8,17 +8,43 @@ from typing import NamedTuple
 
 # Types in the kernel's list of mounts whose byte-range locks exclude other hosts.
 _EXCLUDE = frozenset(
-    ["ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3"]
+    [
+        "ceph",
+        "cifs",
+        "fuse.ceph",
+        "fuse.ceph-fuse",
+        "fuse.glusterfs",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "smb3",
+    ]
 )
 
 # Types whose locks may be local to a host.
 _MAY_NOT_EXCLUDE = frozenset(
-    ("afs", "beegfs", "fuse.beegfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "ocfs2", "orangefs", "pvfs2", "smbfs"),
+    (
+        "afs",
+        "beegfs",
+        "fuse.beegfs",
+        "fuse.gcsfuse",
+        "fuse.juicefs",
+        "fuse.rclone",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "gfs2",
+        "ocfs2",
+        "orangefs",
+        "pvfs2",
+        "smbfs",
+    ),
 )
 
 # Types by which a virtual machine sees its host's files. Locks may be local to it. But sandboxes such as Kata and
 # gVisor have all their files there, which nothing else uses.
-_OF_VIRTUAL_MACHINES = frozenset(("9p", "virtiofs"))
+_OF_VIRTUAL_MACHINES = frozenset(("9p", "fuse.vmhgfs-fuse", "vboxsf", "virtiofs"))
 
 # Options of a mount with which byte-range locks are local. The kernel shows those that are in force.
 _LOCAL = ("nolock", "local_lock=posix", "local_lock=all", "nobrl")

@@ -9,7 +9,7 @@ A file server may give the lock to another host while this one is cut off. No lo
 `HeldTreeFile.confirm` notices it. It writes to the lock file, where NFSv4 reports a lost lock. And it looks, through a
 new descriptor, whether the record beside the lock file is the same: each exclusive holder writes its own.
 
-The files are in a folder with a name of a version control system that setuptools leaves out of every sdist.
+The files are in a folder with names that setuptools (``.svn``) and hatchling (``.tox``) leave out of every artifact.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lockbuild.locks.mounts import is_exported, mount_of
 if TYPE_CHECKING:
     from lockbuild.locks.targets import LockRequest
 
-LOCK_FILE = os.path.join(".lockbuild", ".bzr", "lock")
+LOCK_FILE = os.path.join(".lockbuild", ".tox", ".svn", "lock")
 """The path of the file in the tree."""
 
 # A server that has lent a file to an NFSv4 client (a lease) asks for it back when a process there opens it. Until then,
@@ -55,9 +55,7 @@ class TreeFile(NamedTuple):
         with contextlib.suppress(FileNotFoundError):
             return self._checked(LockFile(self.path, create=False).open())
         folder = os.path.dirname(self.path)
-        for each in (os.path.dirname(folder), folder):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(each)
+        os.makedirs(folder, exist_ok=True)
         with open_folder(folder, shared=True) as opened:
             write_whole(opened.at(".gitignore"), b"*\n", dir_fd=opened.descriptor)
             # Not by a second name, as other lock files: another host could see that, and take the file for a link.
