@@ -16,10 +16,11 @@ import pytest
 
 from lockbuild.errors import LockLostError, LockUnavailableError
 from lockbuild.locks import SourceTreeLock
+from lockbuild.locks.holders import find_holder
 from lockbuild.locks.kernel import try_to_lock_bytes
 from lockbuild.locks.mounts import is_exported, mount_of
-from lockbuild.locks.network import LOCK_FILE
-from machine import error_line, linux_only, wait_until_it_waits
+from lockbuild.locks.network import LOCK_FILE, TreeFile, signed
+from machine import as_root, error_line, linux_only, public_place, wait_until_it_waits
 from witness import LOCKBUILD, WitnessTree, wait_until
 
 pytestmark = linux_only
@@ -134,7 +135,11 @@ def test_a_tree_on_a_network_file_system_has_a_lock_file_that_git_ignores(
     assert (tree.path / LOCK_FILE).stat().st_mode & 0o777 == 0o666
     status = subprocess.run(["git", "-C", tree.path, "status", "--porcelain"], capture_output=True, check=True)
     assert b".lockbuild" not in status.stdout
-    assert sorted(path.name for path in (tree.path / LOCK_FILE).parent.iterdir()) == [".gitignore", "lock"]
+    assert sorted(path.name for path in (tree.path / LOCK_FILE).parent.iterdir()) == [
+        ".gitignore",
+        "lock",
+        "lock.holder",
+    ]
 
 
 def make_lock_file(tree: Path) -> Path:
@@ -155,7 +160,7 @@ def test_where_the_file_exists_it_is_locked_and_its_record_names_the_host(witnes
         waiter = witness_tree.start()
         assert "held by 1 on far (lockbuild) for " in wait_until_it_waits(waiter)
     witness_tree.assert_all_succeed(waiter)
-    assert not record.exists()
+    assert find_holder(os.open(path, os.O_RDONLY), str(record)) is None
 
 
 def test_the_lock_outlives_a_killed_process_that_another_one_has_inherited_it_from(tmp_path: Path) -> None:
@@ -313,3 +318,46 @@ def test_the_backend_of_other_frontends_publishes_nothing_after_a_lost_lock(tmp_
     assert ended.returncode == 1
     assert "Lost the lock on " in ended.stderr.splitlines()[-1]
     assert list(out_dir.iterdir()) == []
+
+
+def test_one_that_shares_the_lock_notices_a_holder_that_has_come_and_gone(tmp_path: Path) -> None:
+    """The server gave the shared lock away, and the exclusive holder has ended by the time of the look."""
+    make_lock_file(tmp_path)
+    with SourceTreeLock(tmp_path, shared=True) as lock:
+        lock.confirm()
+        with tmp_path.joinpath(LOCK_FILE).open("r+") as file:
+            signed(TreeFile(str(tmp_path / LOCK_FILE)), file.fileno(), shared=False).end_record()
+        with pytest.raises(LockLostError):
+            lock.confirm()
+
+
+@as_root
+def test_a_holder_that_may_not_leave_a_record_is_refused() -> None:
+    with public_place() as place:
+        make_lock_file(place.tree.path).chmod(0o666)
+        user = place.user(64_001)
+        [result] = place.tree.finish(
+            place.tree.start(command=user.lockbuild, env=user.environ, out_dir=user.folder / "out")
+        )
+        assert "you may not write a record of the holder beside it" in error_line(result)
+
+
+@as_root
+def test_a_link_of_another_user_is_not_followed_when_the_file_is_made(mount_as: Callable[[str], Path]) -> None:
+    share = mount_as("glusterfs")
+    victim = share.parent / "victim"
+    victim.mkdir()
+    share.chmod(0o777)
+    (share / ".lockbuild").symlink_to(victim)
+    os.chown(share / ".lockbuild", 64_001, 64_001, follow_symlinks=False)
+    with pytest.raises(LockUnavailableError), SourceTreeLock(share):
+        pass
+    assert list(victim.iterdir()) == []
+
+
+def test_a_command_under_a_lost_lock_is_an_error(tmp_path: Path) -> None:
+    record = make_lock_file(tmp_path).with_name("lock.holder")
+    words = [sys.executable, "-m", "lockbuild.commands.run", "-C", str(tmp_path), "--"]
+    script = f"rm {record}; echo '{{}}' > {record}"
+    ended = subprocess.run([*words, "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, "Lost the lock on " in ended.stderr) == (1, True)

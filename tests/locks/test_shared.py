@@ -21,8 +21,9 @@ import pytest
 from lockbuild.locks import SourceTreeLock, cache_digest
 from lockbuild.locks.nesting import remove_left_behind
 from lockbuild.locks.source_tree import uv_lock_file
-from machine import after_setup, as_root, linux_only
-from witness import PATIENCE, end_all, wait_until
+from lockbuild.views import View
+from machine import after_setup, as_root, error_line, linux_only
+from witness import LOCKBUILD, PATIENCE, WitnessTree, end_all, wait_until
 
 pytestmark = linux_only
 
@@ -241,13 +242,17 @@ def test_a_lock_on_a_part_of_a_lock_file_announces_nothing(start: Start, tmp_pat
         assert start("shared").line() == "held"
 
 
+@as_root
 def test_builds_that_two_threads_run_go_on_under_the_lock_of_their_own_thread(start: Start, tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
+    tree, scratch = tmp_path / "tree", tmp_path / "scratch"
+    scratch.mkdir()
+    view = View(str(tree), str(scratch), (), (), (), clean=False)
     first, second = (SourceTreeLock(tree, shared=True) for _ in range(2))
     with first, second, first.lent() as environ:
         with second.lent():
             pass
-        nested = start("exclusive", by=("env", *(f"{name}={value}" for name, value in environ.items())))
+        variables = [f"{name}={value}" for name, value in environ.items()]
+        nested = start("exclusive", by=("env", *variables, *view.command()))
         assert nested.line() == "held"
         nested.release()
 
@@ -391,3 +396,17 @@ def test_no_holder_is_beside_an_exclusive_one_while_random_processes_are_killed_
         end_all(started)
     # `flock` and uv do not know of each other.
     assert together - {frozenset({"flock", "uv"})} == {frozenset({"shared"})}
+
+
+def test_a_build_under_a_lent_lock_that_is_shared_does_not_write_to_the_tree(witness_tree: WitnessTree) -> None:
+    """Without a view, the lock of its ancestor does not give it the tree."""
+    source = (
+        "import os, subprocess, sys\nfrom lockbuild.locks import SourceTreeLock\n"
+        "with SourceTreeLock(sys.argv[1], shared=True) as lock, lock.lent() as variables:\n"
+        "    sys.exit(subprocess.run(sys.argv[2:], env=os.environ | variables).returncode)\n"
+    )
+    words = [*LOCKBUILD, "-n", "--wheel", "--outdir", str(witness_tree.out_dir), str(witness_tree.path)]
+    process = witness_tree.start_process(sys.executable, "-c", source, str(witness_tree.path), *words)
+    line = error_line(witness_tree.finish(process)[0])
+    assert "holds a shared lock on it; let it take an exclusive lock" in line
+    assert not witness_tree.log()

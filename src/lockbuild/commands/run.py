@@ -137,8 +137,11 @@ def _run(command: list[str], parsed: argparse.Namespace, console: Console) -> in
         environ = os.environ | stack.enter_context(lock.lent())
         try:
             if os.name == "posix":
-                return _run_child(command, environ, lock.descriptors)
-            return subprocess.run(command, env=environ, check=False).returncode
+                status = _run_child(command, environ, lock.descriptors)
+            else:
+                status = subprocess.run(command, env=environ, check=False).returncode
+            lock.confirm()
+            return status
         except FileNotFoundError:
             console.error(f"{shown(command[0])}: command not found")
             return _NOT_FOUND

@@ -6,9 +6,10 @@ build empties and fills (`DirectoryLock`): an ``--env-dir`` or ``--sdist-extract
 build, an unpacked wheel, the target of `install_wheels`.
 
 How. A lock has several targets (`targets`): the lock file that is named by the digest of the path, the inode of the
-directory and, for a source tree, uv's lock file. Each is an exclusive kernel lock on an open file (`kernel`). Other
-modules wait for a target that is not free (`waiting`), keep the open files that hook processes get (`inheriting`),
-and go on under an enclosing lock, held by an outer build (`nesting`) or by ``flock DIR COMMAND`` (`enclosing`).
+directory and, for a source tree, uv's lock file and perhaps a file in the tree. Each is a kernel lock on an open file
+(`kernel`), exclusive or shared. Other modules wait for a target that is not free (`waiting`), keep the open files that
+hook processes get (`inheriting`), and go on under an enclosing lock, held by an outer build (`nesting`) or by ``flock
+DIR COMMAND`` (`enclosing`).
 
 The order, for all processes: folders that the user named, by name; sdist; source tree; build environment; wheel store.
 Within one lock: the lock file, the inode, uv's lock file. A process that holds a lock may wait for a later one, never
@@ -21,7 +22,7 @@ no hook that ran under it is left. Nothing else counts: neither the existence of
 beside a lock file (`holders`) is for people.
 
 Forbidden: building without the lock because it is not free; removing a lock file that another process may have open;
-writing into a lock file; freeing a lock while a hook may still run.
+writing into a lock file outside of the tree; freeing a lock while a hook may still run.
 
 On a network file system, a lock on a directory is local to its host. There, the lock on a tree has one more target, a
 file in the tree (`network`). docs/locking.md describes how far each target reaches.

@@ -30,7 +30,7 @@ from lockbuild.locks.kernel import (
     NotALockFileError,
     unlock,
 )
-from lockbuild.locks.nesting import HeldLock, held_by_ancestor, lent, real_identity
+from lockbuild.locks.nesting import HeldLock, held_by_ancestor, is_seen_in_view, lent, real_identity
 from lockbuild.locks.network import HeldTreeFile, TreeFile, signed
 from lockbuild.locks.targets import directory_targets
 from lockbuild.processes import own_identity
@@ -169,7 +169,7 @@ class DirectoryLock:
         targets: Sequence[Target] = ()
         while True:
             try:
-                enclosing = held_by_ancestor(before)
+                enclosing = self._enclosing_build(before)
                 lock_file = (yield from self._take_nested(enclosing)) if enclosing is not None else None
                 if lock_file is None:
                     targets = targets or self._choose_targets(self._request, canonical)
@@ -189,7 +189,9 @@ class DirectoryLock:
         if not self._request.shared:
             # Of several holders, the kernel has to tell.
             write_record(record_beside(lock_file))
-        self.held = HeldLock(*real_identity(after), own_identity(), lock_file, self.descriptors[0])
+        self.held = HeldLock(
+            *real_identity(after), own_identity(), lock_file, self.descriptors[0], self._request.shared
+        )
 
     def _find_or_make(self) -> os.stat_result:
         """Return the status of the directory, which is made with ``create``. Its last holder may be removing it."""
@@ -205,6 +207,17 @@ class DirectoryLock:
                 # directory first exists and then does not. Only a file of that name is an obstacle.
                 if not self._create or not attempts_left or _is_no_directory(self.path):
                     raise
+
+    def _enclosing_build(self, directory: os.stat_result) -> HeldLock | None:
+        """Return the lock of a build that runs this one. One that it shares is for what runs in its view."""
+        enclosing = held_by_ancestor(directory)
+        if enclosing is None or not enclosing.is_shared or is_seen_in_view(directory):
+            return enclosing
+        if self._request.shared:
+            return None
+        problem = f"process {enclosing.holder.pid}, which runs this build, holds a shared lock on it"
+        remedy = "let it take an exclusive lock, or build with --tree private"
+        raise LockUnavailableError(self._request.subject, enclosing.lock_file, problem, remedy)
 
     def _take_nested(self, enclosing: HeldLock) -> Generator[float, None, str | None]:
         """Take the lock file for builds nested in the enclosing one; return its path, or ``None`` if it is gone."""
@@ -340,7 +353,7 @@ class DirectoryLock:
 
     def _give_up(self) -> None:
         if self._tree_file is not None:
-            self._tree_file.remove_record()
+            self._tree_file.end_record()
             self._tree_file = None
         self._locked = None
         self._files.release()

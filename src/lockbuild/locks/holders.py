@@ -49,8 +49,8 @@ def find_holder(descriptor: int, record: str | None) -> Holder | None:
     return Holder(pid, command_line(pid), None, tuple(others))
 
 
-def write_record(path: str) -> None:
-    """Record this process as the holder, if the folder can be written."""
+def write_record(path: str) -> object:
+    """Record this process as the holder, if the folder can be written; return the content of the record."""
     identity = own_identity()
     content = {
         "pid": identity.pid,
@@ -63,6 +63,7 @@ def write_record(path: str) -> None:
     # For example, another user's record in a folder with the sticky bit cannot be replaced.
     with contextlib.suppress(OSError, CacheFolderError), open_folder(folder, shared=True) as opened:
         write_json(opened.at(name), content, 0o644, opened.descriptor)
+    return content
 
 
 def remove_record(path: str) -> None:

@@ -8,8 +8,10 @@ wrong between opening a file and holding its lock:
 - The file was removed, and another process has made and locked a new one of that name. `is_current` compares the open
   file with the one that has the name now. The caller drops a lock that is not current and starts over.
 - Another user put a symbolic link, a FIFO or a hard link in the place of the file or of a folder above it. Links are
-  not followed, only regular files are accepted, and a lock file is never written to or truncated.
-- A second user opens the file before its mode is set, and is refused. The file gets its mode first, then its name.
+  not followed, only regular files are accepted, and a lock file is never truncated. Only the file in a tree that
+  several hosts see is written to (`lockbuild.locks.network`), and only if it has no second name.
+- A second user opens the file before its mode is set, and is refused. In the folder of lock files, the file gets its
+  mode first, then its name.
 """
 
 from __future__ import annotations

@@ -50,6 +50,8 @@ class HeldLock(NamedTuple):
     lock_file: str
     number: int
     """One of the locks that its holder has now; threads may share the lock on one directory."""
+    is_shared: bool
+    """Whether others hold it as well."""
 
     @property
     def nested_lock_file(self) -> str:
@@ -181,12 +183,19 @@ def real_identity(directory: os.stat_result) -> tuple[int, int]:
     return directory.st_dev, directory.st_ino
 
 
+def is_seen_in_view(directory: os.stat_result) -> bool:
+    """Return whether this process has a private view of a tree."""
+    return real_identity(directory) != (directory.st_dev, directory.st_ino)
+
+
 def _entries() -> list[HeldLock]:
     """Read the variable. A value in any other form was not written by lockbuild and counts for nothing."""
     try:
         return [
-            HeldLock(int(device), int(inode), ProcessIdentity(int(pid), started), str(lock_file), int(number))
-            for device, inode, pid, started, lock_file, number in json.loads(os.environ.get(VARIABLE, "[]"))
+            HeldLock(
+                int(device), int(inode), ProcessIdentity(int(pid), started), str(lock_file), int(number), bool(shared)
+            )
+            for device, inode, pid, started, lock_file, number, shared in json.loads(os.environ.get(VARIABLE, "[]"))
         ]
     except (ValueError, TypeError, OverflowError, RecursionError):
         return []

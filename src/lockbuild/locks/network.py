@@ -15,18 +15,22 @@ The files are in a folder with names that setuptools (``.svn``) and hatchling (`
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from lockbuild.errors import LockLostError, LockUnavailableError, shown
-from lockbuild.files import write_whole
+from lockbuild.errors import CacheFolderError, LockLostError, LockUnavailableError, shown
+from lockbuild.files import write_json, write_whole
 from lockbuild.folders import open_folder
-from lockbuild.locks.holders import read_record, record_beside, remove_record, write_record
+from lockbuild.locks.holders import read_record, record_beside, write_record
 from lockbuild.locks.kernel import LockFile, NotALockFileError, new_lock_file, try_to_lock_bytes
 from lockbuild.locks.mounts import is_exported, mount_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lockbuild.folders import Folder
     from lockbuild.locks.targets import LockRequest
 
 LOCK_FILE = os.path.join(".lockbuild", ".tox", ".svn", "lock")
@@ -54,9 +58,7 @@ class TreeFile(NamedTuple):
     def _open(self) -> int:
         with contextlib.suppress(FileNotFoundError):
             return self._checked(LockFile(self.path, create=False).open())
-        folder = os.path.dirname(self.path)
-        os.makedirs(folder, exist_ok=True)
-        with open_folder(folder, shared=True) as opened:
+        with _folder_of(self.path, make=True) as opened:
             write_whole(opened.at(".gitignore"), b"*\n", dir_fd=opened.descriptor)
             # Not by a second name, as other lock files: another host could see that, and take the file for a link.
             with contextlib.suppress(FileExistsError):
@@ -65,7 +67,8 @@ class TreeFile(NamedTuple):
 
     def is_current(self, descriptor: int) -> bool:
         """Return whether the path still leads to the file behind ``descriptor``; `git clean` removes it."""
-        return LockFile(self.path).is_current(descriptor)
+        # A client may remember the name of a file that another host has removed.
+        return os.fstat(descriptor).st_nlink == 1 and LockFile(self.path).is_current(descriptor)
 
     def try_to_lock(self, descriptor: int, *, shared: bool = False) -> bool:
         """Try once to lock the file that `open` has opened."""
@@ -81,7 +84,7 @@ class TreeFile(NamedTuple):
 
 
 class HeldTreeFile(NamedTuple):
-    """A tree file that is locked, and the record beside it: ours, or that of the last holder if we share the lock."""
+    """A tree file that is locked, and the record beside it: ours, or what the last holder left if we share the lock."""
 
     file: TreeFile
     descriptor: int
@@ -103,20 +106,35 @@ class HeldTreeFile(NamedTuple):
         if found != self.record:
             raise LockLostError(tree, "another process has signed as its holder")
 
-    def remove_record(self) -> None:
-        """Remove our record, before the lock is released."""
+    def end_record(self) -> None:
+        """Leave a record that names no holder, before the lock is released. It differs from every other one."""
         path = record_beside(self.file.path)
         # A process on another host may have taken the lock that this one has lost.
-        if not self.is_shared and self.record is not None and read_record(path) == self.record:
-            remove_record(path)
+        if not self.is_shared and read_record(path) == self.record:
+            with contextlib.suppress(OSError, NotALockFileError), _folder_of(path) as opened:
+                write_json(opened.at(os.path.basename(path)), {"last": self.record}, 0o644, opened.descriptor)
 
 
 def signed(file: TreeFile, descriptor: int, *, shared: bool) -> HeldTreeFile:
-    """Return a tree file that this process has locked. Unless it shares the lock, it records that it is the holder."""
+    """
+    Return a tree file that this process has locked. Unless it shares the lock, it records that it is the holder.
+
+    Raises `PermissionError` if it may not: then a lost lock could not be noticed.
+    """
     path = record_beside(file.path)
-    if not shared:
-        write_record(path)
+    if not shared and write_record(path) != read_record(path):
+        raise PermissionError(errno.EACCES, "you may not write a record of the holder beside it", path)
     return HeldTreeFile(file, descriptor, read_record(path), shared)
+
+
+@contextlib.contextmanager
+def _folder_of(path: str, *, make: bool = False) -> Iterator[Folder]:
+    """Yield the folder of a file in the tree; see `open_folder`. No link of another user is followed."""
+    try:
+        with open_folder(os.path.dirname(path), make=make, shared=True) as opened:
+            yield opened
+    except CacheFolderError as error:
+        raise NotALockFileError(str(error)) from error
 
 
 def network_file(request: LockRequest, canonical: str) -> TreeFile | None:
@@ -143,6 +161,9 @@ def network_file(request: LockRequest, canonical: str) -> TreeFile | None:
 
 def refuse(error: Exception, request: LockRequest, path: str) -> NoReturn:
     """Raise the error for a lock file in a tree that cannot be used."""
-    problem = (isinstance(error, OSError) and error.strerror) or str(error)
     remedy = "make the tree writable, build its sdist on this host, or use --lock never on one host at a time"
+    if isinstance(error, NotALockFileError):
+        problem, _, remedy = str(error).rpartition("; ")
+    else:
+        problem = (isinstance(error, OSError) and error.strerror) or str(error)
     raise LockUnavailableError(request.subject, path, problem, remedy) from error
