@@ -25,8 +25,10 @@ import build.util
 import pytest
 
 import lockbuild
-from lockbuild import BuildRequest, Reporter, SourceTreeLock, build_process
+from lockbuild import BuildRequest, Reporter, SourceTreeLock
+from lockbuild.build_process import BuildProcess
 from lockbuild.events import Holder
+from lockbuild.processes import descendants
 from machine import second_tree, wait_until_it_waits
 from wheelhouse import Wheelhouse, processes_naming
 from witness import LOCKBUILD, PATIENCE, Gate, WitnessTree, wait_until
@@ -357,9 +359,9 @@ def test_a_build_whose_process_is_killed_is_an_error_of_its_own(
         build = asyncio.create_task(lockbuild.async_build(tree.path, ["wheel"], tree.out_dir, isolation=False))
         await until(lambda: tree.entered("build_wheel"), build)
         [process] = [
-            pid
-            for pid in processes_naming(tree.path)
-            if b"--end-with-stdin" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            each.pid
+            for each in descendants()
+            if b"lockbuild.commands.worker" in Path(f"/proc/{each.pid}/cmdline").read_bytes().split(b"\0")
         ]
         os.kill(process, signal.SIGKILL)
         with pytest.raises(lockbuild.WorkerError, match="status -9"):
@@ -372,9 +374,10 @@ def test_half_a_line_of_a_process_that_was_killed_is_no_event() -> None:
     script = 'import os; os.write(1, b\'{"event": "beg\'); os.kill(os.getpid(), 9)'
 
     async def main() -> None:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdin=pipe, stdout=pipe)
         with pytest.raises(lockbuild.WorkerError, match="status -9"):
-            await build_process.read_events(process, Reporter())
+            await BuildProcess(process).build(BuildRequest("tree"), Reporter())
 
     asyncio.run(main())
 

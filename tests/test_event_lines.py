@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import build
@@ -13,11 +14,8 @@ import pytest
 from pyproject_hooks import HookMissing
 
 from lockbuild import errors
-from lockbuild.build_process import variables_of, words_of
-from lockbuild.commands.options import parse
-from lockbuild.commands.request import make_request
 from lockbuild.errors import LockbuildError
-from lockbuild.event_lines import EventWriter, read_event
+from lockbuild.event_lines import EventWriter, read_event, read_request, request_line
 from lockbuild.events import Holder, LockWait, Reporter
 from lockbuild.locks import SourceTreeLock
 from lockbuild.request import Artifact, BuildRequest, BuildResult, Timing
@@ -54,7 +52,7 @@ PROCESS = subprocess.CalledProcessError(3, ["python", "hook.py"])
 
 # What a request may ask for, other than by default.
 FIELDS: dict[str, list[Any]] = {
-    "source": ["-source"],
+    "source": ["-source", "with \udcff"],
     "distributions": [("sdist",), ("wheel", "sdist")],
     "out_dir": ["-out"],
     "sources": [{"tool": "/dist/tool = 1.whl", "base": None}],
@@ -106,7 +104,7 @@ def lines_of(write: Any) -> list[bytes]:
 def restored(error: Exception) -> Exception:
     [line] = lines_of(lambda writer: writer.failed(error))
     with pytest.raises(type(error)) as caught:
-        read_event(line, Reporter())
+        read_event(json.loads(line), Reporter())
     assert str(caught.value) == str(error)
     return caught.value
 
@@ -117,19 +115,19 @@ def test_each_method_of_a_reporter_is_called_as_it_was(method: str) -> None:
         [line] = lines_of(lambda writer, arguments=arguments: getattr(writer, method)(*arguments))
         assert json.loads(line)["event"] == method
         recorder = Recorder()
-        assert read_event(line, recorder) is None
+        assert read_event(json.loads(line), recorder) is None
         assert recorder.calls == [(method, arguments)]
 
 
 def test_an_event_of_a_later_version_is_passed_over() -> None:
-    assert read_event(b'{"event": "__init__", "self": 1}\n', Recorder()) is None
+    assert read_event({"event": "__init__", "self": 1}, Recorder()) is None
 
 
 def test_a_result_is_what_it_was() -> None:
     result = BuildResult((Artifact("x.whl", "out/x.whl", "wheel", 3, "00"),), (Timing("lock", 0.5),))
     for each in (result, result._replace(timings=())):
         [line] = lines_of(lambda writer, each=each: writer.succeeded(each))
-        assert read_event(line, Reporter()) == each
+        assert read_event(json.loads(line), Reporter()) == each
 
 
 @pytest.mark.parametrize("error", OUR_ERRORS, ids=lambda error: type(error).__name__)
@@ -184,26 +182,26 @@ def test_an_exception_of_a_backend_needs_no_class_on_the_other_side() -> None:
 def test_a_mistake_of_ours_is_named() -> None:
     [line] = lines_of(lambda writer: writer.failed(KeyError("x")))
     with pytest.raises(LockbuildError, match="KeyError: 'x'"):
-        read_event(line, Reporter())
+        read_event(json.loads(line), Reporter())
 
 
-def request_of_line(request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> BuildRequest:
-    for name, value in variables_of(request).items():
-        monkeypatch.setenv(name, value)
-    return make_request(parse(["--json", *words_of(request)]))
+def test_every_field_of_a_request_survives_its_line() -> None:
+    assert FIELDS.keys() == set(BuildRequest._fields)
+    for field, values in FIELDS.items():
+        for value in values:
+            request = BuildRequest("tree")._replace(**{field: value})
+            line = request_line(request, "a\nlog")
+            assert line.index(b"\n") == len(line) - 1
+            assert read_request(line) == (request, "a\nlog")
 
 
-@pytest.mark.parametrize("field", [name for name in BuildRequest._fields if name != "building"])
-def test_every_field_of_a_request_survives_the_command_line(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert FIELDS[field]
-    for value in FIELDS[field]:
-        request = BuildRequest("tree")._replace(**{field: value})
-        assert request_of_line(request, monkeypatch) == request
-
-
-def test_all_fields_of_a_request_together_survive_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = BuildRequest(**{name: values[0] for name, values in FIELDS.items()})
-    assert request_of_line(request, monkeypatch) == request
+def test_mappings_and_paths_of_a_request_become_plain() -> None:
+    settings = MappingProxyType({"key": ["value"]})
+    request = BuildRequest(Path("tree"), config_settings=settings)  # type: ignore[arg-type]
+    assert read_request(request_line(request, None)) == (
+        BuildRequest("tree", config_settings={"key": ["value"]}),
+        None,
+    )
 
 
 def start_json(tree: WitnessTree, *words: str, **options: Any) -> subprocess.Popen[str]:
@@ -280,22 +278,3 @@ def test_a_build_whose_reader_is_gone_fails(witness_tree: WitnessTree) -> None:
     assert process.wait(PATIENCE) == 1
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
-
-
-def test_a_build_ends_with_its_standard_input_only_if_it_is_asked_to(witness_tree: WitnessTree) -> None:
-    gate = witness_tree.make_gate()
-    readable, lifeline = os.pipe()
-    process = start_json(witness_tree, "--end-with-stdin", stdin=readable, env=witness_tree.environ(gate=gate.path))
-    os.close(readable)
-    hook = witness_tree.wait_for_entry("build_wheel")
-    assert os.readlink(f"/proc/{hook}/fd/0") == os.devnull
-    os.write(lifeline, b"more than nothing\n")
-    os.close(lifeline)
-    assert process.wait(PATIENCE) == 128 + signal.SIGTERM
-    with pytest.raises(ProcessLookupError):
-        os.kill(hook, 0)
-    with SourceTreeLock(witness_tree.path, timeout=0):
-        pass
-    # Without the option an input that has ended changes nothing.
-    other = start_json(witness_tree, stdin=subprocess.DEVNULL)
-    assert events_of(other)[0][-1]["event"] == "result"

@@ -113,8 +113,8 @@ def build_many(
     """
     Build many sources; yield what has become of each, as they end.
 
-    At most ``jobs`` builds run at a time, by default as many as there are cores. Each runs in a process of its own,
-    which an ``executor`` on this machine may start. A project that others require for their build is built first, and
+    At most ``jobs`` builds run at a time, by default as many as there are cores, in processes of their own; an
+    ``executor`` on this machine may start these. A project that others require for their build is built first, and
     its wheel is used, unless ``sources`` is false. With several ``pythons``, paths or versions, a wheel that serves all
     of them is built once. With ``fail_fast`` no build is started after one has failed. ``logs`` is the folder for the
     log of each build, by default a new one in the cache folder.

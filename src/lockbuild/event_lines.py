@@ -19,6 +19,8 @@ Python, or null:
   each build that is over. ``artifacts`` are as in ``--report``; ``error`` is null, or has the fields of an ``error``.
 - The last line is ``{"event": "result", "artifacts": [...], "failed": ..., "not_started": ...}``. The latter two are
   numbers of builds.
+
+`request_line` and `read_request` are for the way there: what a process that builds for another one is asked for.
 """
 
 from __future__ import annotations
@@ -28,17 +30,16 @@ import os
 import subprocess
 import threading
 import traceback
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lockbuild import errors
 from lockbuild.artifacts import report
 from lockbuild.errors import LockbuildError, restored_exception
 from lockbuild.events import Holder, LockWait, Reporter
-from lockbuild.request import Artifact, BuildResult, Timing
+from lockbuild.request import Artifact, BuildRequest, BuildResult, Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from packaging.metadata import RawMetadata
 
 # The methods of a reporter whose arguments need no conversion to JSON.
@@ -106,15 +107,14 @@ class EventWriter(Reporter):
                 line = line[os.write(self._descriptor, line) :]
 
 
-def read_event(line: bytes, reporter: Reporter) -> BuildResult | None:
+def read_event(fields: dict[str, Any], reporter: Reporter) -> BuildResult | None:
     """
-    Pass the event of a line to a reporter, or return the result of the build.
+    Pass the event of a line, whose fields are given, to a reporter, or return the result of the build.
 
     For an error, raise the build's exception with its message, notes and data: a `LockbuildError`, an exception of the
     library ``build``, or `OSError`. An exception in a backend has its traceback as a note. Any other exception, which
     is a bug in lockbuild, becomes a `LockbuildError` that names it.
     """
-    fields: dict[str, Any] = json.loads(line)
     event = fields.pop("event")
     if event == "result":
         return BuildResult(
@@ -130,6 +130,22 @@ def read_event(line: bytes, reporter: Reporter) -> BuildResult | None:
     elif event in _PLAIN_EVENTS:
         getattr(reporter, event)(**fields)
     return None
+
+
+def request_line(request: BuildRequest, output: str | None) -> bytes:
+    """
+    Return the line that asks the process of ``commands/worker.py`` for a build.
+
+    ``output`` is the path of the file to whose end its hooks write; ``None`` is the standard error of the process.
+    """
+    return json.dumps({"request": request._asdict(), "output": output}, default=_plain).encode() + b"\n"
+
+
+def read_request(line: bytes) -> tuple[BuildRequest, str | None]:
+    """Return what a `request_line` was made of."""
+    fields = json.loads(line)
+    request = BuildRequest(**fields["request"])
+    return request._replace(distributions=tuple(request.distributions)), fields["output"]
 
 
 def error_fields(error: Exception) -> dict[str, Any]:
@@ -188,6 +204,11 @@ def _restored(kind: str, message: str, data: Mapping[str, Any]) -> Exception:
     if isinstance(theirs, type) and issubclass(theirs, build.BuildException):
         return theirs(*data["args"])
     return cause if "returncode" in data else restored_exception(LockbuildError, (f"{kind}: {message}",), {})
+
+
+def _plain(value: Any) -> Any:
+    """Return a part of a request as JSON knows it."""
+    return dict(value) if isinstance(value, Mapping) else os.fspath(value)
 
 
 def _holder(fields: Mapping[str, Any] | None) -> Holder | None:

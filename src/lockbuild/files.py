@@ -208,6 +208,21 @@ def _open_null_device(mode: str) -> TextIO:
     return cast("TextIO", open(descriptor, mode, encoding="utf-8", closefd=False))
 
 
+def take_standard_output() -> int:
+    """Return a descriptor of standard output. Other output to it, including that of hooks, goes to standard error."""
+    taken = os.dup(1)
+    os.dup2(2, 1)
+    return taken
+
+
+def is_standard_stream(descriptor: int) -> bool:
+    """Tell whether children inherit a descriptor below 3; a file that got the number of a closed one they do not."""
+    try:
+        return os.get_inheritable(descriptor)
+    except OSError:
+        return False
+
+
 def above_standard_streams(descriptor: int) -> int:
     """Return a descriptor above 2, so that no child inherits it as a standard stream; close the old one if needed."""
     if descriptor > 2 or os.name == "nt":

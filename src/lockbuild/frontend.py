@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lockbuild.environments import BuildEnvironment
     from lockbuild.environments.store import Generation
     from lockbuild.hooks.caller import BackendCaller
+    from lockbuild.hooks.runner import HostKeeper
     from lockbuild.sdist import Sdist
     from lockbuild.views import View
 
@@ -63,11 +64,17 @@ class _Built(NamedTuple):
     """The build environments in which hooks have run; ``None`` for one that is not kept."""
 
 
-def build(request: BuildRequest, reporter: Reporter | None = None, *, owns_process: bool = False) -> BuildResult:
+def build(
+    request: BuildRequest,
+    reporter: Reporter | None = None,
+    *,
+    owns_process: bool = False,
+    keeper: HostKeeper | None = None,
+) -> BuildResult:
     """
     Build what the request asks for; return the artifacts, which are then in its out-dir.
 
-    ``owns_process`` is as in `Session`.
+    ``owns_process`` and ``keeper`` are as in `Session`.
 
     Raises `LockbuildError`, the exceptions of ``build``, and `OSError`.
     """
@@ -76,7 +83,7 @@ def build(request: BuildRequest, reporter: Reporter | None = None, *, owns_proce
     if "editable" in kinds and is_sdist(request.source):
         raise SdistError(f"{shown(request.source)} is no source tree, which an editable wheel could lead to")
     before: dict[str, tuple[int, int]] = {}
-    with Session(request, reporter, distributions=len(kinds), owns_process=owns_process) as session:
+    with Session(request, reporter, distributions=len(kinds), owns_process=owns_process, keeper=keeper) as session:
         if request.clear:
             from lockbuild.artifacts import list_artifacts
 

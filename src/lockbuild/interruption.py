@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, NoReturn
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from lockbuild.errors import Interrupted
 from lockbuild.processes import descendants, is_running
@@ -48,24 +49,30 @@ def interruptible() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def end_with_stdin() -> None:
+def lines_of_stdin() -> Iterator[bytes]:
     """
-    From now on, interrupt this process, as SIGTERM does, when standard input ends. Other readers find it empty.
+    Yield the lines of standard input, and interrupt this process, as SIGTERM does, when it ends.
 
-    A pipe also ends when the process at its other end is killed.
+    It is read at once, whatever is done with a line. A pipe also ends when the process at its other end is killed.
+    Other readers find standard input empty.
     """
-    lifeline = os.dup(0)
+    source = os.fdopen(os.dup(0), "rb")
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
+    lines: SimpleQueue[bytes] = SimpleQueue()
     main = threading.main_thread().ident
-    threading.Thread(target=_interrupt_at_end_of, args=(lifeline, main), daemon=True).start()
+    threading.Thread(target=_read_to_the_end, args=(source, lines, main), daemon=True).start()
+    while True:
+        yield lines.get()
 
 
-def _interrupt_at_end_of(lifeline: int, thread: int) -> None:
+def _read_to_the_end(source: BinaryIO, lines: SimpleQueue[bytes], thread: int) -> None:
     with contextlib.suppress(OSError):
-        while os.read(lifeline, 4096):
-            pass
+        for line in source:
+            # A killed process may leave a part of one.
+            if line.endswith(b"\n"):
+                lines.put(line)
     if sys.platform == "win32":
         os._exit(1)
     # To the main thread, whose handler raises `Interrupted`. A system call that blocks it returns.

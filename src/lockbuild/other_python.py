@@ -68,12 +68,10 @@ def _discovered(wanted: str) -> str:
     return str(found.executable)
 
 
-def command_for(python: Python | None) -> list[str]:
-    """Return the command that runs lockbuild with a Python; ``None`` is our own."""
+def command_for(python: Python | None, module: str = "lockbuild") -> list[str]:
+    """Return the command that runs a module of lockbuild with a Python; ``None`` is our own."""
     # -P: the working directory, which may contain a build.py, is not on the path.
-    return (
-        [sys.executable, "-P", "-m", "lockbuild"] if python is None else run_elsewhere(python.executable, "lockbuild")
-    )
+    return [sys.executable, "-P", "-m", module] if python is None else run_elsewhere(python.executable, module)
 
 
 def run_elsewhere(python: str, module: str) -> list[str]:

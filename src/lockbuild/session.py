@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 
     from lockbuild.events import Reporter
+    from lockbuild.hooks.runner import HostKeeper
     from lockbuild.locks import InheritableLock
     from lockbuild.staging import Staging
     from lockbuild.views import View
@@ -29,7 +30,8 @@ class Session:
 
     ``distributions`` is how many are to be built, at most. With ``collects_output`` hooks' output is shown only when
     something is wrong; with --quiet it is not shown at all. With ``owns_process``, this process runs for this build
-    alone, and the temporary files of libraries go to the staging folder, too.
+    alone, and the temporary files of libraries go to the staging folder, too. With a ``keeper``, the hook host may be
+    that of an earlier build, and is kept for the next one.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Session:
         distributions: int = 1,
         collects_output: bool = False,
         owns_process: bool = False,
+        keeper: HostKeeper | None = None,
     ) -> None:
         self.request = request
         self.reporter = reporter
@@ -53,6 +56,7 @@ class Session:
         self._started = time.time()
         self._staging: Staging | None = None
         self._owns_process = owns_process
+        self._keeper = keeper
 
     def __enter__(self) -> Self:
         """Begin the build."""
@@ -67,7 +71,7 @@ class Session:
                 stack.push(self._staging.__exit__)
             stack.push(self._resources)
             if self._hooks is not None:
-                self._hooks.close()
+                self._hooks.end()
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -154,6 +158,7 @@ class Session:
                 self._output_handler(),
                 separates_output=self.request.verbosity <= 0,
                 preimport=self.request.preimport,
+                keeper=self._keeper,
             )
         return self._hooks
 
@@ -164,11 +169,11 @@ class Session:
     @property
     def keeps_host(self) -> bool:
         """
-        Whether the hook host may go on to serve the next distribution.
+        Whether the hook host may go on to serve the next distribution, or the next build.
 
         With --env-dir each distribution gets a new environment at the same path. What the host has imported is stale.
         """
-        return self._distributions_left > 0 and self.request.env_dir is None
+        return (self._distributions_left > 0 or self._keeper is not None) and self.request.env_dir is None
 
     def candidate_environments(
         self, requires: Collection[str], outer_locks: Sequence[InheritableLock]

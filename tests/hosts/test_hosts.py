@@ -105,3 +105,26 @@ def test_a_build_waits_for_one_on_another_host_until_that_is_killed(share: Share
         assert held.wait().status == -9
         built = other.build(tree).wait()
         assert built.status == 0, built.output
+
+
+def test_a_host_that_was_cut_off_publishes_nothing_after_another_host_had_the_lock(
+    network: Network, share: Share
+) -> None:
+    tree = share.server.make_tree("cut-off")
+    inside, go_on = f"/mnt/{share.kind}.cut-off", f"/mnt/{share.kind}.joined"
+    alpha = share.alpha.host
+    held = share.alpha.build(tree, "--outdir", "/mnt/out-of-cut-off", INSIDE=inside, HELD=go_on)
+    alpha.wait_for(inside)
+    network.cut_off(alpha.name)
+    built = share.beta.build(tree, "--lock-timeout", "60").wait()
+    network.join(alpha.name)
+    alpha.run(f"touch {go_on}")
+    result = held.wait()
+    if share.kind == "vers=3":
+        # Its server does not notice that a client is gone, and keeps the lock for it.
+        assert (built.status, result.status) == (75, 0), (built.output, result.output)
+        return
+    assert built.status == 0, built.output
+    assert result.status == 1, result.output
+    assert "another host" in result.output
+    assert alpha.run("ls -A /mnt/out-of-cut-off") == ""

@@ -65,6 +65,10 @@ class Network:
     def join(self, name: str) -> None:
         self.ip(f"link set {name} master bridge up")
 
+    def cut_off(self, name: str) -> None:
+        """Take a host from the network, until it is joined again."""
+        self.ip(f"link set {name} nomaster")
+
 
 class Host:
     """A kernel with an address of its own. The folder ``/mnt`` is its own; all programs are those of this machine."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lockbuild.commands.options import asks_for_many, parse, without_python
 from lockbuild.errors import Interrupted, LockbuildError, SettingsError, shown
+from lockbuild.files import take_standard_output
 
 if TYPE_CHECKING:
     import argparse
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "lockbuild") -> NoR
 
 def _run(parsed: argparse.Namespace) -> int:
     from lockbuild.console import Console, Place
-    from lockbuild.interruption import end_with_stdin, interruptible
+    from lockbuild.interruption import interruptible
 
     _prepare_windows_console()
     # With --quiet, lockbuild drops the output of hooks; with --metadata, it shows that only after a failure.
@@ -50,8 +51,6 @@ def _run(parsed: argparse.Namespace) -> int:
         if parsed.pythons and not asks_for_many(parsed):
             return _run_with_python(parsed)
         with interruptible():
-            if parsed.end_with_stdin:
-                end_with_stdin()
             if asks_for_many(parsed):
                 from lockbuild.commands.many import build_many
 
@@ -91,14 +90,7 @@ def _run_with_python(parsed: argparse.Namespace) -> int:
 def _event_writer() -> EventWriter:
     from lockbuild.event_lines import EventWriter
 
-    return EventWriter(_take_standard_output())
-
-
-def _take_standard_output() -> int:
-    """Return a descriptor of standard output. Other output to it, including that of hooks, goes to standard error."""
-    taken = os.dup(1)
-    os.dup2(2, 1)
-    return taken
+    return EventWriter(take_standard_output())
 
 
 def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
@@ -119,7 +111,7 @@ def _build(parsed: argparse.Namespace, output: Console | EventWriter) -> None:
         output.metadata(parse_email(frontend.metadata(request, output, owns_process=True))[0])
         return
     # Before the hook host starts, because it inherits our standard output.
-    report_output = _take_standard_output() if parsed.report == "-" else None
+    report_output = take_standard_output() if parsed.report == "-" else None
     result = frontend.build(request, output, owns_process=True)
     result = result._replace(timings=(Timing("start", start), *result.timings) if parsed.timings else ())
     if parsed.report is not None:

@@ -122,7 +122,6 @@ def _add_build_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--report", metavar="PATH", help="write a JSON report; -: standard output")
     group.add_argument("--timings", action="store_true", help="print how long each step took")
     group.add_argument("--json", action="store_true", help="print events and result as JSON lines")
-    group.add_argument("--end-with-stdin", action="store_true", help="end the build when standard input ends")
     group.add_argument("--clear", action="store_true", help="remove older artifacts after a success")
     settings = group.add_mutually_exclusive_group()
     settings.add_argument(

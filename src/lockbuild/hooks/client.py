@@ -52,6 +52,7 @@ class HookRequest(NamedTuple):
     argv: Sequence[str]
     cwd: str
     environ: Mapping[str, str]
+    streams: Sequence[int]
     tree: list[int] | None
     nested: Sequence[str]
 
@@ -69,7 +70,7 @@ class Host:
         """
         Start it: ``command`` is an interpreter, and the first three arguments of the host.
 
-        ``streams`` are what its hooks have as standard output and error; ``None`` is ours. Raises `OSError`.
+        ``streams`` are its standard output and error; ``None`` is ours. Raises `OSError`.
         """
         python, *arguments = command
         lifeline, self._lifeline = map(above_standard_streams, os.pipe())
@@ -97,19 +98,19 @@ class Host:
         self._was_asked = False
         self._buffered = b""
 
-    def run(self, request: HookRequest, locks: Sequence[int], watch: Callable[[], None] | None = None) -> int:
+    def run(self, request: HookRequest, files: Sequence[int], watch: Callable[[], None] | None = None) -> int:
         """
         Run one hook and return its exit status, negative for the signal that killed it.
 
-        ``locks`` are the open files that carry the locks under which it runs. ``watch`` is called every `WATCH_SECONDS`
-        while it runs, and may raise anything.
+        ``files`` are the open files that become its standard streams, and those that carry the locks under which it
+        runs. ``watch`` is called every `WATCH_SECONDS` while it runs, and may raise anything.
 
         Raises `Interrupted` when the user interrupted a hook that had been lent the terminal, `OSError` when the system
         has refused to start it, and `TreeViewError` when the host could not enter its view.
         """
         self._was_asked = True
         with contextlib.suppress(ConnectionError):
-            self._send(json.dumps(request._asdict()).encode() + b"\n", locks)
+            self._send(json.dumps(request._asdict()).encode() + b"\n", files)
         with Terminal() as terminal:
             while reply := self._read_reply(None, watch):
                 event, word = reply
@@ -179,9 +180,9 @@ class Host:
             os.close(self._lifeline)
         self._connection.close()
 
-    def _send(self, message: bytes, locks: Sequence[int]) -> None:
+    def _send(self, message: bytes, files: Sequence[int]) -> None:
         # Should this process be killed now, the kernel keeps the open files until the host has received them.
-        sent = socket.send_fds(self._connection, [message], locks) if locks else 0
+        sent = socket.send_fds(self._connection, [message], files) if files else 0
         self._connection.sendall(message[sent:])
 
     def _read_reply(self, deadline: float | None, watch: Callable[[], None] | None = None) -> tuple[str, str] | None:

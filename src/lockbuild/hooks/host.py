@@ -8,9 +8,10 @@ Arguments: HOST ENVIRONMENT MODULES VIEW LIFELINE CONNECTION
     before the first fork, with commas between them, or "-"; the private view of the tree to enter first, as
     ``views/overlay.py`` describes it, or "-"; and numbers of inherited descriptors: a pipe that ends with the frontend
     and that nothing is written to; and a socket for requests and replies.
-Requests: a line of JSON each, one after the other, and with it the open files that carry the locks for this hook
-    (SCM_RIGHTS); the end of the requests asks the host to end
+Requests: a line of JSON each, one after the other, and with it open files (SCM_RIGHTS): those that become standard
+    streams of this hook, then those that carry its locks; the end of the requests asks the host to end
     {"argv": [SCRIPT, HOOK_NAME, CONTROL_DIR], "cwd": DIRECTORY, "environ": {NAME: VALUE, ...},
+     "streams": [NUMBER, ...] of the standard streams that the first of the open files become,
      "tree": [DEVICE, INODE] of the source tree that is locked, or null,
      "nested": [PATH, ...] of the lock files by which builds that the hook runs exclude each other}
 Replies: a line each
@@ -62,7 +63,7 @@ import warnings
 _PATIENCE = 2.0
 
 # How many open files one message may carry. The kernel drops those for which there is no room.
-_MOST_LOCKS = 253
+_MOST_FILES = 253
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
         argv: list[str]
         cwd: str
         environ: dict[str, str]
+        streams: list[int]
         tree: list[int] | None
         nested: list[str]
 
@@ -326,7 +328,7 @@ def _serve(connection: socket.socket) -> _Request | None:
         # The frontend holds the locks while it asks. Those of the last hook may be freed now.
         for descriptor in locks:
             os.close(descriptor)
-        locks = received[1]
+        streams, locks = received[1][: len(request["streams"])], received[1][len(request["streams"]) :]
         nested = request["nested"]
         try:
             _compile(request["argv"][0])
@@ -347,7 +349,13 @@ def _serve(connection: socket.socket) -> _Request | None:
             connection.close()
             os.close(wake_up)
             os.close(woken)
+            for number, descriptor in zip(request["streams"], streams, strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
             return request
+        # Only the hook keeps its streams: their readers wait for their end.
+        for descriptor in streams:
+            os.close(descriptor)
         # Made while the hook runs, because the next one will be asked for as soon as it has ended.
         next_group = _next_group()
         status = _attend(hook, connection, wake_up)
@@ -388,15 +396,15 @@ def _make_group() -> int:
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]] | None:
     """Return a request and the open files that came with it; ``None`` at the end of the requests."""
-    line, locks = b"", []
+    line, files = b"", []
     while not line.endswith(b"\n"):
-        received, descriptors, _, _ = socket.recv_fds(connection, 65536, _MOST_LOCKS)
+        received, descriptors, _, _ = socket.recv_fds(connection, 65536, _MOST_FILES)
         if not received:
             return None
         _set_inheritable(descriptors, False)
         line += received
-        locks += descriptors
-    return line, locks
+        files += descriptors
+    return line, files
 
 
 def _attend(hook: int, connection: socket.socket, wake_up: int) -> int:

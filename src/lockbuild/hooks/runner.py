@@ -11,8 +11,9 @@ import contextlib
 import os
 import subprocess
 import sys
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple, Self
 
+from lockbuild.files import is_standard_stream
 from lockbuild.locks import SourceTreeLock
 from lockbuild.locks.nesting import environment_for_hooks, lend_to_nested_builds, take_back, try_to_take_back
 
@@ -43,21 +44,53 @@ class _Origin(NamedTuple):
     """That of the environment."""
 
 
+class HostKeeper:
+    """Keeps the host of a build for the next build of this process; a context manager, at whose end the host ends."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Host, _Origin] | None = None
+
+    def __enter__(self) -> Self:
+        """Begin without a host."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the host."""
+        if kept := self.take():
+            kept[0].end()
+
+    def keep(self, host: Host, origin: _Origin) -> None:
+        """Keep a host that runs no hook."""
+        self._kept = host, origin
+
+    def take(self) -> tuple[Host, _Origin] | None:
+        """Return the host and what it was started with, if one is kept; the caller has to end it."""
+        kept, self._kept = self._kept, None
+        return kept
+
+
 class HookRunner:
     """
     Runs hooks; a runner for pyproject-hooks, to be called within its context `under`.
 
     With ``on_output`` the hooks' standard output and error are collected instead of being inherited. The function is
     given the command, the output and the exit status of each hook that has ended: in one piece, or in two where the
-    runner ``separates_output``. Without ``preimport`` no backend is imported ahead.
+    runner ``separates_output``. Without ``preimport`` no backend is imported ahead. With a ``keeper``, it goes on with
+    the host of another runner.
     """
 
     def __init__(
-        self, on_output: Output | None = None, *, separates_output: bool = False, preimport: bool = True
+        self,
+        on_output: Output | None = None,
+        *,
+        separates_output: bool = False,
+        preimport: bool = True,
+        keeper: HostKeeper | None = None,
     ) -> None:
         self._on_output = on_output
         self._files = (2 if separates_output else 1) if on_output else 0
         self._preimport = preimport
+        self._keeper = keeper
         self._locks: Sequence[InheritableLock] = ()
         self._view = "-"
         self._lent: list[str] = []
@@ -88,11 +121,20 @@ class HookRunner:
         self._view = view.to_json() if view is not None else "-"
         kept, revision = (environment.is_kept, environment.revision) if environment else (False, 0)
         origin = _Origin(python, "kept" if kept else "-", modules, self._view, environ, revision)
+        if self._host is None and self._keeper is not None and (taken := self._keeper.take()):
+            self._host, self._origin = taken
         if self._host is None or self._origin != origin:
             self.close()
             # An interpreter that is not there is missed by the look at the environment.
             with contextlib.suppress(OSError):
                 self._start_host(origin, project.tree)
+
+    def end(self) -> None:
+        """Leave the host to the next runner, if there may be one; otherwise end it. No hook runs."""
+        if self._keeper is not None and self._host is not None and self._origin is not None:
+            self._keeper.keep(self._host, self._origin)
+            self._host = None
+        self.close()
 
     def close(self) -> None:
         """End the host, and with it a hook that still runs."""
@@ -117,8 +159,8 @@ class HookRunner:
         """
         Run hooks under these locks. No hook is left running afterwards, except where the kernel cannot end one.
 
-        The host ends as well, unless it is kept for another tree. Its copies of the locks' open files hold no lock once
-        it is released.
+        The host ends as well, unless it is kept for what comes next. Its copies of the locks' open files hold no lock
+        once it is released.
         """
         outer, self._locks = self._locks, locks
         is_kept = False
@@ -171,11 +213,12 @@ class HookRunner:
             self._start_host(_Origin(python, "-", "-", self._view, os.environ | environ), cwd)
         assert self._host is not None
         self._lent = self._lend_locks()
-        descriptors = [descriptor for lock in self._locks for descriptor in lock.descriptors]
+        streams = self._streams_by_number()
+        files = [*streams.values(), *(descriptor for lock in self._locks for descriptor in lock.descriptors)]
         may_be_lost = any(isinstance(lock, SourceTreeLock) and lock.may_be_lost for lock in self._locks)
-        request = HookRequest(argv, cwd, environ, self._locked_tree(), self._lent)
+        request = HookRequest(argv, cwd, environ, [*streams], self._locked_tree(), self._lent)
         try:
-            return self._host.run(request, descriptors, self.confirm_locks if may_be_lost else None)
+            return self._host.run(request, files, self.confirm_locks if may_be_lost else None)
         except BaseException:
             # Interrupted. Our caller is about to remove the files by which it talks with the hook. One that ran on
             # would miss its input, and say so, or put its output into the folder that is being removed.
@@ -210,6 +253,12 @@ class HookRunner:
         if not self._output:
             return None, None
         return self._output[0].fileno(), self._output[-1].fileno()
+
+    def _streams_by_number(self) -> dict[int, int]:
+        """Return what becomes the standard output and error of a hook; not one that a program has closed."""
+        if self._output:
+            return {1: self._output[0].fileno(), 2: self._output[-1].fileno()}
+        return {number: number for number in (1, 2) if is_standard_stream(number)}
 
     def _locked_tree(self) -> list[int] | None:
         """Return the device and inode of the source tree that is locked for the hooks, if one is."""
