@@ -349,8 +349,8 @@ def _serve(connection: socket.socket) -> _Request | None:
             connection.close()
             os.close(wake_up)
             os.close(woken)
-            for number, descriptor in zip(request["streams"], streams, strict=True):
-                os.dup2(descriptor, number)
+            for stream, descriptor in zip(request["streams"], streams, strict=True):
+                os.dup2(descriptor, stream)
                 os.close(descriptor)
             return request
         # Only the hook keeps its streams: their readers wait for their end.
