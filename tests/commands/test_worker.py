@@ -108,6 +108,17 @@ def test_builds_share_a_host_and_each_writes_to_its_own_log(trees: list[WitnessT
     assert not is_running(host)
 
 
+def test_a_quiet_build_collects_the_output_of_a_host_that_another_build_has_started(
+    trees: list[WitnessTree], tmp_path: Path
+) -> None:
+    worker = Worker(trees[0])
+    logs = [tmp_path / "first", tmp_path / "second"]
+    for tree, log in zip(trees, logs, strict=True):
+        event = worker.build(request_for(tree, verbosity=-1), log)
+        assert event["event"] == "result", event
+        assert log.read_text() == ""
+
+
 def test_the_tree_is_free_between_two_builds(trees: list[WitnessTree]) -> None:
     worker = Worker(trees[0])
     assert worker.build(request_for(trees[0]))["event"] == "result"

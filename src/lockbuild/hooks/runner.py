@@ -192,10 +192,10 @@ class HookRunner:
         """
         environ = dict(extra_environ or {}) | self._environment_of_locks()
         cwd = cwd or os.getcwd()
+        self._open_output()
         if sys.platform == "win32":
             from lockbuild.windows import run_in_job
 
-            self._open_output()
             status = run_in_job(cmd, cwd, os.environ | environ, self._streams())
         else:
             status = self._run_in_host(cmd, cwd, environ)
