@@ -55,8 +55,9 @@ class BuildProcess:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it waits for a request."""
-        return self._process.returncode is None and not self._has_unread_events
+        """Whether it waits for a request. The output of one that was killed has ended."""
+        assert self._process.stdout is not None
+        return not self._has_unread_events and not self._process.stdout.at_eof()
 
     async def build(self, request: BuildRequest, reporter: Reporter, output: str | None = None) -> BuildResult:
         """

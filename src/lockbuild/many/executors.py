@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import os
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from lockbuild.build_process import BuildProcess
 from lockbuild.event_lines import error_fields, restored_error
@@ -25,17 +25,30 @@ if TYPE_CHECKING:
     from lockbuild.other_python import Python
     from lockbuild.request import BuildRequest, BuildResult
 
+# After how many seconds without a build a process ends. Its memory is of use to others.
+_IDLE_SECONDS = 10.0
+
+
+class _Waiting(NamedTuple):
+    """A process that waits for a build."""
+
+    python: Python | None
+    variables: Mapping[str, str]
+    process: BuildProcess
+    end: asyncio.TimerHandle
+    """Ends it if no build comes."""
+
 
 class Workers:
     """
     Processes for builds; a context manager, at whose end they end.
 
-    One that has built goes on with the next build for the same Python. ``variables`` are added to their environment.
+    One that has built goes on with the next build for the same Python, or ends after `_IDLE_SECONDS`.
     """
 
-    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
-        self._variables = variables
-        self._waiting: list[tuple[Python | None, BuildProcess]] = []
+    def __init__(self) -> None:
+        self._waiting: list[_Waiting] = []
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         """Begin without processes."""
@@ -43,47 +56,75 @@ class Workers:
 
     async def __aexit__(self, *_: object) -> None:
         """End those that wait for a build."""
-        await asyncio.gather(*(process.end() for _, process in self._waiting))
+        for each in [*self._waiting]:
+            self._end(each.process)
+        await asyncio.gather(*self._ending)
 
     async def build(
-        self, request: BuildRequest, python: Python | None, log: str, activity: Callable[[str], None]
+        self,
+        request: BuildRequest,
+        python: Python | None,
+        log: str,
+        activity: Callable[[str], None],
+        variables: Mapping[str, str],
     ) -> BuildResult:
-        """Run a build that writes a log. Raises what the build raises."""
+        """
+        Run a build that writes a log. Raises what the build raises.
+
+        ``variables`` are added to the environment of its process.
+        """
         with open(log, "ab", buffering=0) as file:
             reporter = BuildLog(file, request.verbosity, activity)
             try:
-                async with self._process(python) as process:
+                async with self._process(python, variables) as process:
                     return await process.build(request, reporter, os.path.abspath(log))
             except Exception as error:
                 reporter.failed(error)
                 raise
 
     @contextlib.asynccontextmanager
-    async def _process(self, python: Python | None) -> AsyncGenerator[BuildProcess, None]:
-        waiting = next((each for each in self._waiting if each[0] == python and each[1].is_ready), None)
-        if waiting is not None:
-            self._waiting.remove(waiting)
-            process = waiting[1]
-        else:
+    async def _process(self, python: Python | None, variables: Mapping[str, str]) -> AsyncGenerator[BuildProcess, None]:
+        process = self._take(python, variables)
+        if process is None:
             if self._waiting:
                 # So there are never more than builds run at a time.
-                await self._waiting.pop(0)[1].end()
-            process = await BuildProcess.start(python, self._variables)
+                self._end(self._waiting[0].process)
+            process = await BuildProcess.start(python, variables)
         try:
             yield process
         finally:
             if process.is_ready:
-                self._waiting.append((python, process))
+                end = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end, process)
+                self._waiting.append(_Waiting(python, variables, process, end))
             else:
                 await process.end()
+
+    def _take(self, python: Python | None, variables: Mapping[str, str]) -> BuildProcess | None:
+        """Return a process that waits for such a build; the caller has to end it."""
+        for each in self._waiting:
+            if (each.python, each.variables) == (python, variables) and each.process.is_ready:
+                each.end.cancel()
+                self._waiting.remove(each)
+                return each.process
+        return None
+
+    def _end(self, process: BuildProcess) -> None:
+        """Begin to end a process that waits."""
+        [waiting] = [each for each in self._waiting if each.process is process]
+        waiting.end.cancel()
+        self._waiting.remove(waiting)
+        ending = asyncio.get_running_loop().create_task(process.end())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
 
 class Processes:
     """Processes that this one starts, as many at a time as there are slots."""
 
-    def __init__(self, jobs: int, free: Slots, workers: Workers) -> None:
+    def __init__(self, jobs: int, free: Slots, variables: Mapping[str, str], workers: Workers) -> None:
         self.jobs = jobs
         self._free = free
+        self._variables = variables
         self._workers = workers
 
     async def build(
@@ -91,7 +132,7 @@ class Processes:
     ) -> BuildResult:
         """Run a build that writes a log. Raises what the build raises."""
         async with self._free.taken():
-            return await self._workers.build(request, python, log, activity)
+            return await self._workers.build(request, python, log, activity, self._variables)
 
 
 class OnExecutor:
@@ -123,25 +164,18 @@ async def on_this_machine(
         yield OnExecutor(jobs, executor)
         return
     with slots(jobs) as (free, variables):
-        async with Workers(variables) as workers:
-            yield Processes(jobs, free, workers)
+        async with Workers() as workers:
+            yield Processes(jobs, free, variables, workers)
 
 
-async def build_logged(
-    request: BuildRequest,
-    python: Python | None,
-    log: str,
-    activity: Callable[[str], None],
-    variables: Mapping[str, str] | None = None,
-) -> BuildResult:
-    """Run a build in a process that this one starts, and write a log. Raises what the build raises."""
-    async with Workers(variables) as workers:
-        return await workers.build(request, python, log, activity)
+async def _build_alone(request: BuildRequest, python: Python | None, log: str) -> BuildResult:
+    async with Workers() as workers:
+        return await workers.build(request, python, log, lambda _: None, {})
 
 
 def _build(request: BuildRequest, python: Python | None, log: str) -> BuildResult | dict[str, Any]:
     """Run a build; return its result, or what is known of its error."""
     try:
-        return asyncio.run(build_logged(request, python, log, lambda _: None))
+        return asyncio.run(_build_alone(request, python, log))
     except Exception as error:  # noqa: BLE001 - it is raised where the run is
         return error_fields(error)

@@ -25,19 +25,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from lockbuild import __version__
 from lockbuild.artifacts import check_artifact, clear_older, describe, list_artifacts, make_out_dir, publish
 from lockbuild.errors import ExecutorError, SourceNotBuiltError
 from lockbuild.event_lines import error_fields, restored_error
-from lockbuild.many.executors import build_logged, on_this_machine
+from lockbuild.many.executors import Workers, on_this_machine
 from lockbuild.many.log import BuildLog
 from lockbuild.request import BuildRequest, BuildResult
 from lockbuild.session import out_dir_of
 from lockbuild.sources import is_sdist
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
     from distributed import Client, Worker
 
@@ -58,6 +59,9 @@ _WATCH_SECONDS = 0.2
 # The states of a dask task, and of a worker, in which a running build is of no use any more.
 _UNWANTED = frozenset({"cancelled", "resumed"})
 _CLOSING = frozenset({"closing", "closed", "failed"})
+
+# The processes for builds of each worker of dask in this process.
+_workers: WeakKeyDictionary[Worker, Workers] = WeakKeyDictionary()
 
 
 class OnWorkers:
@@ -222,6 +226,7 @@ def _job(request: BuildRequest, needed: Iterable[str], variables: dict[str, str]
 def build_on_worker(job: dict[str, Any]) -> dict[str, Any]:
     """Build the wheel of a job in this task of dask; return it and its log, or its error."""
     from distributed import get_worker
+    from distributed.utils import sync
 
     worker = get_worker()
     about = f"lockbuild {__version__}, Python {sys.version_info[0]}.{sys.version_info[1]}"
@@ -236,9 +241,11 @@ def build_on_worker(job: dict[str, Any]) -> dict[str, Any]:
             log = os.path.join(folder, "log")
             for name, content in job["files"].items():
                 Path(folder, name).write_bytes(content)
-            build = build_logged(_request(job["request"], folder), None, log, lambda _: None, job["variables"])
+            request, task = _request(job["request"], folder), worker.get_current_task()
             try:
-                [wheel] = asyncio.run(_while_wanted(build, worker, worker.get_current_task())).artifacts
+                # In the event loop of the worker, which lasts longer than a task and has the processes.
+                result = sync(worker.loop, _build_while_wanted, request, log, job["variables"], worker, task)
+                [wheel] = result.artifacts
                 answer |= {"name": wheel.name, "wheel": Path(wheel.path).read_bytes()}
             finally:
                 answer["log"] = Path(log).read_bytes()
@@ -259,9 +266,12 @@ def _request(fields: dict[str, Any], folder: str) -> BuildRequest:
     )
 
 
-async def _while_wanted(build: Coroutine[None, None, BuildResult], worker: Worker, key: Any) -> BuildResult:
-    """Run a build. End it, and raise `ExecutorError`, when the task of dask with this key is not wanted any more."""
-    building = asyncio.ensure_future(build)
+async def _build_while_wanted(
+    request: BuildRequest, log: str, variables: dict[str, str], worker: Worker, key: Any
+) -> BuildResult:
+    """Build. Give up, and raise `ExecutorError`, when the task of dask with this key is not wanted any more."""
+    workers = _workers.setdefault(worker, Workers())
+    building = asyncio.ensure_future(workers.build(request, None, log, lambda _: None, variables))
     while not building.done():
         await asyncio.wait({building}, timeout=_WATCH_SECONDS)
         task = worker.state.tasks.get(key)
