@@ -26,11 +26,11 @@ A hook that ends with an error leaves its last line in the file "reason" in CONT
 A hook process is what `python SCRIPT HOOK_NAME CONTROL_DIR` would be, from sys.argv to the way in which the interpreter
 shuts down. MODULES are named only for backends on a tested list: the backend, and what its hooks import. They are
 imported once, while the frontend still prepares, and each hook is forked from there. That import may leave behind
-nothing that a fork does not copy, or that two hooks would share: see `_traces`. If it does, or if the backend cannot be
-imported, the host starts itself anew without MODULES, and each hook imports its backend itself.
+nothing that a fork does not copy, or that two hooks would share: see ``ahead.py``. If it does, or if the backend cannot
+be imported, the host starts itself anew without MODULES, and each hook imports its backend itself.
 
 PYTHONDONTWRITEBYTECODE is about the user's files. A kept environment gets its bytecode anyway, or each build would
-compile the backend again: see `_writing_bytecode` and `_compile_the_rest`. Hooks see the variable hold.
+compile the backend again: see ``compiling.py``. Hooks see the variable hold.
 
 The promise. The requests end when the frontend has said so or was killed. The host then kills the running hook's
 process group, waits for it, and ends. Until the host has received a request, the kernel keeps the open files that
@@ -41,11 +41,9 @@ started by a build, would hold the lock as long as it lives.
 
 from __future__ import annotations
 
-import atexit
 import builtins
 import contextlib
 import fcntl
-import gc
 import importlib
 import importlib.machinery
 import json
@@ -56,7 +54,6 @@ import socket
 import sys
 import time
 import types
-import warnings
 
 # How long the host waits for the processes of a group that it has killed, in seconds. They can only be late in the
 # kernel (a disk that does not answer); as long as one lives that inherited the locks, those stay taken anyway.
@@ -67,7 +64,6 @@ _MOST_FILES = 253
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any, NoReturn, TypedDict
 
     class _Request(TypedDict):
@@ -82,9 +78,6 @@ if TYPE_CHECKING:
 # The code of scripts, by their paths.
 _compiled: dict[str, types.CodeType] = {}
 
-# What was imported for all hooks.
-_shared_modules: dict[str, types.ModuleType] = {}
-
 
 def start() -> None:
     """Be the host until the requests end; or, after a fork, run one hook."""
@@ -94,10 +87,11 @@ def start() -> None:
     _set_inheritable([lifeline, number], False)
     del sys.argv[1:]
     if view != "-":
-        _enter_view(view, os.path.join(host, "..", "..", "views", "overlay.py"), connection)
+        _enter_view(view, _script(host, "..", "..", "views", "overlay.py"), connection)
     lacks_bytecode = environment == "kept" and sys.dont_write_bytecode and sys.pycache_prefix is None
-    with _writing_bytecode() if lacks_bytecode else contextlib.nullcontext():
-        imported = backend == "-" or _import(*backend.split(","), lifeline=lifeline)
+    bytecode = _script(host, "..", "compiling.py") if lacks_bytecode else None
+    with bytecode.written() if bytecode else contextlib.nullcontext():
+        imported = backend == "-" or _script(host, "..", "ahead.py").import_all(backend.split(","), lifeline)
     if not imported:
         _start_anew([lifeline, number])
     os.close(lifeline)
@@ -105,8 +99,8 @@ def start() -> None:
     if asked is None:
         os._exit(0)
     _run(asked)
-    if lacks_bytecode:
-        _compile_the_rest()
+    if bytecode:
+        bytecode.compile_the_rest()
 
 
 def _set_inheritable(descriptors: list[int], inheritable: bool) -> None:
@@ -125,180 +119,21 @@ def _start_anew(descriptors: list[int]) -> NoReturn:
         os._exit(1)
 
 
-def _enter_view(view: str, script: str, connection: socket.socket) -> None:
+def _script(*parts: str) -> Any:
+    """Load a script of lockbuild by its path. It is no module that a hook could find."""
+    path = os.path.normpath(os.path.join(*parts))
+    script = types.ModuleType(path)
+    exec(importlib.machinery.SourceFileLoader(path, path).get_code(path), script.__dict__)  # type: ignore[arg-type]
+    return script
+
+
+def _enter_view(view: str, overlay: Any, connection: socket.socket) -> None:
     """Enter a private view of the tree, or say why that is not possible and end."""
-    loader = importlib.machinery.SourceFileLoader("overlay", os.path.normpath(script))
-    code = loader.get_code("overlay")
-    assert code is not None
-    overlay: dict[str, Any] = {"__name__": "overlay"}
-    exec(code, overlay)
     try:
-        overlay["enter"](json.loads(view))
-    except overlay["RefusedError"] as error:
+        overlay.enter(json.loads(view))
+    except overlay.RefusedError as error:
         _reply(connection, f"refused {json.dumps(str(error))}")
         os._exit(0)
-
-
-def _import(backend: str, *more: str, lifeline: int) -> bool:
-    """Import the backend for all hooks; false when it fails or leaves traces that only one hook process may have."""
-    atexit.register(_spare_shared_modules)
-    # It has an exit function that each hook process has to run for itself. Backends import it; so it is no trace.
-    import logging  # noqa: F401
-
-    caught: list[type[Warning]] = []
-
-    def catch(_message: object, category: type[Warning], *_: object) -> None:
-        caught.append(category)
-
-    shows, warnings.showwarning = warnings.showwarning, catch  # type: ignore[assignment]
-    handler = signal.getsignal(signal.SIGIO)
-    _end_with(lifeline)
-    # Imports leave little garbage.
-    thresholds = gc.get_threshold()
-    gc.set_threshold(0)
-    before = _traces()
-    try:
-        importlib.import_module(backend)
-        for each in more:
-            # Another version of the backend may not have it.
-            with contextlib.suppress(ImportError):
-                importlib.import_module(each)
-        left_nothing = _traces() == before
-    except BaseException:
-        # The hook will fail at the same place, and say so to those who asked for it.
-        left_nothing = False
-    gc.set_threshold(*thresholds)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, 0)
-    signal.signal(signal.SIGIO, handler)
-    warnings.showwarning = shows
-    if not left_nothing or any(issubclass(category, UserWarning) for category in caught):
-        # pyproject-hooks' script passes such warnings on from the hook that imports the backend.
-        return False
-    sys.stdout.flush()
-    sys.stderr.flush()
-    gc.freeze()
-    _shared_modules.update(sys.modules)
-    for name in ("sys", "builtins", "__main__"):
-        del _shared_modules[name]
-    return True
-
-
-def _end_with(lifeline: int) -> None:
-    """
-    Have the kernel end this process at once when the frontend goes, also in the middle of C code.
-
-    macOS lets no signal be chosen and ignores SIGIO by default. There a handler ends it between two steps of Python.
-    """
-    if hasattr(fcntl, "F_SETSIG"):
-        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    else:
-        signal.signal(signal.SIGIO, lambda *_: os._exit(0))
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
-    # A frontend that went before this was arranged has left the end of the pipe.
-    if select.select([lifeline], [], [], 0)[0]:
-        os._exit(0)
-
-
-@contextlib.contextmanager
-def _writing_bytecode() -> Iterator[None]:
-    """Write bytecode of what is imported from the environment. What is imported sees `sys.dont_write_bytecode` hold."""
-    loader_class = importlib.machinery.SourceFileLoader
-    get_code = loader_class.get_code
-
-    def get_code_and_write(loader: importlib.machinery.SourceFileLoader, name: str) -> types.CodeType | None:
-        sys.dont_write_bytecode = not _is_in_environment(loader.path)
-        try:
-            return get_code(loader, name)
-        finally:
-            sys.dont_write_bytecode = True
-
-    loader_class.get_code = get_code_and_write  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        # It is inherited.
-        del loader_class.get_code
-
-
-def _compile_the_rest() -> None:
-    """Compile what this process has imported from the environment and what has no bytecode yet."""
-    for module in [*sys.modules.values()]:
-        try:
-            # A plain look at a module may import it (`importlib.util.LazyLoader`).
-            spec = object.__getattribute__(module, "__dict__")["__spec__"]
-            is_lacking = bool(spec.cached) and _is_in_environment(spec.origin) and not os.path.exists(spec.cached)
-        except (AttributeError, KeyError, TypeError):
-            # The hook may have put anything there.
-            continue
-        if is_lacking:
-            import py_compile
-
-            # The disk may be full.
-            with contextlib.suppress(OSError):
-                py_compile.compile(spec.origin, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
-
-
-def _is_in_environment(path: str) -> bool:
-    return path.startswith(sys.prefix + os.sep)
-
-
-def _traces() -> list[object]:
-    """Return what an import may not change: what forks do not copy, what they would share, and what the host sets."""
-    wake_up = signal.set_wakeup_fd(-1)
-    signal.set_wakeup_fd(wake_up)
-    return [
-        wake_up,
-        [signal.getsignal(number) for number in sorted(signal.valid_signals())],
-        signal.pthread_sigmask(signal.SIG_BLOCK, ()),
-        [signal.getitimer(timer) for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)],
-        warnings.showwarning,
-        gc.isenabled(),
-        gc.get_threshold(),
-        os.getpgrp(),
-        _count_threads(),
-        _has_children(),
-        # A temporary folder that is removed at the end, for one: the first hook to end would remove it for all.
-        atexit._ncallbacks(),
-        # Locks among them: a lock has an open file. Two hooks would share its position.
-        sorted(_open_files()),
-    ]
-
-
-def _count_threads() -> int:
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        # Elsewhere those that Python has started have to do.
-        threading = sys.modules.get("threading")
-        return threading.active_count() if threading is not None else 1
-
-
-def _has_children() -> bool:
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
-
-
-def _open_files() -> list[str]:
-    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
-    return os.listdir(folder)
-
-
-def _spare_shared_modules() -> None:
-    """
-    Keep what the hooks share from being taken apart at the end of each, which takes as long as a short hook's work.
-
-    Runs as the last exit function, because it was registered first. What the hook itself has imported and made is
-    taken apart as ever; what is garbage is collected while everything can still be imported.
-    """
-    if gc.isenabled():
-        gc.collect()
-    for name, module in _shared_modules.items():
-        if sys.modules.get(name) is module:
-            del sys.modules[name]
 
 
 def _serve(connection: socket.socket) -> _Request | None:
