@@ -91,14 +91,15 @@ class Place(NamedTuple):
     host: Host
     folder: str
 
-    def build(self, tree: str, *options: str, **environ: str) -> Command:
-        words = [sys.executable, "-m", "lockbuild", "-n", "--wheel", "--outdir", "/mnt/out", *options]
+    def build(self, tree: str, *options: str, isolated: bool = False, **environ: str) -> Command:
+        words = [sys.executable, "-m", "lockbuild", "--wheel", "--outdir", "/mnt/out", *options]
+        words += [] if isolated else ["-n"]
         return self.host.start([*words, f"{self.folder}/{tree}"], WITNESS_LOG="/mnt/witness.log", **environ)
 
-    def make_tree(self, name: str) -> str:
+    def make_tree(self, name: str, requires: str = '"setuptools"') -> str:
         tree = f"{self.folder}/{name}"
         sources = f"{_TESTS}/hosts/backend.py {_TESTS}/witness_backend.py"
-        project = r'[build-system]\nrequires = ["setuptools"]\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        project = rf'[build-system]\nrequires = [{requires}]\nbuild-backend = "backend"\nbackend-path = ["."]\n'
         self.host.run(f"mkdir {tree}; cp {sources} {tree}; printf '%b' '{project}' >{tree}/pyproject.toml")
         return name
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -16,6 +16,8 @@ from shares import EXPORT, Place, Share, mount_gluster, mount_nfs, serve_gluster
 from uml import PATH, Network
 
 pytestmark = pytest.mark.slow
+
+ROUNDS = int(os.environ.get("HOSTS_ROUNDS", "2"))
 
 PROGRAMS = "linux.uml nsenter setpriv ip exportfs rpc.nfsd rpcbind mount.nfs glusterfs glusterfsd mkfs.ext4"
 
@@ -57,12 +59,12 @@ def share(network: Network, request: pytest.FixtureRequest) -> Share:
     return Share(request.param, *places)
 
 
-def storm(share: Share, tree: str, *places: Place, options: tuple[str, ...] = ()) -> None:
+def storm(share: Share, tree: str, *builders: tuple[Place, Sequence[str]]) -> None:
     """Start three builds in each place, for some rounds; all of them have to succeed, and none may see another."""
     share.server.make_tree(tree)
     failed: list[str] = []
-    for _ in range(int(os.environ.get("HOSTS_ROUNDS", "2"))):
-        builds = [place.build(tree, *options) for _ in range(3) for place in places]
+    for _ in range(ROUNDS):
+        builds = [place.build(tree, *options) for _ in range(3) for place, options in builders]
         failed += [result.output for result in (build.wait() for build in builds) if result.status]
     overlaps = share.server.overlaps(tree)
     assert (overlaps, failed) == (0, []), f"{share.kind}: {overlaps} overlaps, {len(failed)} lost builds"
@@ -80,16 +82,35 @@ def test_hooks_on_two_hosts_that_do_not_lock_notice_each_other(share: Share) -> 
 
 
 def test_builds_on_two_hosts_exclude_each_other(share: Share) -> None:
-    storm(share, "storm", share.alpha, share.beta)
+    storm(share, "storm", (share.alpha, ()), (share.beta, ()))
 
 
 def test_hosts_with_one_cache_folder_at_one_path_exclude_each_other(share: Share) -> None:
     assert share.alpha.folder == share.beta.folder
-    storm(share, "one-cache", share.alpha, share.beta, options=("--cache-dir", f"{share.alpha.folder}/cache"))
+    options = ("--cache-dir", f"{share.alpha.folder}/cache")
+    storm(share, "one-cache", (share.alpha, options), (share.beta, options))
+
+
+def test_hosts_with_one_cache_folder_at_two_paths_exclude_each_other(share: Share) -> None:
+    elsewhere = f"/mnt/{share.kind}-elsewhere"
+    share.beta.host.run(f"mkdir {elsewhere}; mount --bind {share.beta.folder} {elsewhere}")
+    here = ("--cache-dir", f"{share.alpha.folder}/cache-of-two")
+    there = ("--cache-dir", f"{elsewhere}/cache-of-two")
+    storm(share, "two-paths", (share.alpha, here), (share.beta, there))
+    # Nothing is locked here but the cache. Each host takes an environment of the other path for a moved one.
+    tree = share.server.make_tree("isolated", requires="")
+    for _ in range(ROUNDS):
+        builds = [
+            place.build(tree, *options, "--lock=never", f"--outdir=/mnt/{number}", isolated=True)
+            for number in range(2)
+            for place, options in ((share.alpha, here), (share.beta, there))
+        ]
+        failed = [result.output for result in (build.wait() for build in builds) if result.status]
+        assert not failed
 
 
 def test_a_server_and_a_client_that_build_exclude_each_other(share: Share) -> None:
-    storm(share, "served", share.server, share.beta)
+    storm(share, "served", (share.server, ()), (share.beta, ()))
 
 
 def test_a_build_waits_for_one_on_another_host_until_that_is_killed(share: Share) -> None:
@@ -113,7 +134,8 @@ def test_a_host_that_was_cut_off_publishes_nothing_after_another_host_had_the_lo
     tree = share.server.make_tree("cut-off")
     inside, go_on = f"/mnt/{share.kind}.cut-off", f"/mnt/{share.kind}.joined"
     alpha = share.alpha.host
-    held = share.alpha.build(tree, "--outdir", "/mnt/out-of-cut-off", INSIDE=inside, HELD=go_on)
+    out_dir = f"/mnt/{share.kind}.out"
+    held = share.alpha.build(tree, "--outdir", out_dir, INSIDE=inside, HELD=go_on)
     alpha.wait_for(inside)
     network.cut_off(alpha.name)
     built = share.beta.build(tree, "--lock-timeout", "60").wait()
@@ -127,4 +149,4 @@ def test_a_host_that_was_cut_off_publishes_nothing_after_another_host_had_the_lo
     assert built.status == 0, built.output
     assert result.status == 1, result.output
     assert "another host" in result.output
-    assert alpha.run("ls -A /mnt/out-of-cut-off") == ""
+    assert alpha.run(f"ls -A {out_dir}") == ""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lockbuild.locks import DirectoryLock, LockRequest
 from machine import (
     PublicPlace,
     after_setup,
@@ -67,6 +68,17 @@ def test_a_cache_folder_that_cannot_be_made_is_one_warning(
 
 
 @pytest.mark.slow
+def test_a_folder_of_the_cache_has_one_lock_file_wherever_the_cache_is_mounted(tmp_path: Path) -> None:
+    files = []
+    for cache in (tmp_path / "here", tmp_path / "there"):
+        folder = cache / "wheels" / "digest"
+        folder.mkdir(parents=True)
+        with DirectoryLock(LockRequest(str(folder), "a wheel", cache)) as lock:
+            assert lock.lock_file is not None
+            files.append(Path(lock.lock_file).relative_to(cache))
+    assert files[0] == files[1]
+
+
 def test_builds_with_the_fallback_folder_wait_for_those_with_a_cache_folder(witness_tree: WitnessTree) -> None:
     gate = witness_tree.make_gate()
     holder = witness_tree.start(gate=gate.path, env={"LOCKBUILD_CACHE_DIR": "/proc/cannot/be"})

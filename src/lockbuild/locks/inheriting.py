@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from lockbuild.locks.kernel import unlock
+from lockbuild.locks.kernel import close, unlock
 
 
 class OpenFiles:
@@ -43,5 +43,5 @@ class OpenFiles:
         """Free the lock. With heirs, only close it: the kernel keeps the lock until the last heir has ended."""
         self._enclosing.clear()
         while self._locked:
-            (os.close if self._has_heirs else unlock)(self._locked.pop())
+            (close if self._has_heirs else unlock)(self._locked.pop())
         self._has_heirs = False

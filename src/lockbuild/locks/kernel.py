@@ -205,6 +205,13 @@ def unlock(descriptor: int) -> None:
             with contextlib.suppress(OSError):
                 fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, whole_file(fcntl.F_UNLCK))
     finally:
+        close(descriptor)
+
+
+def close(descriptor: int) -> None:
+    """Close a descriptor of a locked file. Other processes that have it keep the lock."""
+    # It is closed in any case. A file server that has taken the lock away may report that here (GlusterFS: EBADFD).
+    with contextlib.suppress(OSError):
         os.close(descriptor)
 
 

@@ -40,14 +40,15 @@ class SourceTreeLock(DirectoryLock):
 
 
 def _targets_of_tree(request: LockRequest, canonical: str) -> list[Target]:
-    path = uv_lock_file(cache_digest(canonical))
+    digest = cache_digest(canonical)
+    path = uv_lock_file(digest)
 
     def go_without(error: Exception, _: str) -> None:
         # For example, the file belongs to another user.
         problem = error.strerror if isinstance(error, OSError) else error
         request.reporter.detail(f"Not sharing uv's lock {shown(path)}: {problem}")
 
-    targets = [*directory_targets(request, canonical, "setuptools"), Target(LockFile(path), go_without)]
+    targets = [*directory_targets(request, canonical, f"setuptools-{digest}.lock"), Target(LockFile(path), go_without)]
     file = network_file(request, canonical)
     if file is not None:
         targets.append(Target(file, lambda error, _: refuse(error, request, file.path), may_be_enclosed=False))

@@ -56,24 +56,29 @@ class Target(NamedTuple):
     """Whether an enclosing lock on the target can replace ours."""
 
 
-def directory_targets(request: LockRequest, canonical: str, kind: str = "directory") -> list[Target]:
+def directory_targets(request: LockRequest, canonical: str, name: str | None = None) -> list[Target]:
     """
     Choose the targets of the lock on a directory, whose path without symbolic links is ``canonical``.
 
-    The name of the lock file begins with ``kind``. Raises `CacheFolderError`.
+    ``name`` is that of the lock file; by default it is named by the path. Raises `CacheFolderError`.
     """
-    lock_file = _lock_file(request, f"{kind}-{cache_digest(canonical)}.lock")
+    folder = lock_folder(request.cache_dir, request.reporter)
+    lock_file = _lock_file(request, folder, name or f"directory-{cache_digest(_named(canonical, folder))}.lock")
     # Windows cannot open directories. It has no bind mounts, and no way to remove an open lock file.
     return [lock_file] if os.name == "nt" else [lock_file, _inode(request, canonical)]
 
 
-def _lock_file(request: LockRequest, name: str) -> Target:
-    folder = lock_folder(request.cache_dir, request.reporter)
+def _named(canonical: str, folder: str) -> str:
+    """Return the path that names a lock file in ``folder``: from there, if hosts may have mounted both elsewhere."""
+    cache = os.path.dirname(os.path.realpath(folder))
+    return os.path.relpath(canonical, cache) if canonical.startswith(cache + os.sep) else canonical
 
+
+def _lock_file(request: LockRequest, folder: str, name: str) -> Target:
     def instead(error: Exception, lock_file: str) -> Target:
         if isinstance(error, FileNotFoundError):
             # Another process has removed the folder with our lock file, perhaps while we waited.
-            return _lock_file(request, name)
+            return _lock_file(request, lock_folder(request.cache_dir, request.reporter), name)
         # On a full disk no process can make the file either.
         if not isinstance(error, LocksUnsupportedError) and not (isinstance(error, OSError) and error.errno in FULL):
             refuse(error, lock_file)
