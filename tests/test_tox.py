@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -472,7 +473,9 @@ def test_a_wheel_for_another_python_is_built_by_lockbuild_under_that_python(proj
     python, (major, minor) = others[0]
     name = f"py{major}{minor}"
     out = run_tox(project, "run", "-e", f"a,{name}", "--discover", python)
-    assert f".pkg-cpython{major}{minor}/bin/python -P -m lockbuild --wheel " in out
+    assert re.search(rf"\.pkg-cpython{major}{minor}/bin/python -P \S+elsewhere\.py \S+ lockbuild --wheel ", out)
+    # It runs from where it is, and is not installed there.
+    assert not [*project.path.glob(f".tox/.pkg-cpython{major}{minor}/lib/*/site-packages/lockbuild*")]
     assert out.count("version 1.0") == 2
     project.assert_no_overlap()
 

@@ -34,7 +34,6 @@ import shutil
 import sys
 import tempfile
 from functools import cached_property
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -52,6 +51,7 @@ from tox.tox_env.register import REGISTER
 from lockbuild.artifacts import metadata_of_wheel
 from lockbuild.errors import ArtifactError, LockbuildError
 from lockbuild.files import replacing
+from lockbuild.other_python import OLDEST, run_elsewhere
 from lockbuild.project import read_project
 from lockbuild.settings import INSTALLER_VARIABLE
 
@@ -73,8 +73,6 @@ if TYPE_CHECKING:
 # The packaging environments that call a backend: tox's own and tox-uv's.
 _PACKAGERS = ("virtualenv-pep-517", "uv-venv-pep-517")
 _UV_PACKAGER = _PACKAGERS[1]
-
-_OLDEST_PYTHON = (3, 11)
 
 # How often the plugin looks at lockbuild's output for lines that a person should see at once, in seconds.
 _LOOK_SECONDS = 0.5
@@ -170,11 +168,11 @@ class LockbuildPackager(Pep517VenvPackager):
         self.call_require_hooks -= {"sdist", "wheel", "editable", "external"}
 
     def requires(self) -> tuple[Requirement, ...]:
-        """Return what tox installs into this environment: lockbuild, if its Python runs it."""
-        return (_this_lockbuild(),) if self._python == "other" else ()
+        """Return nothing: another Python runs lockbuild from where it is."""
+        return ()
 
     def ensure_python_env(self) -> None:
-        """Make a virtual environment if there is something to install. The Python that runs tox has lockbuild."""
+        """Make a virtual environment for another Python than the one that runs tox."""
         if self._has_virtual_environment:
             super().ensure_python_env()
 
@@ -229,7 +227,7 @@ class LockbuildPackager(Pep517VenvPackager):
         ours = {os.path.realpath(each) for each in (sys.executable, getattr(sys, "_base_executable", sys.executable))}
         if executable and os.path.realpath(executable) in ours:
             return "ours"
-        return "other" if info.version_info[:2] >= _OLDEST_PYTHON else "too old"
+        return "other" if info.version_info[:2] >= OLDEST else "too old"
 
     @property
     def _has_virtual_environment(self) -> bool:
@@ -314,15 +312,17 @@ class LockbuildPackager(Pep517VenvPackager):
 
     def _run_lockbuild(self, run_id: str, *words: str, stdin: StdinSource = StdinSource.OFF) -> Outcome:
         """Run lockbuild. tox shows its output when it fails; what it says about waits is shown at once."""
-        python = str(self.env_python()) if self._python == "other" else sys.executable
         options: list[str] = []
         if self.id() == _UV_PACKAGER and not self.environment_variables.get(INSTALLER_VARIABLE):
             options += ["--installer", "uv"]
         if self.conf["recreate"]:
             options.append("--refresh")
-        # -P: Python does not import a folder of the project that has the name of a module.
-        command = [python, "-P", "-m", "lockbuild", *options, *words]
-        with self.execute_async(command, stdin=stdin, run_id=run_id) as status:
+        if self._python == "other":
+            command = run_elsewhere(str(self.env_python()), "lockbuild")
+        else:
+            # -P: Python does not import a folder of the project that has the name of a module.
+            command = [sys.executable, "-P", "-m", "lockbuild"]
+        with self.execute_async([*command, *options, *words], stdin=stdin, run_id=run_id) as status:
             read = 0
             while status.wait(_LOOK_SECONDS) is None:
                 read = self._tell_of_waits(status.err, read)
@@ -352,21 +352,3 @@ def _metadata_of_wheel(wheel: Path) -> RawMetadata:
         return parse_email(metadata_of_wheel(str(wheel)))[0]
     except ArtifactError as error:
         raise Fail(str(error)) from error
-
-
-def _this_lockbuild() -> Requirement:
-    """
-    Return a requirement that gives another Python this same lockbuild.
-
-    A distribution that was not installed from an index has a note of its origin (PEP 610).
-    """
-    installed = distribution("lockbuild")
-    origin = json.loads(installed.read_text("direct_url.json") or "null")
-    if origin is None:
-        return Requirement(f"lockbuild == {installed.version}")
-    url: str = origin["url"]
-    if commit := origin.get("vcs_info"):
-        url = f"{commit['vcs']}+{url}@{commit['commit_id']}"
-    if subdirectory := origin.get("subdirectory"):
-        url += f"#subdirectory={subdirectory}"
-    return Requirement(f"lockbuild @ {url}")
