@@ -128,14 +128,10 @@ for number in range(count):
 """
 
 
-@pytest.mark.parametrize("is_elsewhere", [False, True], ids=["linked", "copied"])
-def test_who_opens_a_wheel_while_ten_processes_publish_never_finds_a_broken_one(
-    tmp_path: Path, out_dir: Path, other_file_system: Path, is_elsewhere: bool
-) -> None:
-    root = other_file_system if is_elsewhere else tmp_path
+def test_who_opens_a_wheel_while_ten_processes_publish_never_finds_a_broken_one(tmp_path: Path, out_dir: Path) -> None:
     publishers = []
     for number in range(10):
-        folder = root / f"staging{number}"
+        folder = tmp_path / f"staging{number}"
         folder.mkdir()
         publishers.append(subprocess.Popen([sys.executable, "-c", PUBLISHER, str(folder), str(out_dir), "15"]))
     reads: set[bytes] = set()
@@ -236,36 +232,6 @@ def test_a_wheel_whose_metadata_cannot_be_read_is_named(tmp_path: Path) -> None:
         wheel.write_bytes(content[: directory + offset] + bytes([value]) + content[directory + offset + 1 :])
         with pytest.raises(ArtifactError, match=f"{WHEEL}' is not a valid wheel: "):
             metadata_of_wheel(str(wheel))
-
-
-AS_NOBODY = """
-import os, sys
-from lockbuild.artifacts import publish
-os.setgid(65534)
-os.setuid(65534)
-staging, out_dir, name = sys.argv[1:]
-try:
-    os.link(os.path.join(staging, name), os.path.join(out_dir, "link"))
-except PermissionError:
-    publish(staging, name, out_dir)
-else:
-    sys.exit("the link was made, and so this shows nothing")
-"""
-
-
-def test_where_no_hard_link_can_be_made_an_artifact_is_copied() -> None:
-    # What a file system without hard links says, EPERM, Linux says too when somebody links a file that is not theirs.
-    if os.geteuid() or Path("/proc/sys/fs/protected_hardlinks").read_text().strip() != "1":
-        pytest.skip("needs root, to become a user who may not link a file, and fs.protected_hardlinks = 1")
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="lockbuild-test-") as folder:
-        staging, out_dir = Path(folder, "staging"), Path(folder, "out")
-        for path, mode in ((Path(folder), 0o755), (staging, 0o755), (out_dir, 0o777)):
-            path.mkdir(exist_ok=True)
-            path.chmod(mode)
-        write_wheel(staging / WHEEL).chmod(0o644)
-        subprocess.run([sys.executable, "-c", AS_NOBODY, str(staging), str(out_dir), WHEEL], check=True)
-        assert os.listdir(out_dir) == [WHEEL]
-        assert (out_dir / WHEEL).read_bytes() == (staging / WHEEL).read_bytes()
 
 
 def test_publishing_replaces_an_older_file_and_who_has_that_open_keeps_it(staging: Path, out_dir: Path) -> None:
@@ -398,9 +364,8 @@ def test_a_copy_into_the_folder_of_another_user_changes_no_file_that_his_links_l
     assert (status.st_mode & 0o777, status.st_mtime, status.st_size) == (0o600, 1_000_000_000, 0)
 
 
-@pytest.mark.parametrize("is_copied", [False, True])
 def test_an_artifact_is_on_the_disk_before_it_gets_its_name(
-    staging: Path, tmp_path: Path, other_file_system: Path, is_copied: bool, monkeypatch: pytest.MonkeyPatch
+    staging: Path, out_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced, named = [], []
     fsync, replace = os.fsync, os.replace
@@ -418,8 +383,7 @@ def test_an_artifact_is_on_the_disk_before_it_gets_its_name(
     monkeypatch.setattr(os, "fsync", noting_fsync)
     monkeypatch.setattr(os, "replace", noting_replace)
     write_wheel(staging / WHEEL)
-    (tmp_path / "out").mkdir()
-    publish(str(staging), WHEEL, str(other_file_system if is_copied else tmp_path / "out"))
+    publish(str(staging), WHEEL, str(out_dir))
     assert len(named) == 1
 
 

@@ -1,9 +1,9 @@
 """Artifacts on their way from a backend to the out-dir.
 
-A backend writes into a staging folder, outside the source tree and the out-dir. lockbuild links or copies each complete
-artifact to a hidden name in the out-dir, syncs it, and then renames it. So a file with a final name is always complete,
-even after a power failure, and a failed build leaves nothing behind. It belongs to the group, and has the ACL, that the
-out-dir gives to new files.
+A backend writes into a staging folder, outside the source tree and the out-dir. lockbuild copies each complete artifact
+to a hidden name in the out-dir, syncs it, and then renames it. So a file with a final name is always complete, even
+after a power failure, and a failed build leaves nothing behind. No file is linked: a new file belongs to the group, and
+has the ACL, that the out-dir gives it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 from lockbuild.errors import ArtifactError, OutDirError, shown
-from lockbuild.files import digest_of_file, hidden_beside, link, new_file, sync, write_whole
+from lockbuild.files import digest_of_file, hidden_beside, new_file, sync, write_whole
 from lockbuild.folders import Folder, named_folder
 from lockbuild.request import Artifact, Distribution, Timing
 
@@ -28,14 +28,6 @@ _SUFFIXES = (".whl", ".tar.gz")
 
 # Opens an existing file, device or pipe for writing.
 _INTO = os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
-
-# Opens a file in the staging folder to have it written to the disk. Windows does that only for one that may be written.
-_FROM = (
-    (os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-)
 
 # How many bytes of a file to read at a time.
 _COPY_SIZE = 1 << 20
@@ -132,11 +124,7 @@ def _publish_entry(source: str, folder: Folder) -> None:
     target, dir_fd = folder.at(name), folder.descriptor
     try:
         with hidden_beside(target, dir_fd) as hidden:
-            # A link keeps the group and the ACL of the staging folder. Only a new file gets those of the out-dir.
-            if _has_other_access(source, folder) or not _linked(source, hidden, dir_fd):
-                _copy(source, hidden, folder)
-            else:
-                _sync(source)
+            _copy(source, hidden, folder)
             os.replace(hidden, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError as error:
         if error.errno and (error.filename, error.filename2) != (source, None):
@@ -145,56 +133,13 @@ def _publish_entry(source: str, folder: Folder) -> None:
         raise
 
 
-def _sync(path: str) -> None:
-    try:
-        descriptor = os.open(path, _FROM)
-    except OSError:
-        # It is a link, or may not be read, and was published as it is.
-        return
-    try:
-        sync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _has_other_access(source: str, folder: Folder) -> bool:
-    """Tell whether a new file in a folder would have another group than a staged file, or one of them an ACL."""
-    if folder.descriptor is None:
-        return False
-    parent = os.fstat(folder.descriptor)
-    group = parent.st_gid if parent.st_mode & stat.S_ISGID else os.getegid()
-    return os.lstat(source).st_gid != group or _has_acl(source, "access") or _gives_acl(folder)
-
-
-def _gives_acl(folder: Folder) -> bool:
-    """Tell whether a folder has a default ACL. New files get it, and the umask does not apply to them."""
-    # The descriptor is one that getxattr itself refuses.
-    return _has_acl(f"/proc/self/fd/{folder.descriptor}", "default")
-
-
-def _has_acl(path: str, kind: str) -> bool:
-    try:
-        return hasattr(os, "getxattr") and bool(os.getxattr(path, f"system.posix_acl_{kind}"))
-    except OSError:
-        return False
-
-
-def _linked(source: str, target: str, dir_fd: int | None) -> bool:
-    """Give a file a second name, unless that is on another file system or on one without hard links."""
-    try:
-        link(source, target, None, dir_fd)
-    except OSError:
-        return False
-    return True
-
-
 def _copy(source: str, target: str, folder: Folder) -> None:
     """
     Copy a file with its permissions and times to an unused name; a default ACL of the folder gives the permissions.
 
     These are set by way of the descriptor: if the folder belongs to another user, a link may take the name meanwhile.
     """
-    dir_fd, has_acl = folder.descriptor, _gives_acl(folder)
+    dir_fd, has_acl = folder.descriptor, _has_default_acl(folder)
     with open(source, "rb") as read:
         status = os.fstat(read.fileno())
         mode = stat.S_IMODE(status.st_mode)
@@ -210,6 +155,16 @@ def _copy(source: str, target: str, folder: Folder) -> None:
             sync(written.fileno())
     if dir_fd is None:
         shutil.copystat(source, target)
+
+
+def _has_default_acl(folder: Folder) -> bool:
+    """Tell whether a folder has a default ACL. New files get it, and the umask does not apply to them."""
+    try:
+        # The descriptor is one that getxattr itself refuses.
+        path = f"/proc/self/fd/{folder.descriptor}"
+        return hasattr(os, "getxattr") and bool(os.getxattr(path, "system.posix_acl_default"))
+    except OSError:
+        return False
 
 
 def list_artifacts(out_dir: str) -> dict[str, tuple[int, int]]:
