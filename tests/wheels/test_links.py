@@ -13,7 +13,6 @@ import pytest
 
 from lockbuild.request import LinkMode
 from lockbuild.wheels import install_wheels
-from lockbuild.wheels.links import separate
 from machine import after_setup, as_root
 from wheelhouse import Wheelhouse, site_packages
 
@@ -51,56 +50,6 @@ def test_between_file_systems_files_are_copied(
         assert stored.stat().st_dev != file.stat().st_dev
         assert file.read_bytes() == stored.read_bytes()
         assert file.stat().st_mtime_ns == stored.stat().st_mtime_ns
-
-
-def test_separated_files_have_no_name_elsewhere_and_are_otherwise_the_same(tmp_path: Path) -> None:
-    cached, folder = tmp_path / "cached.py", tmp_path / "folder" / "package"
-    folder.mkdir(parents=True)
-    linked, own, symlink = folder / "linked.py", folder / "own.py", folder / "symlink.py"
-    cached.write_text("VALUE = 1\n")
-    cached.chmod(0o750)
-    os.utime(cached, ns=(1, 123_456_789))
-    linked.hardlink_to(cached)
-    own.write_text("")
-    symlink.symlink_to("linked.py")
-    inode = own.stat().st_ino
-    separate(str(tmp_path / "folder"))
-    assert not linked.samefile(cached)
-    assert linked.stat().st_nlink == cached.stat().st_nlink == 1
-    assert linked.read_text() == "VALUE = 1\n"
-    assert linked.stat().st_mode == cached.stat().st_mode
-    assert linked.stat().st_mtime_ns == 123_456_789
-    assert own.stat().st_ino == inode
-    assert symlink.readlink() == Path("linked.py")
-    assert sorted(folder.iterdir()) == [linked, own, symlink]
-
-
-# Separates a folder, and while the first file is copied somebody removes the others.
-_VANISH = """
-import os, sys
-from lockbuild.wheels.links import separate
-folder, = sys.argv[1:]
-def remove_others(event, arguments):
-    if event == "shutil.copyfile":
-        for name in os.listdir(folder):
-            if not name.startswith(".") and name != os.path.basename(arguments[0]):
-                os.unlink(os.path.join(folder, name))
-sys.addaudithook(remove_others)
-separate(folder)
-"""
-
-
-def test_a_file_that_vanishes_while_others_are_separated_does_not_matter(tmp_path: Path) -> None:
-    """Python writes bytecode under a name that it soon takes away, and the backend is imported meanwhile."""
-    (tmp_path / "cached").mkdir()
-    (tmp_path / "folder").mkdir()
-    for name in ("one", "two", "three"):
-        (tmp_path / "cached" / name).write_text(name)
-        (tmp_path / "folder" / name).hardlink_to(tmp_path / "cached" / name)
-    subprocess.run([sys.executable, "-c", _VANISH, tmp_path / "folder"], check=True)
-    [left] = (tmp_path / "folder").iterdir()
-    assert left.read_text() == left.name
-    assert left.stat().st_nlink == 1
 
 
 _REFLINK = """

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from lockbuild.environments.request import EnvironmentRequest
     from lockbuild.events import Reporter
     from lockbuild.locks import DirectoryLock, InheritableLock
-    from lockbuild.request import Installer
 
 
 def make_again(lock: DirectoryLock, key: EnvironmentKey, wanted: EnvironmentRequest) -> bool:
@@ -61,7 +60,7 @@ def make_again(lock: DirectoryLock, key: EnvironmentKey, wanted: EnvironmentRequ
     wanted.reporter.log("Making the build environment again of the same wheels", ("step",))
     with contextlib.suppress(WheelMissingError), _making(generation):
         manifest = populate(generation, wanted, key, {}, resolution)
-        _complete(generation, manifest, wanted.build.installer)
+        _complete(generation, manifest)
         remove_unused(folder, keep=lambda each: each == generation)
         return True
     return False
@@ -93,7 +92,7 @@ def make(
             stack.push(environment.__exit__)
             # A backend is imported on one core, while the other one does the rest.
             yield environment
-            _complete(generation, manifest, wanted.build.installer)
+            _complete(generation, manifest)
             if not environment.begin():
                 raise _removed(generation)
             # The caller ends the use.
@@ -135,18 +134,8 @@ def _making(generation: Generation) -> Iterator[None]:
         raise
 
 
-def _complete(generation: Generation, manifest: Manifest, installer: Installer) -> None:
-    """
-    Complete an environment that has its files.
-
-    Where uv cannot clone files, it links them to its own cache. An edit here would then be an edit there, and the
-    environment that replaces the edited one would have it again. So each file gets an inode of its own. If uv copied
-    them itself, that would take as long, and the hook host could not start meanwhile.
-    """
-    if installer == "uv":
-        from lockbuild.wheels.links import separate
-
-        separate(generation.path)
+def _complete(generation: Generation, manifest: Manifest) -> None:
+    """Complete an environment that has its files."""
     seen = look_at(generation.path).digest
     generation.write_manifest(manifest._replace(seen=seen, contents=digest_of_contents(generation.path)))
 
@@ -156,13 +145,11 @@ def _variables_for_installer(locks: Sequence[InheritableLock]) -> dict[str, str]
     Return the variables for an installer and the builds that it starts.
 
     An sdist that is built for the environment may itself run lockbuild, which has to know the ``locks`` around it.
-    uv is told to clone files: an environment of symbolic links would depend on uv's cache. `_complete` replaces the
-    hard links that uv makes where it cannot clone.
+    uv is told to copy files, which it does by cloning them where the file system can. An environment of symbolic links
+    would depend on uv's cache. Of hard links, an edit here would be an edit there, and the environment that replaces
+    the edited one would have it again.
     """
-    variables = environment_for_hooks([lock.held for lock in locks if lock.held])
-    if os.environ.get("UV_LINK_MODE") != "copy":
-        variables["UV_LINK_MODE"] = "clone"
-    return variables
+    return {**environment_for_hooks([lock.held for lock in locks if lock.held]), "UV_LINK_MODE": "copy"}
 
 
 def _use_older(generation: Generation, manifest: Manifest, reporter: Reporter) -> KeptEnvironment:

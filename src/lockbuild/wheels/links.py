@@ -11,11 +11,9 @@ name and renamed (`lockbuild.files`).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
-import stat
 from typing import TYPE_CHECKING, Literal
 
 from lockbuild.files import hidden_beside
@@ -70,21 +68,6 @@ class Linker:
                     raise
                 # Several threads may be here at once. Each drops only the method that it has tried itself.
                 self._methods = _METHODS["auto"][_METHODS["auto"].index(method) + 1 :]
-
-
-def separate(folder: str) -> None:
-    """
-    Replace every file below a folder that has more than one hard link by a copy, with its permissions and times.
-
-    Other processes may read, rename and remove the files meanwhile: each is whole under its name at every moment.
-    """
-    for parent, _, names in os.walk(folder):
-        for path in (os.path.join(parent, name) for name in names):
-            # A Python that imports from here writes bytecode. Each of its files has another name first, which vanishes.
-            with contextlib.suppress(FileNotFoundError):
-                status = os.lstat(path)
-                if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
-                    _copy(path, path, shutil.copyfile)
 
 
 def _hard_link(source: str, target: str) -> None:
