@@ -74,22 +74,6 @@ def test_a_removal_that_was_started_while_the_clock_was_ahead_is_started_again(t
     assert _stamp(tree).stat().st_mtime <= time.time()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="makes symbolic links")
-@pytest.mark.parametrize("exists", [True, False])
-def test_the_stamp_of_the_removal_is_not_followed_where_it_is_a_link(tree: ProbeTree, exists: bool) -> None:
-    tree.build()
-    precious = tree.control / "precious"
-    if exists:
-        precious.touch()
-        os.utime(precious, (1_000_000_000, 1_000_000_000))
-    _stamp(tree).unlink()
-    _stamp(tree).symlink_to(precious)
-    os.utime(_stamp(tree), (1_000_000_000, 1_000_000_000), follow_symlinks=False)
-    tree.build()
-    assert precious.exists() == exists
-    assert not exists or precious.stat().st_mtime == 1_000_000_000
-
-
 @pytest.mark.slow
 def test_a_failed_build_and_one_without_the_cache_start_no_removal(tree: ProbeTree) -> None:
     tree.build()
@@ -125,36 +109,6 @@ def test_a_build_does_not_wait_for_the_removal(tree: ProbeTree) -> None:
     tree.build(env=environ)
     wait_until(lambda: pid.exists() and pid.read_text(), "the removal")
     os.kill(int(pid.read_text()), signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_of_builds_that_end_together_one_starts_the_removal(tree: ProbeTree) -> None:
-    """All of them have looked at the stamp before any of them touches it: their own process waits there."""
-    tree.build()
-    _let_a_day_pass(tree)
-    count = tree.control / "count"
-    environ = at_the_start_of_every_python(
-        tree,
-        "import os, sys, time\n"
-        "if 'lockbuild.commands.cache' in sys.orig_argv:\n"
-        f"    open({str(count)!r}, 'a').write('x')\n"
-        "elif '--wheel' in sys.orig_argv:\n"
-        "    stat = os.stat\n"
-        "    def late(path, *arguments, **options):\n"
-        "        found = stat(path, *arguments, **options)\n"
-        "        if str(path).endswith('/pruned'):\n"
-        f"            open({str(tree.control)!r} + f'/looked-{{os.getpid()}}', 'w').close()\n"
-        f"            while sum(n.startswith('looked-') for n in os.listdir({str(tree.control)!r})) < 4:\n"
-        "                time.sleep(0.01)\n"
-        "        return found\n"
-        "    os.stat = late\n",
-    )
-    builds = [tree.start(env=environ) for _ in range(4)]
-    tree.finish(*builds)
-    wait_until(count.exists, "the removal")
-    # Whatever else they had started would have been started before they ended; give it time to say so.
-    tree.build(env=environ)
-    assert count.read_text() == "x"
 
 
 def test_the_removal_imports_nothing_from_the_working_directory(tree: ProbeTree) -> None:

@@ -16,9 +16,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from lockbuild.errors import CacheFolderError, LockTimeoutError
-from lockbuild.files import is_hidden, new_file
+from lockbuild.files import is_hidden, write_whole
 from lockbuild.folders import open_folder
-from lockbuild.locks.kernel import LocksUnsupportedError, try_to_lock
 from lockbuild.paths import builds_folder, cache_folder, environment_folder, key_folders, run_logs_folder, wheel_folder
 
 if TYPE_CHECKING:
@@ -190,14 +189,16 @@ def collect_once_a_day(cache_dir: str | None) -> None:
         return
     stamp = os.path.join(store, "pruned")
     try:
-        if _is_recent(os.stat(stamp, follow_symlinks=False)) or not _touch_first(stamp):
+        is_new = not os.path.exists(stamp)
+        # A stamp from the future is not recent.
+        if not is_new and 0 <= time.time() - os.stat(stamp).st_mtime < _COLLECTION_SECONDS:
             return
-    except FileNotFoundError:
-        # In a new cache there is nothing to remove.
-        with contextlib.suppress(OSError):
-            os.close(new_file(stamp, 0o600))
-        return
+        # Builds that end together may each start one: they take turns at the keys.
+        write_whole(stamp, b"")
     except OSError:
+        return
+    if is_new:
+        # In a new cache there is nothing to remove.
         return
     import subprocess
 
@@ -251,22 +252,3 @@ def _disk_use(path: str) -> int:
                 status = os.lstat(os.path.join(folder, name))
                 total += status.st_size // max(1, status.st_nlink)
     return total
-
-
-def _is_recent(stamp: os.stat_result) -> bool:
-    """Return whether a stamp is less than a day old. A stamp from the future is not recent."""
-    return 0 <= time.time() - stamp.st_mtime < _COLLECTION_SECONDS
-
-
-def _touch_first(stamp: str) -> bool:
-    """Touch the stamp and return true, unless another build that found it too old at the same time was first."""
-    descriptor = os.open(stamp, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
-    try:
-        if not try_to_lock(descriptor) or _is_recent(os.fstat(descriptor)):
-            return False
-        os.utime(descriptor if os.utime in os.supports_fd else stamp)
-        return True
-    except LocksUnsupportedError:
-        return False
-    finally:
-        os.close(descriptor)
