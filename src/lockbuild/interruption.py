@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
-import threading
 import time
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lockbuild.errors import Interrupted
 from lockbuild.processes import descendants, is_running
@@ -47,36 +44,6 @@ def interruptible() -> Iterator[None]:
         for number, handler in before.items():
             if signal.getsignal(number) is interrupt:
                 signal.signal(number, handler)
-
-
-def lines_of_stdin() -> Iterator[bytes]:
-    """
-    Yield the lines of standard input, and interrupt this process, as SIGTERM does, when it ends.
-
-    It is read at once, whatever is done with a line. A pipe also ends when the process at its other end is killed.
-    Other readers find standard input empty.
-    """
-    source = os.fdopen(os.dup(0), "rb")
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    lines: SimpleQueue[bytes] = SimpleQueue()
-    main = threading.main_thread().ident
-    threading.Thread(target=_read_to_the_end, args=(source, lines, main), daemon=True).start()
-    while True:
-        yield lines.get()
-
-
-def _read_to_the_end(source: BinaryIO, lines: SimpleQueue[bytes], thread: int) -> None:
-    with contextlib.suppress(OSError):
-        for line in source:
-            # A killed process may leave a part of one.
-            if line.endswith(b"\n"):
-                lines.put(line)
-    if sys.platform == "win32":
-        os._exit(1)
-    # To the main thread, whose handler raises `Interrupted`. A system call that blocks it returns.
-    signal.pthread_kill(thread, signal.SIGTERM)
 
 
 @contextlib.contextmanager

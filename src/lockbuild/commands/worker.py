@@ -10,10 +10,14 @@ the events of each build, as `lockbuild.event_lines` describes them.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from typing import TYPE_CHECKING, NoReturn
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from lockbuild import frontend
 from lockbuild.errors import Interrupted
@@ -21,9 +25,11 @@ from lockbuild.event_lines import EventWriter, read_request
 from lockbuild.files import take_standard_output
 from lockbuild.garbage_collection import collect_once_a_day
 from lockbuild.hooks.runner import HostKeeper
-from lockbuild.interruption import interruptible, lines_of_stdin
+from lockbuild.interruption import interruptible
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lockbuild.request import BuildRequest
 
 
@@ -32,7 +38,7 @@ def main() -> NoReturn:
     events = EventWriter(take_standard_output())
     try:
         with interruptible(), HostKeeper() as keeper:
-            for line in lines_of_stdin():
+            for line in _lines_of_stdin():
                 request, output = read_request(line)
                 if output is not None:
                     _write_to(output)
@@ -43,6 +49,36 @@ def main() -> NoReturn:
         # The process that reads the events has gone.
         sys.exit(1)
     raise AssertionError("the end of standard input is an interruption")
+
+
+def _lines_of_stdin() -> Iterator[bytes]:
+    """
+    Yield the lines of standard input, and interrupt this process, as SIGTERM does, when it ends.
+
+    It is read at once, whatever is done with a line. A pipe also ends when the process at its other end is killed.
+    Other readers find standard input empty.
+    """
+    source = os.fdopen(os.dup(0), "rb")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    main = threading.main_thread().ident
+    threading.Thread(target=_read_to_the_end, args=(source, lines, main), daemon=True).start()
+    while True:
+        yield lines.get()
+
+
+def _read_to_the_end(source: BinaryIO, lines: SimpleQueue[bytes], thread: int) -> None:
+    with contextlib.suppress(OSError):
+        for line in source:
+            # A killed process may leave a part of one.
+            if line.endswith(b"\n"):
+                lines.put(line)
+    if sys.platform == "win32":
+        os._exit(1)
+    # To the main thread, whose handler raises `Interrupted`. A system call that blocks it returns.
+    signal.pthread_kill(thread, signal.SIGTERM)
 
 
 def _write_to(path: str) -> None:
