@@ -171,6 +171,15 @@ def test_the_end_of_standard_input_ends_the_build_and_its_hook(witness_tree: Wit
         pass
 
 
+def test_a_signal_ends_a_process_that_waits_for_a_request(witness_tree: WitnessTree) -> None:
+    worker = Worker(witness_tree)
+    worker.build(request_for(witness_tree))
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert worker.process.stderr is not None
+    assert worker.process.stderr.read() == ""
+
+
 @linux_only
 def test_a_killed_process_takes_the_host_that_it_has_kept_along(trees: list[WitnessTree], tmp_path: Path) -> None:
     worker = Worker(trees[0])

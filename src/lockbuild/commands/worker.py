@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lockbuild import frontend
 from lockbuild.errors import Interrupted
@@ -58,7 +58,7 @@ def _lines_of_stdin() -> Iterator[bytes]:
     It is read at once, whatever is done with a line. A pipe also ends when the process at its other end is killed.
     Other readers find standard input empty.
     """
-    source = os.fdopen(os.dup(0), "rb")
+    source = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -69,11 +69,13 @@ def _lines_of_stdin() -> Iterator[bytes]:
         yield lines.get()
 
 
-def _read_to_the_end(source: BinaryIO, lines: SimpleQueue[bytes], thread: int) -> None:
+def _read_to_the_end(source: int, lines: SimpleQueue[bytes], thread: int) -> None:
+    # Not through a file object: the end of the interpreter, in another thread, would wait for its lock.
+    beginning = b""
     with contextlib.suppress(OSError):
-        for line in source:
-            # A killed process may leave a part of one.
-            if line.endswith(b"\n"):
+        while received := os.read(source, 65536):
+            *whole, beginning = (beginning + received).split(b"\n")
+            for line in whole:
                 lines.put(line)
     if sys.platform == "win32":
         os._exit(1)
