@@ -92,9 +92,7 @@ def _reason_of_uv(lines: list[str]) -> str:
 
 def _reasons_of_pip(lines: list[str]) -> Iterator[str]:
     """Yield what may be the reason, the best first."""
-    errors = [
-        re.sub(r"^(ERROR:|error:|\u00d7) ", "", line) for line in lines if re.match(r"ERROR: |error: |\u00d7 ", line)
-    ]
+    errors = [re.sub(_ERROR_OF_PIP, "", line, count=1) for line in lines if re.match(_ERROR_OF_PIP, line)]
     # What a backend has printed, for a requirement that pip builds, is the reason of the reason.
     ends = [position for position, line in enumerate(lines) if line.endswith("[end of output]") and position]
     for error in reversed(errors):

@@ -66,11 +66,6 @@ def install_with_pip(
     run_pip(environment, ["install", *(["--ignore-installed"] if fresh else []), *options, *files], variables)
 
 
-def install_with_uv(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Have uv install requirements, as `build` does; ``variables`` are as for `run_pip`."""
-    run_uv(environment, ["install", *words, "--python", environment.python_executable], variables)
-
-
 def written(requirements: Collection[str], constraints: str, staging: str) -> list[str]:
     """
     Write what is to be installed into files in the staging folder; return the options that name them.
@@ -140,14 +135,15 @@ def _run_with_log(command: Sequence[str], environ: Mapping[str, str]) -> None:
             raise _failure("pip", error, logged) from None
 
 
-def run_uv(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Run ``uv pip`` for an environment; ``words``, ``variables`` and what it raises are as for `run_pip`."""
+def install_with_uv(environment: DefaultIsolatedEnv, words: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Have uv install requirements, as `build` does; ``variables``, and what it raises, are as for `run_pip`."""
     environ = {**_with_keyring("UV_KEYRING_PROVIDER"), "VIRTUAL_ENV": environment.path, **variables}
     environ.pop("PYTHONPATH", None)
     # uv would break its messages into lines of this width.
     environ.pop("COLUMNS", None)
+    command = [_uv(), "pip", *_verbose(min(2, verbosity() - 1)), "install", *words]
     try:
-        _run([_uv(), "pip", *_verbose(min(2, verbosity() - 1)), *words], environ)
+        _run([*command, "--python", environment.python_executable], environ)
     except subprocess.CalledProcessError as error:
         raise _failure("uv", error) from None
 

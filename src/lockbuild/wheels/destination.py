@@ -80,16 +80,14 @@ def is_plain(name: str) -> bool:
     )
 
 
-def virtual_environment(path: str, python_executable: str | None = None) -> Destination:
+def virtual_environment(path: str) -> Destination:
     """
     Ask the interpreter of a virtual environment for its folders.
 
     Raises `EnvironmentFolderError` where there is no interpreter.
     """
     path = os.path.abspath(path)
-    python = python_executable or os.path.join(
-        path, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python"))
-    )
+    python = os.path.join(path, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")))
     try:
         answer = subprocess.run([python, "-Ic", _QUESTION], capture_output=True, check=True, text=True)
         paths, version = json.loads(answer.stdout)
