@@ -17,7 +17,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 from lockbuild.errors import ArtifactError, OutDirError, shown
-from lockbuild.files import digest_of_file, hidden_beside, new_file, sync, write_whole
+from lockbuild.files import digest_of_file, errors_naming, replacing, sync, write_whole
 from lockbuild.folders import Folder, named_folder
 from lockbuild.request import Artifact, Distribution, Timing
 
@@ -121,29 +121,20 @@ def _publish_entry(source: str, folder: Folder) -> None:
             for each in sorted(os.listdir(source)):
                 _publish_entry(os.path.join(source, each), inner)
         return
-    target, dir_fd = folder.at(name), folder.descriptor
-    try:
-        with hidden_beside(target, dir_fd) as hidden:
-            _copy(source, hidden, folder)
-            os.replace(hidden, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    except OSError as error:
-        if error.errno and (error.filename, error.filename2) != (source, None):
-            # It names the hidden file, or two files, or none; the user knows the target.
-            raise OSError(error.errno, error.strerror, os.path.join(folder.path, name)) from error
-        raise
+    _publish_file(source, name, folder)
 
 
-def _copy(source: str, target: str, folder: Folder) -> None:
+def _publish_file(source: str, name: str, folder: Folder) -> None:
     """
-    Copy a file with its permissions and times to an unused name; a default ACL of the folder gives the permissions.
+    Copy a file with its permissions and times; a default ACL of the folder gives the permissions.
 
     These are set by way of the descriptor: if the folder belongs to another user, a link may take the name meanwhile.
     """
-    dir_fd, has_acl = folder.descriptor, _has_default_acl(folder)
-    with open(source, "rb") as read:
+    target, dir_fd, has_acl = folder.at(name), folder.descriptor, _has_default_acl(folder)
+    with open(source, "rb") as read, errors_naming(os.path.join(folder.path, name)):
         status = os.fstat(read.fileno())
         mode = stat.S_IMODE(status.st_mode)
-        with open(new_file(target, mode | 0o666 if has_acl else 0o600, dir_fd), "wb") as written:
+        with replacing(target, mode | 0o666 if has_acl else 0o600, dir_fd) as written:
             shutil.copyfileobj(read, written, _COPY_SIZE)
             written.flush()
             if dir_fd is not None:
