@@ -23,7 +23,7 @@ MOUNTS = {
     "sysfs": ["/sys"],
     "tmpfs": ["/run", "/mnt", "/var/lib/nfs", "/var/lib/glusterd", "/var/log/glusterfs"],
 }
-MODULES = ["nfsv3", "nfsv4", "nfsd", "fuse", "loop"]
+MODULES = ["nfsv3", "nfsv4", "nfsd", "fuse", "loop", "overlay"]
 # The system call finit_module on x86-64.
 FINIT_MODULE = 313
 
