@@ -143,6 +143,16 @@ def test_a_host_does_not_go_on_with_another_backend_or_after_a_failure(
     assert not is_running(hosts_of(logs[0])[0])
 
 
+def test_a_host_that_was_killed_between_two_builds_is_replaced(trees: list[WitnessTree], tmp_path: Path) -> None:
+    worker = Worker(trees[0])
+    assert worker.build(request_for(trees[0]), tmp_path / "first")["event"] == "result"
+    host, _ = hosts_of(tmp_path / "first")
+    os.kill(host, signal.SIGKILL)
+    wait_until(lambda: not is_running(host), "the end of the host")
+    assert worker.build(request_for(trees[0]), tmp_path / "second")["event"] == "result"
+    assert hosts_of(tmp_path / "second")[0] != host
+
+
 def test_each_build_gives_its_warnings(trees: list[WitnessTree]) -> None:
     pyproject = trees[0].path / "pyproject.toml"
     pyproject.write_text(f'{pyproject.read_text()}[project]\nname = "witness"\nrequires-python = "<3"\n')

@@ -132,6 +132,11 @@ class Host:
         return self._process.wait() or -signal.SIGKILL
 
     @property
+    def is_running(self) -> bool:
+        """Whether the host has not ended; a person or the system may have killed it between two hooks."""
+        return self._process.poll() is None
+
+    @property
     def was_killed(self) -> bool:
         """Whether the host has ended without waiting for its hooks and the builds that they run."""
         return bool(self._process.returncode)

@@ -123,7 +123,7 @@ class HookRunner:
         origin = _Origin(python, "kept" if kept else "-", modules, self._view, environ, revision)
         if self._host is None and self._keeper is not None and (taken := self._keeper.take()):
             self._host, self._origin = taken
-        if self._host is None or self._origin != origin:
+        if self._host is None or self._origin != origin or not self._host.is_running:
             self.close()
             # An interpreter that is not there is missed by the look at the environment.
             with contextlib.suppress(OSError):
