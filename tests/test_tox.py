@@ -509,3 +509,5 @@ def test_it_builds_with_uv_where_tox_uv_is_installed(project: WitnessTree, tmp_p
     assert f"{python} -P -m lockbuild --installer uv --wheel " in out
     assert "editable: OK" in out
     assert "uv pip install" in out
+    # tox-uv has nothing to do in the packaging environment, which has no virtual environment.
+    assert "recreate env" not in out

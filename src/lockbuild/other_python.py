@@ -41,9 +41,9 @@ def find_python(wanted: str) -> Python:
         path = wanted if os.path.isfile(wanted) else _discovered(wanted)
     answer = subprocess.run([path, "-I", "-c", _PROBE], capture_output=True, text=True, check=False)
     if answer.returncode:
-        raise PythonNotFoundError(
-            wanted, f"{path} does not run: {(answer.stderr.splitlines() or ['no reason given'])[-1]}"
-        )
+        # The first line: pyenv adds a few lines of advice.
+        reason = answer.stderr.strip() or "no reason given"
+        raise PythonNotFoundError(wanted, f"{path} does not run: {reason.splitlines()[0]}")
     found = re.fullmatch(r"(\d+) (\d+) (.+)\n", answer.stdout)
     if found is None:
         raise PythonNotFoundError(wanted, f"{path} is no Python: it does not tell its version")

@@ -156,7 +156,7 @@ class _Bounded:
         """Raise an error when this many bytes are too many."""
         if size > self._limit:
             raise _TooLargeError(
-                f"unpacks to more than {self._limit / 1024**2:,.0f} MiB; raise the limit with --max-sdist-size"
+                f"unpacks to more than {self._limit:,.0f} bytes; raise the limit with --max-sdist-size"
             )
 
     def read(self, size: int) -> bytes:

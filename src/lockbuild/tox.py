@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from tox.report import OutErr
     from tox.session.state import State
     from tox.tox_env.api import ToxEnvCreateArgs
+    from tox.tox_env.installer import InstallArguments
     from tox.tox_env.package import Package, PackageToxEnv
     from tox.tox_env.runner import RunToxEnv
 
@@ -175,6 +176,12 @@ class LockbuildPackager(Pep517VenvPackager):
         """Make a virtual environment for another Python than the one that runs tox."""
         if self._has_virtual_environment:
             super().ensure_python_env()
+
+    def _install(self, arguments: InstallArguments, section: str, of_type: str) -> None:
+        # tox-uv takes a virtual environment that is missing for a broken one, even if there is nothing to install. It
+        # would make this environment and the run environment again in each run.
+        if self._has_virtual_environment:
+            super()._install(arguments, section, of_type)
 
     def prepend_env_var_path(self) -> list[Path]:
         """Return the folders of the virtual environment's programs."""

@@ -20,6 +20,7 @@ from typing import Any
 import build.__main__
 import pytest
 
+import lockbuild
 from lockbuild.commands.options import make_parser, parse
 from lockbuild.request import BuildRequest
 from witness import LOCKBUILD, WitnessTree
@@ -173,6 +174,16 @@ def test_no_option_of_ours_takes_a_letter_that_build_may_come_to_use() -> None:
     assert "--lock" in more
     # The letter of make, ninja and cargo.
     assert [option for option in more if not option.startswith("--")] == ["-j"]
+
+
+def test_the_version_is_followed_by_the_folder_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--version"])
+    assert capsys.readouterr().out.split() == [
+        "lockbuild",
+        lockbuild.__version__,
+        f"({os.path.dirname(lockbuild.__file__)})",
+    ]
 
 
 def test_options_of_ours_are_not_abbreviated() -> None:

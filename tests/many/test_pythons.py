@@ -86,7 +86,7 @@ def test_a_wheel_for_one_python_is_built_for_each_and_used_for_its_own(repo: Mon
 def test_a_python_that_does_not_run_or_is_too_old_is_an_error(repo: Monorepo, tmp_path: Path) -> None:
     repo.add("one")
     shim = tmp_path / "python3.12"
-    shim.write_text("#!/bin/sh\necho 'version 3.12 is not installed' >&2\nexit 127\n")
+    shim.write_text("#!/bin/sh\necho 'version 3.12 is not installed' >&2\necho '  See help' >&2\nexit 127\n")
     shim.chmod(0o755)
     _, err = repo.build("--python", str(shim), "one", status=1)
     assert err.splitlines() == [

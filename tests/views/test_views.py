@@ -32,6 +32,7 @@ from witness import LOCKBUILD, WitnessTree
 pytestmark = as_root
 
 ALICE = 64_001
+NOBODY = 65_534
 PRIVATE = ("--wheel", "--tree", "private")
 
 # What the hook of a tree does before it builds: it writes at the top and in a folder, removes, renames and changes.
@@ -358,14 +359,18 @@ def hand_over(tree: Path, owner: int) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-@pytest.mark.parametrize("owner", [ALICE, 0], ids=["own tree", "another user's tree"])
-def test_an_ordinary_user_has_a_view_and_leaves_nothing_behind(place: PublicPlace, owner: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "owner"),
+    [(ALICE, ALICE), (ALICE, 0), (NOBODY, 0)],
+    ids=["own tree", "another user's tree", "nobody in another user's tree"],
+)
+def test_an_ordinary_user_has_a_view_and_leaves_nothing_behind(place: PublicPlace, number: int, owner: int) -> None:
     # Files of other users cannot be changed in a view, only removed and replaced.
     body = WRITES if owner else 'open("src/made", "w").close(); os.remove("data.txt"); open("made", "w").close()'
     tree = writing(place.tree, body)
     hand_over(tree.path, owner)
     before = contents(tree.path)
-    user = place.user(ALICE)
+    user = place.user(number)
     status, _, error = start_as(user, tree, *PRIVATE)
     assert status == 0, error
     assert contents(tree.path) == before

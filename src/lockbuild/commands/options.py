@@ -80,7 +80,7 @@ def _add_general_options(group: argparse._ArgumentGroup) -> None:
         "--version",
         "-V",
         action="version",
-        version=f"lockbuild {__version__} ({os.path.dirname(__file__)})",
+        version=f"lockbuild {__version__} ({os.path.dirname(os.path.dirname(__file__))})",
         help="show the version and exit",
     )
     verbosity = group.add_mutually_exclusive_group()

@@ -57,7 +57,7 @@ def make_again(lock: DirectoryLock, key: EnvironmentKey, wanted: EnvironmentRequ
         return False
     remove_unused(folder, keep=lambda each: each == resolved)
     generation = new_generation(folder)
-    wanted.reporter.log("Making the build environment again of the same wheels", ("step",))
+    wanted.reporter.log("Making the build environment again from the same wheels", ("step",))
     with contextlib.suppress(WheelMissingError), _making(generation):
         manifest = populate(generation, wanted, key, {}, resolution)
         _complete(generation, manifest)

@@ -62,6 +62,9 @@ _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 # From <linux/capability.h>.
 _CAPABILITY_VERSION_3 = 0x20080522
 
+# Whom files of users without a number in the user namespace belong to: /proc/sys/kernel/overflowuid, by default.
+_OVERFLOW_USER = 65534
+
 # The kernel's answers for an upper folder on an overlay, on NFS, or on a file system without its attributes.
 _NO_UPPER_FOLDER = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
@@ -191,13 +194,14 @@ def _make_foreign_folders(tree: str, upper: str) -> None:
 
     Nothing is copied: the overlay shows the contents of both.
     """
-    user = os.geteuid()
-    if os.stat(tree).st_uid == user:
+    # To `nobody`, the folders of all users look like its own here.
+    own = os.geteuid() if os.geteuid() != _OVERFLOW_USER else None
+    if os.stat(tree).st_uid == own:
         return
     for folder, names, _ in os.walk(tree):
         for name in names:
             path = os.path.join(folder, name)
-            if not os.path.islink(path) and os.stat(path).st_uid != user:
+            if not os.path.islink(path) and os.stat(path).st_uid != own:
                 _make_above(tree, path, upper)
 
 
