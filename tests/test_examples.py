@@ -177,14 +177,15 @@ def test_the_monorepo_example_builds_units_before_tables(examples: Path, tmp_pat
         units.write_text(units.read_text().replace("0.0254", factor))
         out = run(*LOCKBUILD, "--wheel", "--all-packages", cwd=folder)
         assert out.splitlines()[-1].startswith("Successfully built ")
-        [wheel] = (folder / "dist").glob("tables-*.whl")
+        [wheel] = (folder / "dist").glob("lockbuild_example_tables-*.whl")
         run(sys.executable, "-m", "venv", str(tmp_path / factor))
         python = str(tmp_path / factor / "bin" / "python")
         run(python, "-m", "pip", "install", "--quiet", "--no-index", str(wheel))
         assert run(python, "-c", "import tables; print(tables.LENGTHS['inch'])").strip() == factor
     shutil.rmtree(folder / "dist")
-    run(*LOCKBUILD, "--wheel", "--package", "tables", cwd=folder)
-    assert sorted(path.name.split("-")[0] for path in (folder / "dist").iterdir()) == ["tables", "units"]
+    run(*LOCKBUILD, "--wheel", "--package", "lockbuild-example-tables", cwd=folder)
+    names = sorted(path.name.split("-")[0] for path in (folder / "dist").iterdir())
+    assert names == ["lockbuild_example_tables", "lockbuild_example_units"]
 
 
 def test_the_pythons_example_gives_a_wheel_for_each_python_and_a_pure_one_for_all(
@@ -197,4 +198,4 @@ def test_the_pythons_example_gives_a_wheel_for_each_python_and_a_pure_one_for_al
     tags = {path.name.split("-")[2] for path in out_dir.iterdir()}
     assert tags == {f"cp{major}{minor}" for _, (major, minor) in found}
     run(*LOCKBUILD, "-w", "-o", str(out_dir), *options, "../monorepo/packages/units", cwd=examples / "pythons")
-    assert len(list(out_dir.glob("units-*"))) == 1
+    assert len(list(out_dir.glob("lockbuild_example_units-*"))) == 1
