@@ -362,6 +362,22 @@ def test_a_hook_that_kills_its_host_fails_the_build(witness_tree: WitnessTree) -
     assert_lock_is_free(witness_tree)
 
 
+def test_no_hook_runs_in_a_folder_that_has_replaced_the_locked_tree(witness_tree: WitnessTree) -> None:
+    # A build that comes later would lock that folder.
+    witness_tree.use_hook(
+        """
+        import shutil
+        os.rename(os.getcwd(), os.getcwd() + ".old")
+        shutil.copytree(os.getcwd(), os.getcwd().removesuffix(".old"))
+        """,
+        "get_requires_for_build_wheel",
+    )
+    [(status, _, error)] = witness_tree.finish(witness_tree.start())
+    assert status == 1
+    assert "was moved or replaced while it was built" in error.splitlines()[-1]
+    assert not witness_tree.entered("build_wheel")
+
+
 def test_a_host_whose_environment_is_being_removed_says_nothing(environment: Path) -> None:
     # It imports a backend that leaves a thread, and so has to start itself anew. By then its interpreter is gone.
     [packages] = environment.glob("lib/*/site-packages")

@@ -55,6 +55,14 @@ def test_the_list_in_the_documentation_is_that_of_the_code() -> None:
     assert documented == WITHOUT_EFFECT | {f"{prefix}*" for prefix in PREFIXES_WITHOUT_EFFECT}
 
 
+def test_a_tree_without_ignored_files_is_another_one(tmp_path: Path) -> None:
+    keys = {
+        mode: key_of(str(tmp_path), BuildRequest(str(tmp_path), tree=mode))
+        for mode in ("shared", "private", "auto", "clean")
+    }
+    assert keys["shared"] == keys["private"] == keys["auto"] != keys["clean"]
+
+
 def test_settings_constraints_and_the_files_that_they_name_are_in_the_key(tmp_path: Path) -> None:
     file, constraints = tmp_path / "native.ini", tmp_path / "constraints.txt"
     file.write_text("[binaries]")
