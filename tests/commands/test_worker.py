@@ -153,6 +153,13 @@ def test_a_host_that_was_killed_between_two_builds_is_replaced(trees: list[Witne
     assert hosts_of(tmp_path / "second")[0] != host
 
 
+def test_a_log_that_cannot_be_written_fails_its_build_alone(trees: list[WitnessTree], tmp_path: Path) -> None:
+    worker = Worker(trees[0])
+    event = worker.build(request_for(trees[0]), tmp_path / "missing" / "log")
+    assert (event["type"], event["data"]["filename"]) == ("OSError", str(tmp_path / "missing" / "log"))
+    assert worker.build(request_for(trees[0]), tmp_path / "log")["event"] == "result"
+
+
 def test_each_build_gives_its_warnings(trees: list[WitnessTree]) -> None:
     pyproject = trees[0].path / "pyproject.toml"
     pyproject.write_text(f'{pyproject.read_text()}[project]\nname = "witness"\nrequires-python = "<3"\n')

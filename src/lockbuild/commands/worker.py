@@ -39,10 +39,7 @@ def main() -> NoReturn:
     try:
         with interruptible(), HostKeeper() as keeper:
             for line in _lines_of_stdin():
-                request, output = read_request(line)
-                if output is not None:
-                    _write_to(output)
-                _build(request, events, keeper)
+                _build(*read_request(line), events, keeper)
     except Interrupted as interruption:
         sys.exit(interruption.exit_status)
     except BrokenPipeError:
@@ -83,18 +80,13 @@ def _read_to_the_end(source: int, lines: SimpleQueue[bytes], thread: int) -> Non
     signal.pthread_kill(thread, signal.SIGTERM)
 
 
-def _write_to(path: str) -> None:
-    """Make a file the standard output and error of this process."""
-    with open(path, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-
-
-def _build(request: BuildRequest, events: EventWriter, keeper: HostKeeper) -> None:
+def _build(request: BuildRequest, output: str | None, events: EventWriter, keeper: HostKeeper) -> None:
     # A warning that an earlier build has given is given again.
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: events.warn(str(message))
         try:
+            if output is not None:
+                _write_to(output)
             result = frontend.build(request, events, owns_process=True, keeper=keeper)
             if request.use_cache:
                 collect_once_a_day(request.cache_dir)
@@ -104,6 +96,13 @@ def _build(request: BuildRequest, events: EventWriter, keeper: HostKeeper) -> No
             events.failed(error)
         else:
             events.succeeded(result)
+
+
+def _write_to(path: str) -> None:
+    """Make a file the standard output and error of this process."""
+    with open(path, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 if __name__ == "__main__":
