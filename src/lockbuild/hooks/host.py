@@ -41,7 +41,6 @@ started by a build, would hold the lock as long as it lives.
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import fcntl
 import importlib
@@ -75,10 +74,6 @@ if TYPE_CHECKING:
         nested: list[str]
 
 
-# The code of scripts, by their paths.
-_compiled: dict[str, types.CodeType] = {}
-
-
 def start() -> None:
     """Be the host until the requests end; or, after a fork, run one hook."""
     _, host, environment, backend, view, *numbers = sys.argv
@@ -95,10 +90,11 @@ def start() -> None:
     if not imported:
         _start_anew([lifeline, number])
     os.close(lifeline)
-    asked = _serve(connection)
+    hook = _script(host, "..", "hook.py")
+    asked = _serve(connection, hook)
     if asked is None:
         os._exit(0)
-    _run(asked)
+    hook.run(asked)
     if bytecode:
         bytecode.compile_the_rest()
 
@@ -136,7 +132,7 @@ def _enter_view(view: str, overlay: Any, connection: socket.socket) -> None:
         os._exit(0)
 
 
-def _serve(connection: socket.socket) -> _Request | None:
+def _serve(connection: socket.socket, hook: Any) -> _Request | None:
     """Serve requests until they end. Returns a request in the process that is to run it, None in the host."""
     # The host ends with the requests and not before: a signal to every process of a job (systemd, Slurm, Jenkins) would
     # else leave a hook that resists without its host.
@@ -166,13 +162,13 @@ def _serve(connection: socket.socket) -> _Request | None:
         streams, locks = received[1][: len(request["streams"])], received[1][len(request["streams"]) :]
         nested = request["nested"]
         try:
-            _compile(request["argv"][0])
+            hook.compiled(request["argv"][0])
             group = group or _make_group()
-            hook = os.fork()
+            process = os.fork()
         except OSError as error:
             _reply(connection, f"failed {error.errno}")
             break
-        if hook == 0:
+        if process == 0:
             os.setpgid(0, group)
             # The hook says so itself. Where its host is killed, the frontend knows the group before the replies end.
             _reply(connection, f"started {group}")
@@ -193,7 +189,7 @@ def _serve(connection: socket.socket) -> _Request | None:
             os.close(descriptor)
         # Made while the hook runs, because the next one will be asked for as soon as it has ended.
         next_group = _next_group()
-        status = _attend(hook, connection, wake_up)
+        status = _attend(process, connection, wake_up)
         if status:
             # What a hook has started may outlive its failure, or the SIGINT that ended it: a shell's background jobs
             # ignore that. It may not go on writing into the tree.
@@ -314,80 +310,6 @@ def _end_nesting(nested: list[str]) -> None:
                     os.dup2(null, descriptor)
                 fcntl.flock(file, fcntl.LOCK_EX)
             os.unlink(path)
-
-
-def _run(request: _Request) -> None:
-    """Run pyproject-hooks' script in this process as if the interpreter had been started with it."""
-    try:
-        os.environ.update(request["environ"])
-        os.chdir(request["cwd"])
-        if request["tree"] not in (None, _identity_of_tree()):
-            # The path now leads to a tree that another build may hold. From here on it cannot: we are in.
-            sys.exit(f"{request['cwd']!r} was moved or replaced while it was built")
-        _execute(request["argv"])
-    except KeyboardInterrupt:
-        # The frontend asked for the end, after its user did. What the backend cleans up it has cleaned up; a
-        # traceback would only tell where it was.
-        sys.exit(130)
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            _leave_reason(request, end.code)
-        raise
-    except Exception as error:
-        # The traceback a person sees begins with the script, as it does when that runs by itself.
-        traceback = error.__traceback__
-        while traceback and traceback.tb_frame.f_code.co_filename != request["argv"][0]:
-            traceback = traceback.tb_next
-        error.__traceback__ = traceback or error.__traceback__
-        sys.excepthook(type(error), error, error.__traceback__)
-        import traceback as formatter
-
-        lines = "".join(formatter.format_exception_only(error)).splitlines()
-        # The lines of a syntax error that show the place are indented. A message may have several lines.
-        _leave_reason(request, next((line for line in lines if not line.startswith(" ")), ""))
-        sys.exit(1)
-
-
-def _identity_of_tree() -> list[int]:
-    """Return the device and inode of the tree that this is, also where a private view of it shows others."""
-    here = os.stat(".")
-    for *seen, device, inode in json.loads(os.environ.get("LOCKBUILD_VIEWS", "[]")):
-        if seen == [here.st_dev, here.st_ino]:
-            return [device, inode]
-    return [here.st_dev, here.st_ino]
-
-
-def _leave_reason(request: _Request, text: str) -> None:
-    # The disk may be full. The hook has said it as well.
-    with contextlib.suppress(OSError), open(f"{request['argv'][2]}/reason", "w", encoding="utf-8") as file:
-        file.write((text.strip().splitlines() or [""])[0].encode(errors="replace").decode())
-
-
-def _execute(argv: list[str]) -> None:
-    """Execute a script as ``__main__``."""
-    sys.argv[:] = argv
-    sys.orig_argv[1:] = argv
-    # The folder of the script, which the script takes out again.
-    sys.path.insert(0, os.path.dirname(argv[0]))
-    script = types.ModuleType("__main__")
-    loader = importlib.machinery.SourceFileLoader("__main__", argv[0])
-    script.__dict__.update(__file__=argv[0], __builtins__=builtins, __loader__=loader, __cached__=None)
-    sys.modules["__main__"] = script
-    exec(_compile(argv[0]), script.__dict__)
-
-
-def _compile(path: str) -> types.CodeType:
-    """Return the code of a script, once for all hooks; as Python keeps it compiled, where it does."""
-    if path not in _compiled:
-        # The script may lie in a folder for temporary files. Nothing is left there.
-        writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-        try:
-            code = importlib.machinery.SourceFileLoader("__main__", path).get_code("__main__")
-        finally:
-            sys.dont_write_bytecode = writes
-        assert code is not None
-        _compiled[path] = code
-    return _compiled[path]
 
 
 if __name__ == "__main__":
