@@ -10,7 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 import build
+import jsonschema  # type: ignore[import-untyped]
 import pytest
+from event_schema import assert_documented
 from pyproject_hooks import HookMissing
 
 from lockbuild import errors
@@ -103,6 +105,7 @@ def lines_of(write: Any) -> list[bytes]:
 
 def restored(error: Exception) -> Exception:
     [line] = lines_of(lambda writer: writer.failed(error))
+    assert_documented(json.loads(line))
     with pytest.raises(type(error)) as caught:
         read_event(json.loads(line), Reporter())
     assert str(caught.value) == str(error)
@@ -114,6 +117,7 @@ def test_each_method_of_a_reporter_is_called_as_it_was(method: str) -> None:
     for arguments in CALLS[method]:
         [line] = lines_of(lambda writer, arguments=arguments: getattr(writer, method)(*arguments))
         assert json.loads(line)["event"] == method
+        assert_documented(json.loads(line))
         recorder = Recorder()
         assert read_event(json.loads(line), recorder) is None
         assert recorder.calls == [(method, arguments)]
@@ -123,10 +127,20 @@ def test_an_event_of_a_later_version_is_passed_over() -> None:
     assert read_event({"event": "__init__", "self": 1}, Recorder()) is None
 
 
+def test_a_field_that_no_schema_describes_is_noticed() -> None:
+    assert_documented({"event": "began", "step": "lock"})
+    for event in ({"event": "began"}, {"event": "began", "step": 1}, {"event": "else"}):
+        with pytest.raises(jsonschema.ValidationError):
+            assert_documented(event)
+    with pytest.raises(AssertionError):
+        assert_documented({"event": "began", "step": "lock", "more": 1})
+
+
 def test_a_result_is_what_it_was() -> None:
     result = BuildResult((Artifact("x.whl", "out/x.whl", "wheel", 3, "00"),), (Timing("lock", 0.5),))
     for each in (result, result._replace(timings=())):
         [line] = lines_of(lambda writer, each=each: writer.succeeded(each))
+        assert_documented(json.loads(line))
         assert read_event(json.loads(line), Reporter()) == each
 
 
@@ -266,6 +280,7 @@ def test_metadata_is_a_result(witness_tree: WitnessTree) -> None:
     )
     last = json.loads(process.stdout.splitlines()[-1])
     assert (last["event"], last["metadata"]["name"]) == ("result", "witness")
+    assert_documented(last)
 
 
 def test_a_build_whose_reader_is_gone_fails(witness_tree: WitnessTree) -> None:

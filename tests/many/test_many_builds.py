@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from event_schema import assert_documented
 
 from monorepo import Monorepo
 from wheelhouse import Wheelhouse
@@ -309,6 +310,8 @@ def test_a_program_reads_json_lines(repo: Monorepo) -> None:
     repo.add("bad", act="raise SystemExit(1)")
     out, _ = repo.build("--json", "--fail-fast", "-j1", "one", "bad", "never", status=1)
     lines = [json.loads(line) for line in out.splitlines()]
+    for line in lines:
+        assert_documented(line)
     assert [(each["event"], each["source"]) for each in lines if each["event"] in ("started", "built")] == [
         *(("started", "one"), ("built", "one"), ("started", "bad"), ("built", "bad")),
     ]
