@@ -118,7 +118,7 @@ def _build_elsewhere(tree: ProbeTree, cache: Path, env: dict[str, str | None]) -
     env["LOCKBUILD_CACHE_DIR"] = str(cache)
     error = tree.build(env=env)
     assert created(error) == 1
-    assert "of the same wheels" in error
+    assert "from the same wheels" in error
     assert created(tree.build(env=env)) == 0
     [again] = {Path(prefix) for prefix in tree.prefixes()[-2:]}
     assert again.is_relative_to(cache)
