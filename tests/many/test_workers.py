@@ -53,6 +53,14 @@ def run(request: BuildRequest, log: Path, use: Callable[[Workers, Build], Awaita
     assert not processes()
 
 
+async def held_in_hook(build: Build, tree: WitnessTree) -> asyncio.Task[None]:
+    """Start a build, and return it when its hook waits at a gate that nothing opens."""
+    held = asyncio.create_task(build(WITNESS_GATE=str(tree.make_gate().path)))
+    while not tree.entered("build_wheel"):
+        await asyncio.sleep(0.01)
+    return held
+
+
 def processes() -> set[int]:
     """Return the processes that build for this one."""
     found = set()
@@ -117,12 +125,8 @@ def test_a_process_for_which_no_build_comes_ends(
 def test_a_process_that_was_killed_fails_its_build_and_no_other(
     request_for: BuildRequest, witness_tree: WitnessTree, tmp_path: Path
 ) -> None:
-    gate = witness_tree.make_gate()
-
-    async def use(_: Workers, build: Build) -> None:
-        held = asyncio.create_task(build(WITNESS_GATE=str(gate.path)))
-        while not witness_tree.entered("build_wheel"):
-            await asyncio.sleep(0.01)
+    async def use(workers: Workers, build: Build) -> None:
+        held = await held_in_hook(build, witness_tree)
         [process] = processes()
         os.kill(process, signal.SIGKILL)
         with pytest.raises(lockbuild.WorkerError, match="status -9"):
@@ -130,10 +134,9 @@ def test_a_process_that_was_killed_fails_its_build_and_no_other(
         await build()
         [process] = processes()
         os.kill(process, signal.SIGKILL)
-        while processes():
+        # Until the event loop has heard of it as well.
+        while workers._waiting[0].process.is_ready:
             await asyncio.sleep(0.01)
-        # The event loop hears of it as well.
-        await asyncio.sleep(0.01)
         await build()
 
     run(request_for, tmp_path / "log", use)
@@ -143,12 +146,8 @@ def test_a_process_that_was_killed_fails_its_build_and_no_other(
 def test_a_build_that_is_cancelled_takes_its_process_along(
     request_for: BuildRequest, witness_tree: WitnessTree, tmp_path: Path
 ) -> None:
-    gate = witness_tree.make_gate()
-
     async def use(_: Workers, build: Build) -> None:
-        held = asyncio.create_task(build(WITNESS_GATE=str(gate.path)))
-        while not witness_tree.entered("build_wheel"):
-            await asyncio.sleep(0.01)
+        held = await held_in_hook(build, witness_tree)
         held.cancel()
         with pytest.raises(asyncio.CancelledError):
             await held
